@@ -1,0 +1,54 @@
+"""Physics back ends: many simulations of one model, their state as float64 tensors.
+
+A back end owns the state of all simulations; the environment reads it through live views and
+writes it through two methods. Rows are simulations.
+"""
+
+from typing import Protocol
+
+import mujoco
+import mujoco.batch
+import torch
+from torch import Tensor
+
+
+class Physics(Protocol):
+    """What an environment needs from a simulator."""
+
+    qpos: Tensor  # [num_envs, nq], live
+    qvel: Tensor  # [num_envs, nv], live
+    xpos: Tensor  # [num_envs, nbody, 3], body positions as of the last substep
+
+    def set_state(self, states: Tensor, mask: Tensor) -> None:
+        """Put the simulations in ``mask`` [num_envs] at ``states`` [mask.sum(), nq + nv]."""
+        ...
+
+    def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
+        """Advance the simulations in ``mask`` (all if None) under ``control`` [num_envs, nu]."""
+        ...
+
+
+class Threads:
+    """MuJoCo's own C++ thread pool (``mujoco.batch``): bit-identical at any number of threads."""
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0):
+        self._batch = mujoco.batch.Batch(model, num_envs, num_threads)
+        self.qpos = torch.from_numpy(self._batch.bind("qpos"))
+        self.qvel = torch.from_numpy(self._batch.bind("qvel"))
+        self._control = torch.from_numpy(self._batch.bind("ctrl"))
+        xpos = self._batch.bind("xpos")
+        # torch refuses to wrap a read-only array without a warning; nothing here writes to it.
+        xpos.flags.writeable = True
+        self.xpos = torch.from_numpy(xpos)
+        xpos.flags.writeable = False
+
+    def set_state(self, states: Tensor, mask: Tensor) -> None:
+        ids = mask.nonzero().squeeze(-1).numpy()
+        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        nq = self.qpos.shape[-1]
+        self.qpos[mask], self.qvel[mask] = states[:, :nq], states[:, nq:]
+        self._batch.forward(ids)
+
+    def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
+        self._control.copy_(control)
+        self._batch.step(None if mask is None else mask.numpy(), nstep=substeps)

@@ -1,0 +1,286 @@
+"""The command line: every mistake in one line before any compute, and a run that survives kills."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import torchmpo
+from torchmpo import evolve
+from torchmpo.evolve import PRESETS, EvolveConfig, Setup, main, parse
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_run(monkeypatch):
+    """What would be run; nothing is."""
+    runs = []
+    monkeypatch.setattr(evolve, "run", lambda setup, out: runs.append((setup, out)))
+    return runs
+
+
+def one_line_error(capsys, argv):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", captured.err), captured.err
+    return captured.err
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--popluation 4", "unknown option --popluation: did you mean 'population'?"),
+        ("--popluation=4", "unknown option --popluation: did you mean 'population'?"),
+        ("--pop 4", "unknown option --pop"),
+        ("extra", "unexpected argument 'extra'"),
+        ("--population", "expected one argument"),
+        ("--population many", "population: Expected a int. Got value: many"),
+        ("--population 5", "population must be even and at least 2 (antithetic pairs); got 5"),
+        ("--generations 0", "generations must be at least 1; got 0"),
+        ("--sigma 0", "sigma must be positive"),
+        ("--outer_learning_rate -1", "learning_rate must be positive"),
+        ("--learning_rate 0", "learning_rate must be positive; got 0"),
+        ("--fitness_shaping centred", "fitness_shaping must be centered or raw; got 'centred'"),
+        ("--task tlaa", "unknown task 'tlaa': did you mean 'tla'?"),
+        ("--data noizy:0.3", "unknown data 'noizy:0.3': did you mean 'noisy'?"),
+        ("--data noisy", "needs a number, as in 'noisy:0.3'"),
+        ("--data noisy:2", "out of range"),
+        ("--preset smok", "unknown preset 'smok': did you mean 'smoke'?"),
+        ("--steps three", "steps must be 'one' or 'two'; got 'three'"),
+        ("--learn [ps]", "'ps' is not a function of the one-step loss; choose from psi"),
+        ("--learn []", "learn is empty"),
+        ("--steps two --learn [psi]", "'psi' is not a function of the two-step loss"),
+        ("--policy_std_kind frozen", "std_kind must be one of fixed, learned; got 'frozen'"),
+        ("--policy_std 0", "std must be positive; got 0"),
+        ("--episodes 0", "episodes must be at least 1; got 0"),
+        ("--final_seeds 1", "final_seeds must be at least 2; got 1"),
+        ("--pairs 1", "pairs (1) must be at least minibatch_pairs (2)"),
+        ("--pairs 0 --minibatch_pairs 0", "must be at least 1"),
+        ("--chunk_size 0", "chunk_size must be at least 1; got 0"),
+        ("--epochs -1", "epochs must not be negative; got -1"),
+        ("--num_actors -1", "num_actors and num_threads must not be negative"),
+        (f"--num_actors {CORES + 1}", f"exceeds the {CORES} cores of this machine"),
+        (f"--num_actors 2 --num_threads {CORES}", f"2 × {CORES} exceeds the {CORES} cores"),
+        ("--config none.yaml", "config: File does not exist"),
+        ("--config .", "config: Path is not a file"),
+        ("--resume", "there is no run in runs/evolve; start one without --resume"),
+        ("--resume --out nowhere", "there is no run in nowhere"),
+    ],
+)
+def test_mistake_is_told_in_one_line_before_any_compute(capsys, no_run, tmp_path, argv, message):
+    assert message in one_line_error(capsys, argv.split())
+    assert no_run == []
+    assert list(tmp_path.iterdir()) == []  # no folder was made, no data built
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"popluation: 4", "unknown key 'popluation': did you mean 'population'?"),
+        (b"population: [4", "Problems parsing config"),
+        (b"population: few", "Expected a int. Got value: few"),
+        (b"\x93\xfe\x00binary", "not text"),
+        (b"out: elsewhere", "give --out and --resume on the command line"),
+        (b"resume: true", "give --out and --resume on the command line"),
+    ],
+)
+def test_bad_config_file(capsys, no_run, content, message):
+    Path("file.yaml").write_bytes(content)
+    assert message in one_line_error(capsys, ["--config", "file.yaml"])
+    assert no_run == []
+
+
+def test_folder_in_use(capsys, no_run):
+    Path("run").mkdir()
+    assert main(["--out", "run"]) == 0  # empty is fine; now it has a config.yaml
+    assert "run exists and is not empty" in one_line_error(capsys, ["--out", "run"])
+    Path("file").touch()
+    assert "file exists" in one_line_error(capsys, ["--out", "file"])
+    Path("killed").mkdir()
+    Path("killed/.config.yaml.tmp").touch()  # what a kill in the first instant leaves
+    assert main(["--out", "killed"]) == 0
+
+
+def test_too_little_disk_for_the_data(capsys, monkeypatch):
+    free = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    assert main(["--preset", "smoke", "--out", "run"]) == 2
+    assert "the data needs" in capsys.readouterr().err
+
+
+def test_damaged_agent(capsys, no_run, monkeypatch, tmp_path):
+    (tmp_path / "agent").write_bytes(b"not a policy")
+    monkeypatch.setattr("torchmpo_envs.expert_path", lambda name: tmp_path / "agent")
+    assert "agent is not a readable policy file" in one_line_error(capsys, ["--out", "run"])
+
+
+# --- where settings come from ---
+
+
+def test_flags_override_the_file_which_overrides_the_preset(no_run):
+    Path("mine.yaml").write_text("population: 8\nsigma: 0.1\n")
+    main(["--preset", "smoke", "--config", "mine.yaml", "--population", "6", "--out", "run"])
+    config = no_run[0][0].config
+    assert (config.population, config.sigma) == (6, 0.1)
+    assert config.pairs == PRESETS["smoke"]["pairs"]
+    assert yaml.safe_load(Path("run/config.yaml").read_text()) == asdict(config)
+
+
+def test_a_run_folders_config_repeats_the_run(no_run):
+    main(["--preset", "smoke", "--seed", "5", "--out", "run"])
+    main(["--config", "run/config.yaml", "--out", "again"])
+    assert no_run[0][0].config == no_run[1][0].config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_are_valid(preset):
+    config = EvolveConfig(**PRESETS[preset])
+    setup = Setup.of(config)
+    assert setup.search.population == config.population
+
+
+def test_every_setting_is_explained():
+    for field in fields(EvolveConfig):
+        assert f"        {field.name}: " in EvolveConfig.__doc__
+
+
+def test_print_config_can_be_read_back(capsys, no_run):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--preset", "smoke", "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    assert main(["--config", "printed.yaml"]) == 0
+    assert no_run[0][0].config == EvolveConfig(**PRESETS["smoke"])
+
+
+# --- resuming ---
+
+
+def test_resume_takes_the_settings_of_the_run(no_run):
+    main(["--preset", "smoke", "--population", "6", "--out", "run"])
+    for again in ("", "--population 6", "--preset smoke --population 6", "--num_threads 1"):
+        assert main(["--out", "run", "--resume", *again.split()]) == 0
+    assert {setup.config.population for setup, _ in no_run} == {6}
+    assert no_run[-1][0].num_threads == 1
+
+
+@pytest.mark.parametrize("flags", ["--population 8", "--preset default", "--config other.yaml"])
+def test_resume_with_other_settings_says_which(capsys, no_run, flags):
+    Path("other.yaml").write_text("population: 8")
+    main(["--preset", "smoke", "--out", "run"])
+    error = one_line_error(capsys, ["--out", "run", "--resume", *flags.split()])
+    key = "pairs is 128" if "preset" in flags else "population is 8"
+    assert f"{key}, but the run in run has 4" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("population: [", "is not the configuration of a run"),
+        ("- 1", "not a mapping"),
+        ("population: 4", "is missing"),
+        (None, "unknown key 'colour'"),
+    ],
+)
+def test_resume_with_a_damaged_configuration(capsys, no_run, content, message):
+    main(["--preset", "smoke", "--out", "run"])
+    path = Path("run/config.yaml")
+    path.write_text(path.read_text() + "colour: red\n" if content is None else content)
+    assert message in one_line_error(capsys, ["--out", "run", "--resume"])
+
+
+def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(setup, out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evolve, "run", interrupt)
+    assert main(["--out", "run"]) == 130
+    message = capsys.readouterr().err
+    assert message == "\ninterrupted; go on with: python -m torchmpo.evolve --out run --resume\n"
+    assert parse(["--out", "run", "--resume"])[0] == EvolveConfig()
+
+
+# --- the real thing, small ---
+
+KILLED = """
+    import os, signal, sys
+    import torch
+    import torchmpo.fitness, torchmpo.report, torchmpo.search, torchmpo.trial, torchmpo_envs
+    from torchmpo.evolve import main
+
+    torch.set_num_threads(1)
+    flags = "--preset smoke --pairs 2 --episode_steps 10 --num_threads 1".split()
+
+    def in_child(folder, kill):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid:
+            return os.waitpid(pid, 0)[1]
+        os.environ["TORCHMPO_CACHE"] = f"{folder}-cache"
+        count = 0
+        def killing(rename):
+            def replace(old, new):
+                nonlocal count
+                count += 1
+                rename(old, new)
+                if count == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return replace
+        os.replace, os.rename = killing(os.replace), killing(os.rename)
+        started = os.path.exists(f"{folder}/config.yaml")
+        code = main([*flags, "--out", folder, *(["--resume"] if started else [])])
+        sys.stdout.flush()
+        os._exit(code)
+
+    base = sys.argv[1]
+    assert in_child(f"{base}/whole", None) == 0
+    kills = 0
+    while in_child(f"{base}/killed", kills + 1) == signal.SIGKILL:
+        kills += 1
+    print("kills", kills)
+"""
+
+
+def test_smoke_run_killed_again_and_again_gives_the_same_bytes(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("kills ")
+    assert int(result.stdout.split()[-1]) >= 4
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for name in (
+        "config.yaml",
+        "log.csv",
+        "comparison.json",
+        "objective/objective.safetensors",
+        "objective/card.json",
+    ):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert (killed / "figures/fitness.png").exists()
+    assert (killed / "figures/gradients.png").exists()
+    assert not list(killed.rglob(".*"))  # no temporary file is left
+    objective = torchmpo.resolve(killed / "objective")
+    assert objective.card["comparison"] == {**json.loads((whole / "comparison.json").read_text())}
+    assert "generation   2/2" in result.stdout
+    assert "vs SFT: " in result.stdout

@@ -1,0 +1,29 @@
+"""Mistakes of the user, told in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can put right.
+
+    The message is one line that says what is wrong and what to do. The command lines print it as
+    ``error: …`` and exit with code 2, without a traceback.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest valid one, or else all of them.
+
+    Args:
+        name: what the user wrote.
+        valid: the names that would have been accepted.
+
+    >>> nearest("simp", ["simpo", "orpo"])
+    "did you mean 'simpo'?"
+    >>> nearest("huber", ["simpo", "orpo"])
+    'choose from: orpo, simpo'
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"

@@ -1,0 +1,338 @@
+"""The outer loop: OpenAI-ES over the parameter vector of an objective.
+
+    ∇ ≈ 1/(2σN) Σ_i ε_i (F(ζ + σε_i) − F(ζ − σε_i)),   N antithetic pairs
+
+EvoTorch does the arithmetic: with a fixed σ and Adam, PGPE is this method (its gradient is σ² times
+as large, which Adam ignores). What F is, is left open: any function of a chunk of vectors and the
+generation. It runs in this process or in Ray actors, on the same chunks, so the number of actors
+changes nothing but the time.
+
+Source: Salimans et al. 2017, arXiv 1703.03864; arXiv 2411.06568, eq. 12 and appendix I.
+"""
+
+import csv
+import io
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from evotorch import Problem, SolutionBatch
+from evotorch.algorithms.functional import pgpe, pgpe_ask, pgpe_tell
+from evotorch.algorithms.functional.funcadam import AdamState
+from evotorch.algorithms.functional.funcpgpe import PGPEState
+from torch import Tensor
+
+from torchmpo.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomic
+from torchmpo.errors import UserError
+from torchmpo.seeding import derive_seed
+
+logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
+
+Evaluate = Callable[[Tensor, int], Tensor]  # (vectors [chunk, dim], generation) -> fitness [chunk]
+LOG_COLUMNS = ("generation", "centre", "mean", "best", "sigma", "nan")
+SHAPINGS = ("centered", "raw")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of the search.
+
+    Args:
+        population: members per generation, an even number ≥ 2: antithetic pairs.
+        generations: updates of the centre (≥ 1).
+        sigma: standard deviation of the perturbations (> 0).
+        sigma_decay: σ is multiplied by this after every generation, in (0, 1].
+        learning_rate: Adam's step size for the centre (> 0).
+        fitness_shaping: ``"centered"`` ranks in [−½, ½], or ``"raw"`` fitness.
+        seed: of the perturbations.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+
+    population: int = 32
+    generations: int = 8
+    sigma: float = 0.03
+    sigma_decay: float = 0.999
+    learning_rate: float = 0.02
+    fitness_shaping: str = "centered"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.population < 2 or self.population % 2:
+            raise UserError(
+                f"population must be even and at least 2 (antithetic pairs); got {self.population}"
+            )
+        if self.generations < 1:
+            raise UserError(f"generations must be at least 1; got {self.generations}")
+        for name in ("sigma", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be positive; got {getattr(self, name)}")
+        if not 0 < self.sigma_decay <= 1:
+            raise UserError(f"sigma_decay must be in (0, 1]; got {self.sigma_decay}")
+        if self.fitness_shaping not in SHAPINGS:
+            raise UserError(
+                f"fitness_shaping must be {' or '.join(SHAPINGS)}; got {self.fitness_shaping!r}"
+            )
+
+
+def chunk_rows(population: int, chunk_size: int) -> int:
+    """Rows per chunk when a generation, the centre included, is cut into the fewest equal chunks.
+
+    >>> chunk_rows(32, 16)  # 33 rows in three chunks
+    11
+    """
+    rows = population + 1
+    return math.ceil(rows / math.ceil(rows / chunk_size))
+
+
+class VectorProblem(Problem):
+    """Fitness of parameter vectors, one chunk at a time, in this process or in Ray actors.
+
+    A row is ``(generation, *vector)``. The generation, which names the random numbers, travels with
+    the work: an actor that Ray restarted half-way has nothing else to be told.
+
+    Args:
+        evaluate: ``(vectors [chunk, dim], generation) -> fitness [chunk]``; with actors it is
+            pickled to each of them once, so it should load large data by itself when first called.
+        dim: length of a vector.
+        chunk: rows that are evaluated together, always this many.
+        num_actors: 0 or 1 evaluates here; Ray must be initialised for 2 or more.
+        num_threads: of torch, in whichever process evaluates.
+    """
+
+    def __init__(
+        self, evaluate: Evaluate, dim: int, *, chunk: int, num_actors: int = 0, num_threads: int = 1
+    ):
+        self.member_fitness, self.chunk, self.num_threads = evaluate, chunk, num_threads
+        super().__init__(
+            "max",
+            solution_length=1 + dim,
+            dtype=torch.float32,
+            num_actors=num_actors,
+            actor_config={"max_restarts": -1, "max_task_retries": 3, "num_cpus": num_threads},
+            subbatch_size=chunk,
+            store_solution_stats=False,
+        )
+
+    def _prepare(self) -> None:
+        # Called once in the process that evaluates. Ray's workers start with one thread.
+        torch.set_num_threads(self.num_threads)
+
+    def _evaluate_batch(self, batch: SolutionBatch) -> None:
+        rows = torch.as_tensor(batch.access_values(keep_evals=True))
+        fitness = [
+            self.member_fitness(piece[:, 1:].clone(), int(piece[0, 0]))
+            for piece in rows.split(self.chunk)
+        ]
+        batch.set_evals(torch.cat(fitness).to(torch.float32))
+
+
+@contextmanager
+def ray_actors(num_actors: int, num_threads: int) -> Iterator[None]:
+    """Ray on this machine for the time of the block, if there are actors and it does not run."""
+    import ray
+
+    if num_actors < 2 or ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        num_cpus=num_actors * num_threads,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Fitness:
+    """``(vectors [n, dim], generation) -> fitness [n]`` through a :class:`VectorProblem`."""
+
+    def __init__(self, problem: VectorProblem):
+        self.problem = problem
+        self.evaluator = problem.make_callable_evaluator()
+
+    def __call__(self, vectors: Tensor, generation: int) -> Tensor:
+        # Copies of the first row fill the last chunk: every chunk has the same shape, so the same
+        # compiled program and the same arithmetic.
+        missing = -len(vectors) % self.problem.chunk
+        padded = torch.cat([vectors, vectors[:1].expand(missing, -1)])
+        rows = torch.cat([torch.full((len(padded), 1), float(generation)), padded], dim=1)
+        return self.evaluator(rows)[: len(vectors)]
+
+
+def shape_fitness(fitness: Tensor, shaping: str = "centered") -> Tensor:
+    """What the gradient sees instead of the fitness: ``[population] → [population]``, sum 0.
+
+    NaN counts as worst. Equal values share the mean of their ranks, so that a population of which
+    many (or all) failed gives no direction to the failures, where sorting would invent one.
+
+    Args:
+        fitness: higher is better; NaN for a member that failed.
+        shaping: ``"centered"``: ranks scaled to [−½, ½]. ``"raw"``: the fitness less its mean, with
+            the lowest finite one in place of NaN.
+
+    >>> shape_fitness(torch.tensor([30.0, float("nan"), 10.0]))
+    tensor([ 0.5000, -0.5000,  0.0000])
+    """
+    failed = ~torch.isfinite(fitness)
+    if failed.all():
+        return torch.zeros_like(fitness)
+    if shaping == "raw":
+        filled = torch.where(failed, fitness[~failed].min(), fitness)
+        return filled - filled.mean()
+    values = torch.where(failed, -torch.inf, fitness)
+    below = (values[None, :] < values[:, None]).sum(1)
+    equal = (values[None, :] == values[:, None]).sum(1)
+    ranks = below + (equal - 1) / 2
+    return (ranks / (len(fitness) - 1) - 0.5).to(fitness.dtype)
+
+
+def start(centre: Tensor, config: SearchConfig) -> PGPEState:
+    """The state of the search before the first generation, at ``centre [dim]``."""
+    return pgpe(
+        center_init=centre.clone(),
+        center_learning_rate=torch.tensor(config.learning_rate, dtype=centre.dtype),
+        stdev_learning_rate=torch.tensor(0.0),
+        stdev_init=config.sigma,
+        objective_sense="max",
+        ranking_method="raw",  # of what shape_fitness made of the fitness
+        optimizer="adam",
+        symmetric=True,
+    )
+
+
+def ask(state: PGPEState, config: SearchConfig, generation: int) -> Tensor:
+    """The members of a generation ``[population, dim]``: ζ + σε₀, ζ − σε₀, ζ + σε₁, …"""
+    with torch.random.fork_rng(devices=[]):  # EvoTorch draws from the global generator
+        torch.manual_seed(derive_seed(config.seed, "perturbations", generation))
+        return pgpe_ask(state, popsize=config.population)
+
+
+def tell(state: PGPEState, members: Tensor, fitness: Tensor, config: SearchConfig) -> PGPEState:
+    """One Adam step of the centre along the gradient estimate, then σ decays."""
+    state = pgpe_tell(state, members, shape_fitness(fitness, config.fitness_shaping))
+    return state._replace(stdev=state.stdev * config.sigma_decay)
+
+
+def centre_of(state: PGPEState) -> Tensor:
+    """ζ, ``[dim]``."""
+    return _adam(state).center
+
+
+def _adam(state: PGPEState) -> AdamState:
+    assert isinstance(state.optimizer_state, AdamState)
+    return state.optimizer_state
+
+
+class Found(NamedTuple):
+    """The result of a search.
+
+    ``vector [dim]`` is the centre that scored best in its generation, ``fitness`` that score (the
+    maximum of noisy scores, so optimistic: measure again), ``generation`` when; ``log`` has one
+    dictionary per generation.
+    """
+
+    vector: Tensor
+    fitness: float
+    generation: int
+    log: list[dict]
+
+
+def search(
+    fitness: Callable[[Tensor, int], Tensor],
+    centre: Tensor,
+    config: SearchConfig,
+    folder: str | Path,
+    *,
+    on_generation: Callable[[dict, float], None] = lambda row, seconds: None,
+) -> Found:
+    """Search from ``centre``, or go on from the newest checkpoint in ``folder``.
+
+    Each generation evaluates the centre and the population, steps, and writes a checkpoint; a last
+    row of the log evaluates the final centre alone. ``log.csv`` is written whole from the log in
+    the checkpoint, so after a kill the two cannot disagree, and everything in them follows from
+    ``config`` and ``fitness``. Wall-clock times go to ``timings.csv``.
+
+    Args:
+        fitness: of vectors ``[n, dim]`` in a generation: ``[n]``, higher is better, NaN for a
+            failure.
+        centre: ``[dim]``, where to start.
+        folder: of the run; ``checkpoints/``, ``log.csv`` and ``timings.csv`` go there.
+        on_generation: called with each new row of the log and the seconds it took.
+    """
+    folder = Path(folder)
+    state, found, done = start(centre, config), Found(centre, -math.inf, 0, []), 0
+    if (checkpoint := load_checkpoint(folder / "checkpoints")) is not None:
+        state, found, done = _restore(state, checkpoint)
+    _write_log(folder, found.log)
+    for generation in range(done, config.generations + 1):
+        began = time.perf_counter()
+        centre = centre_of(state)
+        row = {"generation": generation, "sigma": float(state.stdev[0])}
+        if generation < config.generations:
+            members = ask(state, config, generation)
+            scores = fitness(torch.cat([centre[None], members]), generation)
+            state = tell(state, members, scores[1:], config)
+            finite = scores[1:][torch.isfinite(scores[1:])].double()
+            row["mean"] = float(finite.mean())
+            row["best"] = float(finite.max()) if len(finite) else math.nan
+            row["nan"] = config.population - len(finite)
+        else:
+            scores = fitness(centre[None], generation)
+        score = row["centre"] = float(scores[0])
+        if score > found.fitness:
+            found = Found(centre, score, generation, found.log)
+        row = {column: row.get(column) for column in LOG_COLUMNS}
+        found = found._replace(log=[*found.log, row])
+        save_checkpoint(folder / "checkpoints", _checkpoint(state, found, generation + 1))
+        _write_log(folder, found.log)
+        seconds = time.perf_counter() - began
+        _append_timing(folder, generation, seconds)
+        on_generation(row, seconds)
+    return found
+
+
+def _checkpoint(state: PGPEState, found: Found, done: int) -> Checkpoint:
+    adam = _adam(state)
+    tensors = {"centre": adam.center, "m": adam.m, "v": adam.v, "t": adam.t}
+    tensors |= {"stdev": state.stdev, "best": found.vector}
+    info = {"fitness": found.fitness, "generation": found.generation, "log": found.log}
+    return Checkpoint(done, tensors, info)
+
+
+def _restore(state: PGPEState, checkpoint: Checkpoint) -> tuple[PGPEState, Found, int]:
+    tensors, info = checkpoint.tensors, checkpoint.info
+    adam = _adam(state)._replace(
+        center=tensors["centre"], m=tensors["m"], v=tensors["v"], t=tensors["t"]
+    )
+    state = state._replace(optimizer_state=adam, stdev=tensors["stdev"])
+    found = Found(tensors["best"], info["fitness"], info["generation"], info["log"])
+    return state, found, checkpoint.step
+
+
+def _write_log(folder: Path, log: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, LOG_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    write_atomic(folder / "log.csv", text.getvalue())
+
+
+def _append_timing(folder: Path, generation: int, seconds: float) -> None:
+    path = folder / "timings.csv"
+    new = not path.exists()
+    with open(path, "a") as file:
+        file.write(("generation,seconds\n" if new else "") + f"{generation},{seconds:.3f}\n")
