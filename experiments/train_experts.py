@@ -272,7 +272,7 @@ def main():
         "std": [round(s, 3) for s in policy.log_std.detach().exp().tolist()],
     }
     if args.agent == "original":
-        card["penalty"] = derive_penalty(policy)
+        card["penalty"] = derive_penalty(policy) | {"k used": ThreeLeggedAnt.default_penalty}
     for task, env_class in (("ant", Ant), ("tla", ThreeLeggedAnt)):
         card[f"{task}_return_deterministic"] = evaluate(policy, env_class)
         card[f"{task}_return_sampled"] = evaluate(policy, env_class, sample=True)

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from torchmpo import preferences
 from torchmpo.errors import UserError
@@ -17,10 +18,11 @@ from torchmpo.preferences import (
     pool_folder,
     preference_data,
 )
+from torchmpo.seeding import generator
 from torchmpo_envs import ThreeLeggedAnt, expert_path
 
 SMALL = PoolConfig(pairs=40, max_steps=20, behaviour_std=0.2, seed=3)
-SMALL_ROWS = [0, 7, 40, 47, 80, 119]  # some of each role
+SMALL_ROWS = [0, 7, 40, 47, 80, 119]  # two of each role
 
 
 @pytest.fixture(scope="module")
@@ -148,21 +150,21 @@ def test_a_mistyped_kind_gets_one_clear_line(kind, message):
 def test_a_trajectory_replays_in_the_environment(cache):
     """The recorded actions, from the recorded start, give the recorded observations and return."""
     dataset = data(cache, "base")
-    env = ThreeLeggedAnt(len(SMALL_ROWS), integrator=SMALL.integrator, max_steps=SMALL.max_steps)
-    from tensordict import TensorDict
-
-    from torchmpo.seeding import generator
-
+    env = ThreeLeggedAnt(7, integrator=SMALL.integrator, max_steps=SMALL.max_steps)
     start = env.start_states(SMALL.pairs, generator(SMALL.seed, "start states"))
-    rows = torch.tensor(SMALL_ROWS)
+    early = int(dataset.lengths.argmin())
+    rows = torch.tensor([*SMALL_ROWS, early])
     state = env.reset(TensorDict({"start_state": start[rows % SMALL.pairs]}, env.batch_size))
     total = torch.zeros(len(rows))
     for step in range(SMALL.max_steps):
-        assert torch.equal(state["observation"], dataset.observation[rows, step])
+        # After its end a trajectory is zero, while the environment shows its last state.
+        running = (step < dataset.lengths[rows])[:, None]
+        assert torch.equal(state["observation"] * running, dataset.observation[rows, step])
+        assert torch.equal(state["done"], ~running)
         state = env.step(state.set("action", dataset.action[rows, step]))["next"]
         total += state["reward"].squeeze(-1)
     assert torch.allclose(total, dataset.returns[rows])
-    assert (dataset.lengths == SMALL.max_steps).all()
+    assert dataset.lengths.min() < SMALL.max_steps == dataset.lengths.max()
 
 
 def test_actions_are_those_of_the_agents_before_clipping(cache):
@@ -172,7 +174,8 @@ def test_actions_are_those_of_the_agents_before_clipping(cache):
         rows = slice(role * SMALL.pairs, (role + 1) * SMALL.pairs)
         with torch.no_grad():
             mean = load_policy(expert_path(name))(dataset.observation[rows])
-        z = ((dataset.action[rows] - mean) / SMALL.behaviour_std).flatten()
+        steps = torch.arange(SMALL.max_steps) < dataset.lengths[rows, None]
+        z = ((dataset.action[rows] - mean)[steps] / SMALL.behaviour_std).flatten()
         assert z.mean().abs() < 4 / len(z) ** 0.5
         assert abs(z.std() - 1) < 4 / (2 * len(z)) ** 0.5
         assert (dataset.action[rows].abs() > 1).any()

@@ -11,8 +11,9 @@ import pytest
 import torch
 from evotorch.tools.ranking import rank
 
-from torchmpo.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomic
+from torchmpo.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from torchmpo.errors import UserError
+from torchmpo.files import write_atomic
 from torchmpo.search import (
     Fitness,
     SearchConfig,
@@ -119,8 +120,8 @@ def test_bad_settings(setting, message):
 def test_finds_the_maximum_of_a_quadratic(tmp_path, shaping):
     config = SearchConfig(population=16, generations=80, fitness_shaping=shaping)
     found = search(problem(quadratic, population=16), torch.zeros(5), config, tmp_path)
-    assert found.fitness > -0.01 > 0.05 * quadratic(torch.zeros(1, 5), 0).item()
-    torch.testing.assert_close(quadratic(found.vector[None], 0)[0].item(), found.fitness)
+    assert found.log[-1]["centre"] > -0.01 > 0.05 * quadratic(torch.zeros(1, 5), 0).item()
+    torch.testing.assert_close(quadratic(found.vector[None], 0)[0].item(), found.log[-1]["centre"])
 
 
 def test_failures_are_counted_and_avoided(tmp_path):

@@ -6,12 +6,13 @@ everything, so a damaged file is noticed, and the one before it is used.
 
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from torchmpo.files import write_atomic
 
 
 class Checkpoint(NamedTuple):
@@ -20,22 +21,6 @@ class Checkpoint(NamedTuple):
     step: int
     tensors: dict[str, Tensor]
     info: Any
-
-
-def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must reach the disk
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, *, keep: int = 3) -> None:

@@ -67,7 +67,7 @@ class EvolveConfig:
     data: str = "noisy:0.3"
     pairs: int = 128
     episode_steps: int = 1000
-    behaviour_std: float = 0.2
+    behaviour_std: float = 0.1
     steps: str = "one"
     learn: list[str] | None = None
     temporal: bool = False
@@ -83,15 +83,15 @@ class EvolveConfig:
     chunk_size: int = 16
     compile: bool = True
     population: int = 32
-    generations: int = 8
-    episodes: int = 6
+    generations: int = 22
+    episodes: int = 16
     sigma: float = 0.03
     sigma_decay: float = 0.999
     outer_learning_rate: float = 0.02
     fitness_shaping: str = "centered"
     seed: int = 0
-    final_seeds: int = 8
-    final_episodes: int = 16
+    final_seeds: int = 32
+    final_episodes: int = 8
     num_actors: int = 0
     num_threads: int = 0
     cache_dir: str | None = None
@@ -262,7 +262,7 @@ def finish(setup: Setup, found: "Found", out: Path) -> None:
     import torch
 
     from torchmpo import report
-    from torchmpo.checkpoints import write_atomic
+    from torchmpo.files import write_atomic
     from torchmpo.objective import resolve
 
     config, objective = setup.config, setup.objective
@@ -327,8 +327,8 @@ def _card(config: EvolveConfig, objective, found: "Found", comparison: dict) -> 
         "torchmpo": __version__,
         "config": what,
         "dim": objective.dim,
-        "found_in_generation": found.generation,
-        "fitness_when_found": found.fitness,
+        "fitness_of_start": found.log[0]["centre"],
+        "fitness_of_final_centre": found.log[-1]["centre"],
         "comparison": comparison,
     }
 
@@ -508,7 +508,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
     import yaml
 
-    from torchmpo.checkpoints import write_atomic
+    from torchmpo.files import write_atomic
 
     out = None
     try:

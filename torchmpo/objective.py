@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from torchmpo.errors import nearest
+from torchmpo.files import write_atomic
 from torchmpo.losses import LOSSES, one_step_mirror_loss, two_step_mirror_loss
 from torchmpo.monotone import ACTIVATIONS, MonotoneNetwork
 from torchmpo.potentials import logit
@@ -382,8 +383,8 @@ class MirrorObjective(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
         metadata = {"mirror_objective": json.dumps(self.architecture())}
-        _write_atomically(folder / "card.json", json.dumps(card, indent=2).encode() + b"\n")
-        _write_atomically(folder / "objective.safetensors", save(tensors, metadata=metadata))
+        write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
+        write_atomic(folder / "objective.safetensors", save(tensors, metadata=metadata))
 
     @staticmethod
     def load(folder: str | Path) -> "MirrorObjective":
@@ -406,16 +407,6 @@ class MirrorObjective(nn.Module):
             reason = " ".join(str(error).split())
             raise ValueError(f"{folder} is not a readable saved objective: {reason}") from error
         return objective
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _import_function(reference: str) -> Callable[..., Any]:

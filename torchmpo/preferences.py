@@ -57,7 +57,7 @@ class PoolConfig:
     task: str = "tla"
     pairs: int = 1280
     max_steps: int = 1000
-    behaviour_std: float = 0.2
+    behaviour_std: float = 0.1
     seed: int = 0
     integrator: str = "implicitfast"
     original: str = "ant_original"

@@ -22,38 +22,13 @@ class Mean(NamedTuple):
     high: float
 
 
-def t_quantile(probability: float, df: int) -> float:
-    """Quantile of Student's t distribution with ``df ≥ 1`` degrees of freedom, ``probability`` > ½.
-
-    The distribution function is a finite sum for whole ``df`` (Abramowitz and Stegun 26.7.3,
-    26.7.4); its inverse is found by bisection.
-
-    >>> round(t_quantile(0.975, 4), 4)
-    2.7764
-    """
-
-    def within(angle: float) -> float:  # P(|T| < √df·tan(angle))
-        sin, cos = math.sin(angle), math.cos(angle)
-        term, total = (cos, cos) if df % 2 else (1.0, 1.0)
-        for k in range(2 + df % 2, df, 2):
-            term *= cos * cos * (k - 1) / k
-            total += term
-        if df == 1:
-            total = 0.0
-        return 2 / math.pi * (angle + sin * total) if df % 2 else sin * total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 2 * probability - 1 else (low, middle)
-    return math.sqrt(df) * math.tan(low)
-
-
 def mean_of(values: Sequence[float]) -> Mean:
     """Mean ± s.e. and 95 % t-interval of independent values (at least two)."""
+    from scipy.stats import t
+
     x = torch.as_tensor(values, dtype=torch.float64)
     mean, se = float(x.mean()), float(x.std() / math.sqrt(len(x)))
-    half = t_quantile(0.975, len(x) - 1) * se
+    half = float(t.ppf(0.975, len(x) - 1)) * se
     return Mean(mean, se, mean - half, mean + half)
 
 

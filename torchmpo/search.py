@@ -29,8 +29,9 @@ from evotorch.algorithms.functional.funcadam import AdamState
 from evotorch.algorithms.functional.funcpgpe import PGPEState
 from torch import Tensor
 
-from torchmpo.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomic
+from torchmpo.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from torchmpo.errors import UserError
+from torchmpo.files import write_atomic
 from torchmpo.seeding import derive_seed
 
 logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
@@ -240,14 +241,11 @@ def _adam(state: PGPEState) -> AdamState:
 class Found(NamedTuple):
     """The result of a search.
 
-    ``vector [dim]`` is the centre that scored best in its generation, ``fitness`` that score (the
-    maximum of noisy scores, so optimistic: measure again), ``generation`` when; ``log`` has one
-    dictionary per generation.
+    ``vector [dim]`` is the last centre: to pick the one that scored best would pick the luckiest
+    seeds. ``log`` has one dictionary per generation.
     """
 
     vector: Tensor
-    fitness: float
-    generation: int
     log: list[dict]
 
 
@@ -274,11 +272,11 @@ def search(
         on_generation: called with each new row of the log and the seconds it took.
     """
     folder = Path(folder)
-    state, found, done = start(centre, config), Found(centre, -math.inf, 0, []), 0
+    state, log = start(centre, config), []
     if (checkpoint := load_checkpoint(folder / "checkpoints")) is not None:
-        state, found, done = _restore(state, checkpoint)
-    _write_log(folder, found.log)
-    for generation in range(done, config.generations + 1):
+        state, log = _restore(state, checkpoint)
+    _write_log(folder, log)
+    for generation in range(len(log), config.generations + 1):
         began = time.perf_counter()
         centre = centre_of(state)
         row = {"generation": generation, "sigma": float(state.stdev[0])}
@@ -292,35 +290,29 @@ def search(
             row["nan"] = config.population - len(finite)
         else:
             scores = fitness(centre[None], generation)
-        score = row["centre"] = float(scores[0])
-        if score > found.fitness:
-            found = Found(centre, score, generation, found.log)
+        row["centre"] = float(scores[0])
         row = {column: row.get(column) for column in LOG_COLUMNS}
-        found = found._replace(log=[*found.log, row])
-        save_checkpoint(folder / "checkpoints", _checkpoint(state, found, generation + 1))
-        _write_log(folder, found.log)
+        log.append(row)
+        save_checkpoint(folder / "checkpoints", _checkpoint(state, log))
+        _write_log(folder, log)
         seconds = time.perf_counter() - began
         _append_timing(folder, generation, seconds)
         on_generation(row, seconds)
-    return found
+    return Found(centre_of(state), log)
 
 
-def _checkpoint(state: PGPEState, found: Found, done: int) -> Checkpoint:
+def _checkpoint(state: PGPEState, log: list[dict]) -> Checkpoint:
     adam = _adam(state)
     tensors = {"centre": adam.center, "m": adam.m, "v": adam.v, "t": adam.t}
-    tensors |= {"stdev": state.stdev, "best": found.vector}
-    info = {"fitness": found.fitness, "generation": found.generation, "log": found.log}
-    return Checkpoint(done, tensors, info)
+    return Checkpoint(len(log), tensors | {"stdev": state.stdev}, log)
 
 
-def _restore(state: PGPEState, checkpoint: Checkpoint) -> tuple[PGPEState, Found, int]:
-    tensors, info = checkpoint.tensors, checkpoint.info
+def _restore(state: PGPEState, checkpoint: Checkpoint) -> tuple[PGPEState, list[dict]]:
+    tensors = checkpoint.tensors
     adam = _adam(state)._replace(
         center=tensors["centre"], m=tensors["m"], v=tensors["v"], t=tensors["t"]
     )
-    state = state._replace(optimizer_state=adam, stdev=tensors["stdev"])
-    found = Found(tensors["best"], info["fitness"], info["generation"], info["log"])
-    return state, found, checkpoint.step
+    return state._replace(optimizer_state=adam, stdev=tensors["stdev"]), checkpoint.info
 
 
 def _write_log(folder: Path, log: list[dict]) -> None:
