@@ -208,7 +208,7 @@ def test_another_setting_is_another_pool(cache):
     assert len(folders | {pool_folder(SMALL, cache)}) == 5
 
 
-@pytest.mark.parametrize("damage", ["truncate", "alter", "remove", "card"])
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove", "card", "no card"])
 def test_a_damaged_store_is_refused_with_the_way_out(tmp_path, damage):
     config = PoolConfig(pairs=2, max_steps=3)
     data(tmp_path, "base", config)
@@ -222,6 +222,8 @@ def test_a_damaged_store_is_refused_with_the_way_out(tmp_path, damage):
         file.write_bytes(content)
     elif damage == "remove":
         file.unlink()
+    elif damage == "no card":
+        (folder / "pool.json").unlink()
     else:
         (folder / "pool.json").write_text(json.dumps({"shapes": {}}))
     with pytest.raises(UserError, match=r"damaged.*delete that folder and run again") as error:
@@ -240,7 +242,8 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(tmp_path,
             data(tmp_path, "base", config)
     assert not list(tmp_path.iterdir())
     # What a killed build leaves behind is cleared away by the next one.
-    (tmp_path / f"{config.key()}.999999999.partial").mkdir()
+    for process in (999_999_999, os.getpid()):
+        (tmp_path / f"{config.key()}.{process}.partial").mkdir()
     assert len(data(tmp_path, "base", config)) == 2
     assert [path.name for path in tmp_path.iterdir()] == [config.key()]
 

@@ -145,7 +145,7 @@ class Setup:
             UserError: anything in ``config`` that could not work.
         """
         from torchmpo.objective import MirrorObjective
-        from torchmpo.preferences import parse_kind
+        from torchmpo.preferences import check_space, parse_kind
         from torchmpo.search import SearchConfig
 
         for name in ("episodes", "final_episodes"):
@@ -158,6 +158,8 @@ class Setup:
                 f"pairs ({config.pairs}) must be at least minibatch_pairs "
                 f"({config.minibatch_pairs})"
             )
+        if config.epochs + config.sft_epochs < 1:
+            raise UserError("epochs and sft_epochs are both 0: nothing would be trained")
         num_threads = _threads(config)
         learn = config.learn
         if learn is None:
@@ -177,6 +179,7 @@ class Setup:
             # While this process works, in the final comparison, the actors are idle.
             trial = make_trial(config, num_threads * max(1, config.num_actors))
             trial.policy  # noqa: B018  a damaged file of the agent shows here
+            check_space(trial.pool, config.cache_dir)
         except ValueError as error:
             raise UserError(str(error)) from error
         if objective.dim == 0:
@@ -196,6 +199,7 @@ def make_trial(config: EvolveConfig, num_threads: int = 0) -> "Trial":
             pairs=config.pairs,
             max_steps=config.episode_steps,
             behaviour_std=config.behaviour_std,
+            seed=config.seed,
         ),
         data=config.data,
         inner=InnerConfig(**{f.name: getattr(config, f.name) for f in fields(InnerConfig)}),
@@ -293,15 +297,18 @@ def finish(setup: Setup, found: "Found", out: Path) -> None:
 def final_returns(setup: Setup, vector) -> dict:
     """Returns ``[final_seeds, final_episodes]`` of each objective on seeds no search has seen.
 
-    A seed is an independent repetition: its own minibatches and its own start states, which all
-    objectives share.
+    The preference data is fresh as well: other start states, other trajectories, other flipped
+    labels. A seed is an independent repetition with its own minibatches and its own start states,
+    which all objectives share.
     """
     import torch
 
     from torchmpo.objective import resolve
     from torchmpo.seeding import derive_seed
 
-    config, trial = setup.config, setup.trial
+    config = setup.config
+    pool = replace(setup.trial.pool, seed=derive_seed(config.seed, "final data"))
+    trial = replace(setup.trial, pool=pool)
     count = config.final_seeds
     streams = [derive_seed(config.seed, "final training", i) for i in range(count)]
     starts = torch.stack([vector, torch.zeros_like(vector)]).repeat_interleave(count, 0)
@@ -416,13 +423,16 @@ def parse(argv: Sequence[str]) -> tuple[EvolveConfig, Path, bool]:
     first.add_argument("--preset", default=None, type=str | None)
     first.add_argument("--out", default="runs/evolve")
     first.add_argument("--resume", action="store_true")
-    given = _readable(first.parse_args, _only(argv, ("--preset", "--out", "--resume")))
+    first.add_argument("--config", default=None, type=str | None)
+    own = ("--preset", "--out", "--resume", "--config")
+    given = _readable(first.parse_args, _only(argv, own))
     out, resume = Path(given.out), given.resume
-    if given.preset is not None and given.preset not in PRESETS:
-        raise UserError(f"unknown preset {given.preset!r}: {nearest(given.preset, PRESETS)}")
+    preset = given.preset or _preset_in(given.config)
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
     stored = _stored_config(out) if resume else None
-    defaults = PRESETS[given.preset or "default"]
-    if stored is not None and given.preset is None:
+    defaults = PRESETS[preset or "default"]
+    if stored is not None and preset is None:
         defaults = stored
     namespace = _readable(build_parser(defaults).parse_args, list(argv))
     if (namespace.out, namespace.resume) != (given.out, given.resume):
@@ -440,6 +450,17 @@ def parse(argv: Sequence[str]) -> tuple[EvolveConfig, Path, bool]:
             f"{out} exists and is not empty: go on with --resume, or choose another --out"
         )
     return config, out, resume
+
+
+def _preset_in(path: str | None) -> str | None:
+    """The preset that a configuration file names; the real parser complains of a bad file."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text()) if path else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return str(values["preset"]) if isinstance(values, dict) and "preset" in values else None
 
 
 def _only(argv: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -520,6 +541,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(setup, out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         how = f"; go on with: {PROGRAM} --out {out} --resume" if out else ""

@@ -9,6 +9,7 @@ Shapes: P members, C of them in a chunk, B pairs in a minibatch, S time steps, a
 trajectories (the chosen ones, then the rejected ones if the objective looks at them).
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,8 @@ class _Loop:
         if int(self.lengths.min()) < 1:
             raise UserError("a trajectory of the dataset has length 0: leave it out of the pairs")
         self.buffers = {name: buffer.to(like) for name, buffer in policy.named_buffers()}
-        self.whitened = policy.whiten(dataset.observation[rows].to(like))
+        whiten = copy.deepcopy(policy).to(like).whiten  # the policy itself may be elsewhere
+        self.whitened = whiten(dataset.observation[rows].to(like))
         self.action = dataset.action[rows].to(like)
         self.returns = dataset.returns[rows].to(like)
 
@@ -320,9 +322,9 @@ def _compile(update: Callable, args: tuple) -> Callable:
     try:
         program(*args)
     except BackendCompilerFailed as error:
-        raise RuntimeError(
-            "could not compile the inner loop: install a C++ compiler (g++), or set "
-            f"InnerConfig(compile=False); the compiler said: {str(error).splitlines()[0]}"
+        raise UserError(
+            "could not compile the inner loop: install a C++ compiler (g++), or set compile to "
+            f"false; the compiler said: {str(error).splitlines()[0]}"
         ) from error
     return program
 

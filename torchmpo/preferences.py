@@ -23,12 +23,14 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from torchmpo.errors import UserError, nearest
+from torchmpo.policy import GaussianPolicy, load_policy
 from torchmpo.seeding import generator
 
 ROLES = ("original", "target", "either")  # the three trajectories of every start state
@@ -76,7 +78,7 @@ class PoolConfig:
             raise UserError(f"behaviour_std must be positive; got {self.behaviour_std}")
 
     def key(self) -> str:
-        """A hash of the settings and of the agents' weights: the name of the pool's folder."""
+        """A hash of settings, agents' weights and physics: the name of the pool's folder."""
         from torchmpo_envs import TASKS, expert_path
 
         digests = [
@@ -84,7 +86,10 @@ class PoolConfig:
             for agent in (self.original, self.target)
         ]
         penalty = getattr(TASKS[self.task], "default_penalty", None)
-        made_of = json.dumps([FORMAT, asdict(self), digests, penalty], sort_keys=True)
+        # Other physics give other trajectories, and the noise is drawn batch by batch.
+        versions = [version(package) for package in ("mujoco", "gymnasium")]
+        parts = [FORMAT, _BATCH, asdict(self), digests, penalty, versions]
+        made_of = json.dumps(parts, sort_keys=True)
         return f"{self.task}-{hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()}"
 
 
@@ -160,7 +165,8 @@ def preference_data(
     """
     select = parse_kind(kind)
     folder = pool_folder(config, cache_dir)
-    if not (folder / _COMPLETE).exists():
+    if not folder.exists():
+        check_space(config, cache_dir)
         _build(config, folder, progress)
     pool = _load(folder)
     chosen, rejected = select(pool["returns"].view(len(ROLES), -1), config.seed)
@@ -242,27 +248,14 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
     from tensordict import MemoryMappedTensor
     from tqdm import tqdm
 
-    from torchmpo.policy import load_policy
     from torchmpo_envs import TASKS, expert_path
 
     count = len(ROLES) * config.pairs
     agents = {}
     for role, agent in (("original", config.original), ("target", config.target)):
         agents[role] = load_policy(expert_path(agent), std=config.behaviour_std, std_kind="fixed")
-    widths = agents["target"].observation_size, agents["target"].action_size
-    shapes = {
-        "observation": (count, config.max_steps, widths[0]),
-        "action": (count, config.max_steps, widths[1]),
-        "lengths": (count,),
-        "returns": (count,),
-    }
+    shapes = _shapes(config, agents["target"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    needed = 4 * sum(math.prod(shape) for shape in shapes.values())
-    if (free := shutil.disk_usage(folder.parent).free) < 1.1 * needed:
-        raise UserError(
-            f"the data needs {needed / 1e6:.0f} MB in {folder.parent} and {free / 1e6:.0f} MB are "
-            "free: make room, use fewer pairs, or set TORCHMPO_CACHE to another disk"
-        )
     _clear_abandoned(folder)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir()
@@ -301,22 +294,49 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             os.rename(partial, folder)
         except OSError:
             # Another process finished the same pool first; any other failure is a real one.
-            if not (folder / _COMPLETE).exists():
+            if not folder.exists():
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _shapes(config: PoolConfig, agent: GaussianPolicy) -> dict[str, tuple[int, ...]]:
+    count = len(ROLES) * config.pairs
+    return {
+        "observation": (count, config.max_steps, agent.observation_size),
+        "action": (count, config.max_steps, agent.action_size),
+        "lengths": (count,),
+        "returns": (count,),
+    }
+
+
+def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None:
+    """See that there is room for the pool of ``config``, if it is not built yet.
+
+    Raises:
+        UserError: there is not.
+    """
+    from torchmpo_envs import expert_path
+
+    folder = pool_folder(config, cache_dir)
+    if folder.exists():
+        return
+    shapes = _shapes(config, load_policy(expert_path(config.target)))
+    needed = sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if (free := shutil.disk_usage(place).free) < 1.1 * needed:
+        raise UserError(
+            f"the data needs {needed / 1e6:.0f} MB in {folder.parent} and {free / 1e6:.0f} MB are "
+            "free: make room, use fewer pairs, or set TORCHMPO_CACHE to another disk"
+        )
 
 
 def _clear_abandoned(folder: Path) -> None:
     """Remove what killed builds of this pool left; other live processes may be building it too."""
     for partial in folder.parent.glob(f"{folder.name}.*.partial"):
         process = int(partial.suffixes[-2][1:])
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
+        if process == os.getpid() or not Path(f"/proc/{process}").exists():
             shutil.rmtree(partial, ignore_errors=True)
-        except PermissionError:
-            continue
 
 
 @torch.no_grad()
