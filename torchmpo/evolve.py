@@ -158,7 +158,7 @@ class Setup:
                 f"pairs ({config.pairs}) must be at least minibatch_pairs "
                 f"({config.minibatch_pairs})"
             )
-        if config.epochs + config.sft_epochs < 1:
+        if config.epochs == config.sft_epochs == 0:
             raise UserError("epochs and sft_epochs are both 0: nothing would be trained")
         num_threads = _threads(config)
         learn = config.learn

@@ -185,7 +185,7 @@ class BatchedMujocoEnv(EnvBase):
             "truncated": truncated.unsqueeze(-1),
             "done": (terminated | truncated).unsqueeze(-1),
         }
-        return TensorDict(entries, self.batch_size).to(self.device)
+        return TensorDict(entries, self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         self._generator = torch.Generator()

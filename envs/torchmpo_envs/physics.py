@@ -33,6 +33,8 @@ class Threads:
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0):
         self._batch = mujoco.batch.Batch(model, num_envs, num_threads)
+        self._state = torch.from_numpy(self._batch.state)
+        self._rest = self._state[0].clone()
         self.qpos = torch.from_numpy(self._batch.bind("qpos"))
         self.qvel = torch.from_numpy(self._batch.bind("qvel"))
         self._control = torch.from_numpy(self._batch.bind("ctrl"))
@@ -43,11 +45,12 @@ class Threads:
         xpos.flags.writeable = False
 
     def set_state(self, states: Tensor, mask: Tensor) -> None:
-        ids = mask.nonzero().squeeze(-1).numpy()
-        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        ids = mask.nonzero().squeeze(-1)
+        # Time, controls and the solver's warm start too: nothing of the last episode remains.
+        self._state[ids] = self._rest
         nq = self.qpos.shape[-1]
-        self.qpos[mask], self.qvel[mask] = states[:, :nq], states[:, nq:]
-        self._batch.forward(ids)
+        self.qpos[ids], self.qvel[ids] = states[:, :nq], states[:, nq:]
+        self._batch.forward(ids.numpy())
 
     def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
         self._control.copy_(control)
