@@ -10,11 +10,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import torchmpo
 from torchmpo import evolve
-from torchmpo.evolve import PRESETS, EvolveConfig, Setup, main, parse
+from torchmpo.evolve import PRESETS, EvolveConfig, Setup, final_returns, main, parse
+from torchmpo.trial import Trial
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -284,3 +286,50 @@ def test_smoke_run_killed_again_and_again_gives_the_same_bytes(tmp_path):
     assert objective.card["comparison"] == {**json.loads((whole / "comparison.json").read_text())}
     assert "generation   2/2" in result.stdout
     assert "vs SFT: " in result.stdout
+
+
+@pytest.mark.skipif(CORES < 2, reason="two actors need two cores")
+def test_smoke_run_on_two_actors_gives_the_same_bytes(tmp_path):
+    """Real data, training and simulation, in this process and in Ray actors (in a process of its
+    own, which Ray may fill with threads and files as it likes)."""
+    flags = ["--preset", "smoke", "--pairs", "2", "--episode_steps", "10", "--chunk_size", "3"]
+    for actors in ("0", "2"):
+        where = ["--num_actors", actors, "--num_threads", "1", "--out", actors]
+        command = [sys.executable, "-m", "torchmpo.evolve", *flags, *where]
+        result = subprocess.run(
+            [*command, "--cache_dir", "cache"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    for name in ("log.csv", "comparison.json", "objective/objective.safetensors"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_preset_in_a_file(no_run, capsys):
+    Path("preset.yaml").write_text("preset: smoke\nepisodes: 3\n")
+    assert main(["--config", "preset.yaml"]) == 0
+    config = no_run[0][0].config
+    assert (config.population, config.episodes) == (PRESETS["smoke"]["population"], 3)
+    Path("preset.yaml").write_text("preset: smok\n")
+    assert "did you mean 'smoke'" in one_line_error(capsys, ["--config", "preset.yaml"])
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys, no_run):
+    Path("file").write_text("")
+    assert "file" in one_line_error(capsys, ["--out", "file/run"])
+
+
+def test_the_final_comparison_uses_other_data():
+    setup = Setup.of(EvolveConfig(**PRESETS["smoke"]))
+    used = []
+    zeros = torch.zeros(2 * setup.config.final_seeds)
+
+    def train(trial, *_):
+        used.append(trial.pool)
+        return {"weights": zeros}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trial, "train", train)
+        patch.setattr(Trial, "evaluate", lambda *_: zeros[:3, None])
+        final_returns(setup, torch.zeros(setup.objective.dim))
+    assert used
+    assert all(pool.seed != setup.trial.pool.seed for pool in used)
