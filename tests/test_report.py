@@ -21,7 +21,8 @@ NAN = float("nan")
 
 # Any statistics book's table of Student's t, two-sided 95 %.
 @pytest.mark.parametrize(
-    ("df", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365), (24, 2.064), (120, 1.980)]
+    ("df", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365), (10, 2.228), (24, 2.064), (120, 1.980)],
 )
 def test_intervals_are_students(df, quantile):
     result = mean_of([float(i) for i in range(df + 1)])

@@ -335,8 +335,18 @@ def _clear_abandoned(folder: Path) -> None:
     """Remove what killed builds of this pool left; other live processes may be building it too."""
     for partial in folder.parent.glob(f"{folder.name}.*.partial"):
         process = int(partial.suffixes[-2][1:])
-        if process == os.getpid() or not Path(f"/proc/{process}").exists():
+        if process == os.getpid() or not _alive(process):
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 @torch.no_grad()
