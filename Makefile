@@ -6,8 +6,9 @@ JOBS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.installed
+ORACLE := .venv-oracle
 
-.PHONY: evolve test bench lint
+.PHONY: evolve test bench lint docs
 
 evolve: $(READY)
 	$(BIN)/python -m torchmpo.evolve $(ARGS)
@@ -16,8 +17,22 @@ test: $(READY)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+# The losses against TRL's own, in an environment that has nothing else.
+.PHONY: test-oracle
+test-oracle: $(ORACLE)/.installed
+	OMP_NUM_THREADS=1 $(ORACLE)/bin/python -m pytest tests/oracle $(ARGS)
+
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# A clip of the original and the target agent on the three-legged ant: runs/video/tla.gif.
+.PHONY: video
+video: $(READY)
+	$(BIN)/python experiments/make_video.py $(ARGS)
+
+# docs/losses.md and its pictures, from the losses.
+docs: $(READY)
+	$(BIN)/python docs/make_losses.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,4 +47,9 @@ $(READY): pyproject.toml constraints.txt
 		exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[evolve,dev]'
+	@touch $@
+
+$(ORACLE)/.installed: tests/oracle/requirements.txt
+	$(ORACLE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --disable-pip-version-check -r $<
 	@touch $@

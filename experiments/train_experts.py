@@ -42,11 +42,14 @@ class Actor(nn.Module):
 
     def __init__(self, policy: GaussianPolicy, std_floor: float):
         super().__init__()
-        self.policy, self.log_floor = policy, math.log(std_floor)
+        self.policy, self.std_floor = policy, std_floor
+
+    def std(self):
+        return self.policy.log_std.clamp(min=math.log(self.std_floor)).exp()
 
     def forward(self, observation):
         mean = self.policy(observation)
-        return mean, self.policy.log_std.clamp(min=self.log_floor).exp().expand_as(mean)
+        return mean, self.std().expand_as(mean)
 
 
 class Critic(nn.Module):
@@ -150,8 +153,9 @@ def train(args):
         policy = load_policy(args.start or expert_path("ant_original"), std=args.std)
         # Keep whitening as the original's: the two agents then share one input scale.
         statistics = None
+    gaussian = Actor(policy, args.std_floor)
     actor = ProbabilisticActor(
-        TensorDictModule(Actor(policy, args.std_floor), ["observation"], ["loc", "scale"]),
+        TensorDictModule(gaussian, ["observation"], ["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
         return_log_prob=True,
@@ -192,8 +196,13 @@ def train(args):
     score, length, start = float("nan"), float("nan"), time.perf_counter()
     episode_return, episode_length = torch.zeros(NUM_ENVS), torch.zeros(NUM_ENVS)
     for iteration, batch in enumerate(collector):
+        # Noise keeps a gait from growing fast, so its floor and its bonus fall with the step size.
+        left = max(1 - frames / args.steps, 0.02)
         for group in optimiser.param_groups:
-            group["lr"] = args.learning_rate * max(1 - frames / args.steps, 0.02)
+            group["lr"] = args.learning_rate * left
+        if args.std_floor_end is not None:
+            gaussian.std_floor = left * args.std_floor + (1 - left) * args.std_floor_end
+            loss_module.entropy_coeff.fill_(args.entropy * left)
         finished_returns, finished_lengths = [], []
         for reward, done in zip(
             batch["next", "reward"].squeeze(-1).T, batch["next", "done"].squeeze(-1).T
@@ -231,14 +240,14 @@ def train(args):
             if iteration % 50 == 49:
                 deterministic = evaluate(policy, env_class, episodes=16)["mean"]
                 save_checkpoint(checkpoint, modules, optimiser, kept, frames)
-            std = policy.log_std.detach().clamp(min=math.log(args.std_floor)).exp().mean().item()
+            std = gaussian.std().mean().item()
             seconds = round(time.perf_counter() - start, 1)
             writer.writerow(
                 [frames, seconds, round(score, 1), round(length, 1), round(std, 3), deterministic]
             )
             log.flush()
     bar.close()
-    policy.log_std.data.clamp_(min=math.log(args.std_floor))
+    policy.log_std.data.clamp_(min=math.log(gaussian.std_floor))
     save_checkpoint(checkpoint, modules, optimiser, kept, frames)
     return policy, stages
 
@@ -251,6 +260,9 @@ def main():
     parser.add_argument("--mean", default="tanh", help="head of the policy: tanh, clip or linear")
     parser.add_argument("--std", type=float, default=None, help="standard deviation to start from")
     parser.add_argument("--std_floor", type=float, default=0.1)
+    parser.add_argument(
+        "--std_floor_end", type=float, help="let the floor fall to this, and the entropy bonus to 0"
+    )
     parser.add_argument("--entropy", type=float, default=0.002)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--gamma", type=float, default=0.985)

@@ -1,18 +1,31 @@
 """Slow, plain float64 twins of the formulas, in python's own mathematics; nothing of ours is used.
 
-Every function takes and returns python floats: one pair at a time.
+Every function takes and returns python floats: one pair at a time. A loss that depends on the rest
+of the batch takes lists and returns a list. A twin of a loss has the loss's name and takes its
+arguments in the same order; c and r are the chosen and the rejected response's log-probabilities,
+rc and rr the reference's, nc and nr lengths.
 """
 
 import math
+from statistics import fmean, stdev, variance
 
 
 def log_sigmoid(x):
     return -math.log1p(math.exp(-x)) if x >= 0 else x - math.log1p(math.exp(x))
 
 
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
 def log_odds(a):
     p = math.exp(a)
     return math.log(p / (1 - p))
+
+
+def exp_then_line(x):
+    """eˣ, and from 30 on its tangent there."""
+    return math.exp(x) if x <= 30 else math.exp(30) * (1 + (x - 30))
 
 
 def gaussian_logp(action, mean, std):
@@ -22,15 +35,26 @@ def gaussian_logp(action, mean, std):
     )
 
 
-def sft(c_mean):
-    return -c_mean
+# Losses without a reference.
 
 
-def slic_hf(c, r, *, delta, sft_coef):
+def sft(c):
+    return -c
+
+
+def rrhf(c, r, *, sft_coef):
+    return max(0.0, r - c) - sft_coef * c
+
+
+def slic_hf(c, r, nc=1, nr=1, *, delta, sft_coef, reduction):
+    if reduction == "mean":
+        c, r = c / nc, r / nr
     return max(0.0, delta - c + r) - sft_coef * c
 
 
-def lpo(c, r, *, sft_coef):
+def lpo(c, r, nc=1, nr=1, *, sft_coef, reduction):
+    if reduction == "mean":
+        c, r = c / nc, r / nr
     return r - (1 + sft_coef) * c
 
 
@@ -38,22 +62,254 @@ def cpo(c, r, c_mean, *, beta, sft_coef):
     return -log_sigmoid(beta * (c - r)) - sft_coef * c_mean
 
 
-def orpo(c_mean, r_mean, *, po_coef):
-    return -c_mean - po_coef * log_sigmoid(log_odds(c_mean) - log_odds(r_mean))
+def orpo(c, r, *, po_coef):
+    return -c - po_coef * log_sigmoid(log_odds(c) - log_odds(r))
 
 
-def simpo(c_mean, r_mean, *, beta, target_margin):
-    return math.log(1 + math.exp(-(beta * (c_mean - r_mean) - target_margin)))
+def simpo(c, r, *, beta, target_margin):
+    return -log_sigmoid(beta * (c - r) - target_margin)
+
+
+def alpha_po(c, r, *, beta, alpha, target_margin):
+    def reward(a):
+        return (1 - exp_then_line(-alpha * a)) / alpha
+
+    return -log_sigmoid(beta * (reward(c) - reward(r)) - target_margin)
+
+
+def colpo(c, r, *, po_coef, delta, threshold):
+    goal = delta if c > threshold else 0.0
+    return -c + po_coef * max(0.0, goal - (c - r))
+
+
+# The logistic loss of the reference-adjusted margin, and its modifications.
+
+
+def margin(c, r, rc, rr):
+    return (c - rc) - (r - rr)
+
+
+def logistic(c, r, rc, rr, *, beta, ref_coef, margin, scale, label, weight):
+    z = scale * (beta * ((c - r) - ref_coef * (rc - rr)) - margin)
+    return weight * (-label * log_sigmoid(z) - (1 - label) * log_sigmoid(-z))
 
 
 def dpo(c, r, rc, rr, *, beta, label_smoothing):
-    x = beta * (math.log(math.exp(c - rc) / math.exp(r - rr)))
-    right = 1 / (1 + math.exp(-x))
-    return -(1 - label_smoothing) * math.log(right) - label_smoothing * math.log(1 - right)
+    x = beta * margin(c, r, rc, rr)
+    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
 
 
-def ipo(c, r, rc, rr, *, beta):
-    return ((c - r) - (rc - rr) - 0.5 / beta) ** 2
+def robust_dpo(c, r, rc, rr, *, beta, label_smoothing):
+    x = beta * margin(c, r, rc, rr)
+    kept = -(1 - label_smoothing) * log_sigmoid(x)
+    flipped = -label_smoothing * log_sigmoid(-x)
+    return (kept - flipped) / (1 - 2 * label_smoothing)
+
+
+def r_dpo(c, r, rc, rr, nc, nr, *, beta, alpha):
+    return -log_sigmoid(beta * margin(c, r, rc, rr) + alpha * (nc - nr))
+
+
+def dpo_norm(c, r, rc, rr, *, beta, label_smoothing):
+    return dpo(c, r, rc, rr, beta=beta, label_smoothing=label_smoothing)
+
+
+def rpo(c, r, rc, rr, c_mean, *, beta, sft_coef):
+    return -log_sigmoid(beta * margin(c, r, rc, rr)) - sft_coef * c_mean
+
+
+def dpo_gamma(c, r, rc, rr, *, beta, ref_coef):
+    return -log_sigmoid(beta * (c - r) - beta * ref_coef * (rc - rr))
+
+
+def dpo_positive_reference(c, r, rc, rr, *, beta):
+    return -log_sigmoid(beta * (c - r - max(0.0, rc - rr)))
+
+
+def soft_label_dpo(c, r, rc, rr, p, *, beta):
+    x = beta * margin(c, r, rc, rr)
+    return -p * log_sigmoid(x) - (1 - p) * log_sigmoid(-x)
+
+
+def margin_dpo(c, r, rc, rr, score_c, score_r, *, beta, margin_coef):
+    return -log_sigmoid(beta * margin(c, r, rc, rr) - margin_coef * (score_c - score_r))
+
+
+def smpo(c, r, rc, rr, p, *, beta, scale):
+    return -log_sigmoid(scale * (2 * p - 1) * beta * margin(c, r, rc, rr))
+
+
+def madpo_weight(judge, *, max_coef, min_coef, sharpness, tau):
+    if judge <= -tau:
+        return 1.0
+    odds = (max_coef - 1) / (1 - min_coef) * math.exp(sharpness * (abs(judge) - tau))
+    coef = min_coef + (max_coef - min_coef) / (1 + odds)
+    return sigmoid(coef * judge) / sigmoid(judge)
+
+
+def madpo(c, r, rc, rr, score_c, score_r, *, beta, eta, max_coef, min_coef, sharpness, tau):
+    weight = madpo_weight(
+        (score_c - score_r) / eta,
+        max_coef=max_coef,
+        min_coef=min_coef,
+        sharpness=sharpness,
+        tau=tau,
+    )
+    return -weight * log_sigmoid(beta * margin(c, r, rc, rr))
+
+
+def modpo(c, r, rc, rr, score_c, score_r, *, beta, po_coef, reward_coef):
+    """Scores and ``reward_coef`` are floats, or lists of the same length."""
+    if not isinstance(score_c, list):
+        score_c, score_r, reward_coef = [score_c], [score_r], [reward_coef]
+    m = sum(w * (a - b) for w, a, b in zip(reward_coef, score_c, score_r, strict=True))
+    return -log_sigmoid((beta * margin(c, r, rc, rr) - m) / po_coef)
+
+
+def vpo_offline(c, r, rc, rr, *, beta, alpha):
+    return -log_sigmoid(beta * margin(c, r, rc, rr)) - alpha * beta * (c - rc)
+
+
+# Other functions of the implicit rewards.
+
+
+def ipo(c, r, rc, rr, nc=1, nr=1, *, beta, reduction):
+    hc, hr = c - rc, r - rr
+    if reduction == "mean":
+        hc, hr = hc / nc, hr / nr
+    return (hc - hr - 0.5 / beta) ** 2
+
+
+def hinge_dpo(c, r, rc, rr, *, beta):
+    return max(0.0, 1 - beta * margin(c, r, rc, rr))
+
+
+def exo_pair(c, r, rc, rr, *, beta, label_smoothing):
+    x = beta * margin(c, r, rc, rr)
+    right = sigmoid(x) * (log_sigmoid(x) - math.log(1 - label_smoothing))
+    wrong = sigmoid(-x) * (log_sigmoid(-x) - math.log(label_smoothing))
+    return right + wrong
+
+
+def nca_pair(c, r, rc, rr, *, beta):
+    hc, hr = beta * (c - rc), beta * (r - rr)
+    return -log_sigmoid(hc) - 0.5 * log_sigmoid(-hc) - 0.5 * log_sigmoid(-hr)
+
+
+def bco_pair(c, r, rc, rr, *, beta):
+    return -log_sigmoid(beta * (c - rc)) - log_sigmoid(-beta * (r - rr))
+
+
+def sppo_hard(c, r, rc, rr, *, beta):
+    goal = 1 / (2 * beta)
+    return (c - rc - goal) ** 2 + (r - rr + goal) ** 2
+
+
+def apo_zero(c, r, rc, rr, *, beta):
+    return sigmoid(-beta * (c - rc)) + sigmoid(beta * (r - rr))
+
+
+def apo_down(c, r, rc, rr, *, beta):
+    return sigmoid(beta * (c - rc)) + sigmoid(-beta * margin(c, r, rc, rr))
+
+
+def f_dpo(c, r, rc, rr, *, beta, divergence, alpha):
+    """f'(u) at u = eʰ for f(u) = u log u, −log u, Jensen–Shannon's, and the α-divergence's."""
+
+    def slope(h):
+        if divergence == "reverse_kl":
+            return h
+        if divergence == "forward_kl":
+            return 1 - exp_then_line(-h)
+        if divergence == "js":
+            return math.log(2) + log_sigmoid(h)
+        return (1 - exp_then_line(-alpha * h)) / alpha
+
+    return -log_sigmoid(beta * (slope(c - rc) - slope(r - rr)))
+
+
+# Losses found by language models.
+
+
+def discopop(c, r, rc, rr, *, beta, tau):
+    x = beta * margin(c, r, rc, rr)
+    return sigmoid(-x / tau) * -log_sigmoid(x) + math.exp(log_sigmoid(x / tau) - x)
+
+
+def padll(c, r, rc, rr, *, beta):
+    d = margin(c, r, rc, rr)
+    return 0.9 * (0.5 if d < 0 else 1.0) * -log_sigmoid(beta * d)
+
+
+def cell(c, r, rc, rr, *, beta):
+    x = beta * margin(c, r, rc, rr)
+    return (exp_then_line(-x) - log_sigmoid(x)) / 2
+
+
+def pfl(c, r, rc, rr, *, beta):
+    x = beta * margin(c, r, rc, rr)
+    return -log_sigmoid(x) / 2 if c > r else 2 * max(0.0, 1 - x)
+
+
+# Losses of a whole batch: lists in, a list out.
+
+
+def margins(c, r, rc, rr):
+    return [margin(*pair) for pair in zip(c, r, rc, rr, strict=True)]
+
+
+def smoothed_logistic(x, label_smoothing):
+    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+
+
+def aot(c, r, rc, rr, *, beta, label_smoothing):
+    """The k-th value belongs to the k-th smallest margins."""
+    policy = sorted(a - b for a, b in zip(c, r, strict=True))
+    reference = sorted(a - b for a, b in zip(rc, rr, strict=True))
+    return [
+        smoothed_logistic(beta * (a - b), label_smoothing)
+        for a, b in zip(policy, reference, strict=True)
+    ]
+
+
+def aot_unpaired(c, r, rc, rr, *, beta, label_smoothing):
+    """The k-th value belongs to the k-th smallest log-ratios."""
+    chosen = sorted(a - b for a, b in zip(c, rc, strict=True))
+    rejected = sorted(a - b for a, b in zip(r, rr, strict=True))
+    return [
+        smoothed_logistic(beta * (a - b), label_smoothing)
+        for a, b in zip(chosen, rejected, strict=True)
+    ]
+
+
+def _blend(x, weights):
+    return [
+        q * -log_sigmoid(v) + (1 - q) * max(0.0, 1 - v) for q, v in zip(weights, x, strict=True)
+    ]
+
+
+def aql(c, r, rc, rr, *, beta, tau):
+    x = [beta * d for d in margins(c, r, rc, rr)]
+    u = [v / tau for v in x]
+    m = 0.5 + 0.01 * (sigmoid(fmean(u)) - 0.5)
+    return _blend(x, [sigmoid(m - v) for v in u])
+
+
+def aqfl(c, r, rc, rr, *, beta, tau):
+    x = [beta * d for d in margins(c, r, rc, rr)]
+    u = [v / tau for v in x]
+    m = (stdev(u) if len(u) > 1 else 0.0) * fmean(sigmoid(-v) for v in u)
+    m += 0.05 * (sigmoid(fmean(u)) - m)
+    return _blend(x, [sigmoid(0.1 * abs(v - m)) for v in u])
+
+
+def dbaql(c, r, rc, rr, *, beta, tau):
+    x = [beta * d for d in margins(c, r, rc, rr)]
+    spread = variance([v / tau for v in x]) if len(x) > 1 else 0.0
+    return [
+        sigmoid(spread) * -log_sigmoid(v / 0.9) + sigmoid(-spread) * exp_then_line(-0.9 * v)
+        for v in x
+    ]
 
 
 def kl(p, q):

@@ -1,7 +1,10 @@
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracles import kl, log_odds
 
 from torchmpo import potentials
@@ -26,6 +29,21 @@ def test_closed_forms_by_hand():
     }
     for potential, values in expected.items():
         torch.testing.assert_close(potential(logps), torch.tensor(values, dtype=torch.float64))
+
+
+@given(st.floats(-100, -1e-6))
+def test_logit_matches_eighty_digits_and_its_derivative(logp):
+    with localcontext(prec=80):
+        p = Decimal(logp).exp()
+        expected, expected_slope = float((p / (1 - p)).ln()), float(1 / (1 - p))
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        point = torch.tensor(logp, dtype=torch.float64).to(dtype).requires_grad_()
+        value = potentials.logit(point)
+        (slope,) = torch.autograd.grad(value, point)
+        if dtype == torch.float32:  # what it was given is itself rounded
+            close *= 1 + abs(point.item() / math.expm1(point.item()))
+        assert value.item() == pytest.approx(expected, rel=close, abs=close)
+        assert slope.item() == pytest.approx(expected_slope, rel=close)
 
 
 def test_logit_clamp_keeps_value_and_stops_gradient():

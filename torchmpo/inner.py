@@ -335,10 +335,12 @@ def _rows(tree: Any, members: list[int]) -> Any:
 
 def _population(policy, init_params: Params, objective, objective_params, seed) -> int:
     """P, if everything agrees on it and the objective can be served."""
-    if unknown := objective.inputs - set(PairLogps._fields):
+    # Trajectories have a return, but nobody voted on them.
+    supplied = [name for name in PairLogps._fields if name != "preference_probs"]
+    if unknown := objective.inputs - set(supplied):
         raise UserError(
             f"the inner loop cannot supply {', '.join(sorted(unknown))}; "
-            f"an objective may take {', '.join(PairLogps._fields)}"
+            f"an objective may take {', '.join(supplied)}"
         )
     want = {name: tuple(value.shape) for name, value in policy.trainable().items()}
     have = {name: tuple(value.shape[1:]) for name, value in init_params.items()}

@@ -5,6 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+# Where an exponential that a loss takes of log-probabilities goes on as its tangent: e^30 squared,
+# and summed over parameters, is still far from float32's 3e38.
+MAX_EXPONENT = 30.0
+
 
 def gaussian_step_logps(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of each step's action under a diagonal Gaussian.
@@ -24,24 +28,37 @@ def gaussian_step_logps(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor
     return -0.5 * z.square().sum(-1) - log_std.expand_as(mean).sum(-1) - constant
 
 
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 − eˣ), accurate at both ends.
-
-    Near 0 the difference is formed by ``expm1``, far below it by ``log1p``; the branch not taken
-    never sees an argument that could poison the gradient.
+def exp_then_line(x: Tensor, limit: float = MAX_EXPONENT) -> Tensor:
+    """eˣ up to ``limit``, and its tangent line beyond: C¹, increasing, never overflowing.
 
     Args:
-        x: ``[...]``, < 0, nats; at 0 the result is −∞.
+        x: ``[...]``.
+        limit: where the line begins.
 
-    Returns:
-        ``[...]``, ≤ 0.
-
-    Source: Mächler, *Accurately Computing log(1 − exp(−|a|))*, 2012, eq. 7.
-
-    >>> log1mexp(torch.tensor([-1.0, -20.0]))
-    tensor([-4.5868e-01, -2.0612e-09])
+    >>> exp_then_line(torch.tensor([0.0, 1.0, 2.0]), limit=1.0)
+    tensor([1.0000, 2.7183, 5.4366])
     """
-    near = x > -math.log(2)
-    expm1_side = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
-    log1p_side = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
-    return torch.where(near, expm1_side, log1p_side)
+    return torch.exp(x.clamp(max=limit)) * (1 + torch.relu(x - limit))
+
+
+def q_logarithm(x: Tensor, k: float | Tensor) -> Tensor:
+    """(e^{kx} − 1)/k, and x at k = 0; where kx > 30 it goes on as its tangent line.
+
+    Of x = log p it is Tsallis' logarithm of p, of index k + 1.
+
+    Args:
+        x: ``[...]``.
+        k: a number, or a 0-d tensor.
+
+    >>> q_logarithm(torch.tensor([-1.0, 2.0]), 0.0).tolist()
+    [-1.0, 2.0]
+    """
+    if not isinstance(k, Tensor):
+        return x if k == 0 else _expm1_then_line(k * x) / k
+    safe = torch.where(k == 0, 1.0, k)
+    return torch.where(k == 0, x, _expm1_then_line(safe * x) / safe)
+
+
+def _expm1_then_line(x: Tensor) -> Tensor:
+    line = math.exp(MAX_EXPONENT) * torch.relu(x - MAX_EXPONENT)
+    return torch.expm1(x.clamp(max=MAX_EXPONENT)) + line

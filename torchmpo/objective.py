@@ -6,6 +6,7 @@ a learned loss, whose flat parameter vector is what evolution searches; :func:`r
 by name, by reference to a function, or by the folder it was saved in.
 """
 
+import difflib
 import importlib
 import inspect
 import json
@@ -20,7 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from torchmpo.errors import nearest
 from torchmpo.files import write_atomic
-from torchmpo.losses import LOSSES, one_step_mirror_loss, two_step_mirror_loss
+from torchmpo.losses import COUPLED, LOSSES, one_step_mirror_loss, two_step_mirror_loss
 from torchmpo.monotone import ACTIVATIONS, MonotoneNetwork
 from torchmpo.potentials import logit
 
@@ -31,7 +32,8 @@ class PairLogps(NamedTuple):
     ``*_logps`` are summed over steps and ``*_mean_logps`` divided by the length, ``[batch]``, nats;
     ``ref_*`` the same under the frozen reference; ``*_lengths`` the steps that count, ``[batch]``;
     ``progress`` the fraction of training done, a scalar in [0, 1]; ``*_rewards`` scores,
-    ``[batch]``; ``*_step_logps`` and ``*_mask`` per step, ``[batch, time]``.
+    ``[batch]``; ``preference_probs`` how likely the chosen response is the better one, ``[batch]``,
+    in [0, 1]; ``*_step_logps`` and ``*_mask`` per step, ``[batch, time]``.
     """
 
     chosen_logps: Tensor | None = None
@@ -47,6 +49,7 @@ class PairLogps(NamedTuple):
     progress: Tensor | None = None
     chosen_rewards: Tensor | None = None
     rejected_rewards: Tensor | None = None
+    preference_probs: Tensor | None = None
     chosen_step_logps: Tensor | None = None
     rejected_step_logps: Tensor | None = None
     chosen_mask: Tensor | None = None
@@ -72,6 +75,9 @@ class Objective:
     Attributes:
         inputs: the fields it reads.
         needs_reference: whether a reference policy's log-probabilities are among them.
+        coupled: whether a pair's value depends on the rest of the batch, so that accumulated
+            gradients differ from those of one large batch. Known of the library's own losses; any
+            other says so by an attribute ``coupled = True`` of the function.
         hyper: every hyper-parameter with its value.
 
     Raises:
@@ -94,10 +100,11 @@ class Objective:
         inputs = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
         for parameter in inputs:
             if parameter.name not in PairLogps._fields:
+                close = difflib.get_close_matches(parameter.name, PairLogps._fields, n=1)
                 raise ValueError(
                     f"{self.name}: parameter {parameter.name!r} is not an input that can be "
-                    f"supplied; inputs are {', '.join(PairLogps._fields)}; "
-                    "hyper-parameters go after a '*'"
+                    f"supplied{f' (did you mean {close[0]!r}?)' if close else ''}; inputs are "
+                    f"{', '.join(PairLogps._fields)}; hyper-parameters go after a '*'"
                 )
         for key in hyper:
             if key not in keywords:
@@ -111,6 +118,8 @@ class Objective:
         self._optional = frozenset(p.name for p in inputs if p.default is None)
         self.inputs = frozenset(self._inputs)
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
+        library = {LOSSES[coupled] for coupled in COUPLED}
+        self.coupled = function in library or getattr(function, "coupled", False)
         self._try()
 
     def _try(self) -> None:
@@ -212,7 +221,7 @@ class MirrorObjective(nn.Module):
     Attributes:
         vector: ``[dim]``, the parameter, zeros at first.
         dim: its length.
-        inputs, needs_reference, name: as for :class:`Objective`.
+        inputs, needs_reference, coupled, name: as for :class:`Objective`.
         card: what was saved beside a loaded objective.
 
     Raises:
@@ -278,6 +287,7 @@ class MirrorObjective(nn.Module):
         uses_progress = temporal and bool(self.learn)
         self.inputs = frozenset(self._inputs + (("progress",) if uses_progress else ()))
         self.needs_reference = steps == "two"
+        self.coupled = False
         self.name = f"mirror_{steps}_step"
         self.card: dict = {}
 

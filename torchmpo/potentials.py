@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from torchmpo.logps import log1mexp
+from torchmpo.logps import q_logarithm
 
 Potential: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -44,7 +44,8 @@ def logit(logps: Tensor) -> Tensor:
     [0.0]
     """
     logps = logps.clamp(max=LOGIT_MAX_LOGP)
-    return logps - log1mexp(logps)
+    # For p → 0 the second term is rounded to 0, which beside logp is exact.
+    return logps - torch.log(-torch.expm1(logps))
 
 
 def euclidean(logps: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def tsallis(q: float | Tensor) -> Potential:
 
     Args:
         q: > 0, or φ⁻¹ would not be integrable at 0. Below 1 the scores grow like
-            e^{(1−q)·|logp|}: use per-step means.
+            e^{(1−q)·|logp|} (linearly beyond the exponent 30): use per-step means.
 
     Raises:
         ValueError: q ≤ 0.
@@ -71,14 +72,7 @@ def tsallis(q: float | Tensor) -> Potential:
     """
     if not isinstance(q, Tensor) and not q > 0:
         raise ValueError(f"q must be positive; got {q}")
-    index = q - 1 if isinstance(q, Tensor) else torch.tensor(q - 1, dtype=torch.float64)
-
-    def potential(logps: Tensor) -> Tensor:
-        k = index.to(logps)
-        safe = torch.where(k == 0, 1.0, k)
-        return torch.where(k == 0, logps, torch.expm1(safe * logps) / safe)
-
-    return potential
+    return lambda logps: q_logarithm(logps, q - 1)
 
 
 def scale(potential: Potential, coef: float | Tensor) -> Potential:

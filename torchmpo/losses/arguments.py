@@ -5,6 +5,7 @@ tensor may be one member of a vmapped grid, and reading its value would break th
 """
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from torch import Tensor
@@ -18,12 +19,15 @@ def same_shape(**tensors: Tensor | None) -> None:
     Raises:
         ValueError: two shapes differ; the message prints both.
     """
-    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
-    first, like = given[0]
-    for name, tensor in given[1:]:
-        if tensor.shape != like.shape:
+    shape, first = None, ""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if shape is None:
+            shape, first = tensor.shape, name
+        elif tensor.shape != shape:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, but {first} has {tuple(like.shape)}"
+                f"{name} has shape {tuple(tensor.shape)}, but {first} has {tuple(shape)}"
             )
 
 
@@ -54,6 +58,17 @@ def check_label_smoothing(value: Scalar) -> None:
         raise ValueError(f"label_smoothing must be in [0, 0.5); got {value}")
 
 
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that is not one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """h = log π(y|x) − log π_ref(y|x); no gradient reaches the reference, which is data."""
+    return logps - ref_logps.detach()
+
+
 def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tensor:
     """Summed log-probabilities in the unit that ``reduction`` names.
 
@@ -71,4 +86,4 @@ def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tenso
         return logps
     if lengths is None:
         raise ValueError("reduction='mean' needs chosen_lengths and rejected_lengths")
-    return logps / lengths
+    return logps / lengths.to(logps.dtype)

@@ -6,9 +6,9 @@ function of σ(m), given as a function of the margin m. So everything stays in l
 ``logsigmoid``. Log-probabilities are per-step means, since the product of a thousand densities
 underflows; sums may be passed where φ⁻¹ can take them.
 
-    g                    φ⁻¹        one-step           two-step
-    po_coef·logsigmoid   logit      ORPO (ψ = log)
-    logsigmoid           β·log      CPO (ψ = coef·log) DPO
+    g                    φ⁻¹      one-step             two-step
+    po_coef·logsigmoid   logit    ORPO (ψ = log)
+    logsigmoid           β·log    CPO (ψ = coef·log)   DPO
 """
 
 from collections.abc import Callable
@@ -74,6 +74,8 @@ def two_step_mirror_loss(
 
     loss = −g(φ⁻¹(c̄) − φ⁻¹(c̄') − φ⁻¹(r̄) + φ⁻¹(r̄'))
 
+    No gradient reaches the reference.
+
     Args:
         chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
         ref_chosen_mean_logps, ref_rejected_mean_logps: the same under the reference policy.
@@ -100,6 +102,6 @@ def two_step_mirror_loss(
         ref_chosen_mean_logps=ref_chosen_mean_logps,
         ref_rejected_mean_logps=ref_rejected_mean_logps,
     )
-    chosen = phi_inv(chosen_mean_logps) - phi_inv(ref_chosen_mean_logps)
-    rejected = phi_inv(rejected_mean_logps) - phi_inv(ref_rejected_mean_logps)
+    chosen = phi_inv(chosen_mean_logps) - phi_inv(ref_chosen_mean_logps.detach())
+    rejected = phi_inv(rejected_mean_logps) - phi_inv(ref_rejected_mean_logps.detach())
     return -g(chosen - rejected)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from torchmpo.logps import q_logarithm
 from torchmpo.losses.arguments import (
     Scalar,
     check_finite,
@@ -33,12 +34,64 @@ def sft_loss(chosen_mean_logps: Tensor) -> Tensor:
     Returns:
         ``[batch]``.
 
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        none to choose.
+
+    Limits:
+        What RRHF, CoLPO and ORPO become as their preference term vanishes.
+
+    Pitfalls:
+        The rejected response teaches nothing, and a flipped label teaches the worse response.
+
     Source: arXiv 2411.06568, Table 1.
 
     >>> sft_loss(torch.tensor([-2.0])).tolist()
     [2.0]
     """
     return -chosen_mean_logps
+
+
+def rrhf_loss(
+    chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, *, sft_coef: Scalar = 1.0
+) -> Tensor:
+    """Rank responses to align with human feedback: a hinge at equality, and an SFT term.
+
+    loss = max(0, −Δ̄) − sft_coef·c̄
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
+        sft_coef: ≥ 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or ``sft_coef`` is out of range.
+
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        sft_coef 1: the two terms are added unweighted, as published.
+
+    Limits:
+        SLiC-HF on means with δ = 0; CoLPO below its threshold.
+
+    Pitfalls:
+        The preference term stops as soon as the pair is ordered, by however little.
+
+    Source: Yuan et al., arXiv 2304.05302, eq. 5 (whose SFT term is a sum over steps), for two
+    responses; arXiv 2411.06568, Table 1.
+
+    >>> rrhf_loss(torch.tensor([-2.0]), torch.tensor([-1.5])).tolist()
+    [2.5]
+    """
+    same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
+    check_non_negative(sft_coef=sft_coef)
+    return torch.relu(rejected_mean_logps - chosen_mean_logps) - sft_coef * chosen_mean_logps
 
 
 def slic_hf_loss(
@@ -67,6 +120,19 @@ def slic_hf_loss(
 
     Raises:
         ValueError: shapes differ, a hyper-parameter is out of range, or lengths are missing.
+
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        δ 1, the published margin, on sums; sft_coef 0.1, a choice of this library.
+
+    Limits:
+        δ → ∞ is LPO, less the constant; on means with δ = 0 it is RRHF.
+
+    Pitfalls:
+        On sums a long response outweighs a short one, and δ means something else at every length.
+        A mislabelled pair keeps its full gradient.
 
     Source: Zhao et al., arXiv 2305.10425; arXiv 2411.06568, Table 1.
 
@@ -110,6 +176,19 @@ def lpo_loss(
     Raises:
         ValueError: shapes differ, ``sft_coef`` is out of range, or lengths are missing.
 
+    Bounds:
+        unbounded below: the rejected likelihood may fall for ever.
+
+    Defaults:
+        sft_coef 0.1, SLiC-HF's.
+
+    Limits:
+        lim δ → ∞ of SLiC-HF, less the constant δ.
+
+    Pitfalls:
+        Nothing ends it: with an unbounded policy the rejected likelihood runs away. It needs a
+        bounded policy or a large sft_coef.
+
     Source: reconstructed from the paper's description, arXiv 2411.06568, section 4.
 
     >>> lpo_loss(torch.tensor([-2.0]), torch.tensor([-2.5])).tolist()
@@ -151,7 +230,20 @@ def cpo_loss(
     Raises:
         ValueError: shapes differ, or a hyper-parameter is out of range.
 
-    Source: Xu et al., arXiv 2401.08417; arXiv 2411.06568, Table 1.
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        β 0.1 and an SFT term of weight 1, as published.
+
+    Limits:
+        On means throughout it is the one-step mirror loss with φ⁻¹ = β·log; sft_coef = 0 is DPO
+        without its reference.
+
+    Pitfalls:
+        Without a reference a longer rejected response looks worse than it is: Δ is of sums.
+
+    Source: Xu et al., arXiv 2401.08417, eq. 3 (preference term); arXiv 2411.06568, Table 1.
 
     >>> x = torch.tensor([-20.0])
     >>> cpo_loss(x, x, x / 10).tolist()                  # log 2 + 2
@@ -187,6 +279,19 @@ def orpo_loss(
     Raises:
         ValueError: shapes differ, or ``po_coef`` is out of range.
 
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        po_coef 0.1, the paper's λ for Mistral (0.2 for Llama 2, 0.25 for Phi-2).
+
+    Limits:
+        The one-step mirror loss with φ⁻¹ = logit; po_coef = 0 is SFT.
+
+    Pitfalls:
+        Near a mean log-probability of 0 a plain log(1 − eᵃ) gives NaN. The preference term is
+        small beside the SFT term, so the labels' noise matters little and their signal too.
+
     Source: Hong et al., arXiv 2403.07691, eq. 6 and 7; arXiv 2411.06568, Table 1.
 
     >>> x = torch.tensor([-2.0])
@@ -221,6 +326,19 @@ def simpo_loss(
     Raises:
         ValueError: shapes differ, or a hyper-parameter is out of range.
 
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 2 and target_margin 0.5; the paper tunes 2 to 2.5 and 0.3 to 1.6.
+
+    Limits:
+        With target_margin = 0 the preference term of CPO, on means; the limit α → 0 of AlphaPO.
+
+    Pitfalls:
+        Nothing anchors the policy, neither a reference nor an SFT term: both likelihoods may fall
+        together, and it is the first to break under flipped labels (arXiv 2411.06568, Table 2).
+
     Source: Meng et al., arXiv 2405.14734, eq. 6; arXiv 2411.06568, Table 1.
 
     >>> simpo_loss(torch.tensor([-1.0]), torch.tensor([-1.25])).tolist()      # log 2
@@ -230,3 +348,108 @@ def simpo_loss(
     check_positive(beta=beta)
     check_finite(target_margin=target_margin)
     return -logsigmoid(beta * (chosen_mean_logps - rejected_mean_logps) - target_margin)
+
+
+def alpha_po_loss(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    *,
+    beta: Scalar = 2.0,
+    alpha: Scalar = 0.25,
+    target_margin: Scalar = 0.5,
+) -> Tensor:
+    """AlphaPO: SimPO with a reward of another shape than the log-probability.
+
+    loss = −LS(β·(ρ(c̄) − ρ(r̄)) − target_margin),    ρ(ā) = (1 − e^{−αā})/α
+
+    The exponential goes on as its tangent line beyond the exponent 30, so that nothing overflows.
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
+        beta: β > 0.
+        alpha: α, finite, of either sign.
+        target_margin: in the unit of the margin, as for SimPO.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        α 0.25, as published for most models, there with β 2.5 or 10 and a target_margin given
+        in units of β; β and target_margin are SimPO's here.
+
+    Limits:
+        α → 0 is SimPO. ρ is the Tsallis potential of index 1 − α.
+
+    Pitfalls:
+        α > 0 gives unlikely responses an exponentially larger gradient, α < 0 almost none; β must
+        be tuned again for every α.
+
+    Source: Gupta et al., arXiv 2501.03884.
+
+    >>> alpha_po_loss(torch.tensor([-1.0]), torch.tensor([-1.0])).tolist()    # log(1 + e^½)
+    [0.9740769863128662]
+    """
+    same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
+    check_positive(beta=beta)
+    check_finite(alpha=alpha, target_margin=target_margin)
+    margin = q_logarithm(chosen_mean_logps, -alpha) - q_logarithm(rejected_mean_logps, -alpha)
+    return -logsigmoid(beta * margin - target_margin)
+
+
+def colpo_loss(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    *,
+    po_coef: Scalar = 0.5,
+    delta: Scalar = 10.0,
+    threshold: Scalar = -1.2,
+) -> Tensor:
+    """Conservative linear preference optimisation: push past equality only while c̄ is high.
+
+    loss = −c̄ + po_coef·max(0, δ·1[c̄ > threshold] − Δ̄)
+
+    The margin δ is asked for only while the chosen likelihood is above the threshold, so it cannot
+    be reached by lowering both; below, the term acts while Δ̄ < 0. The gate has no gradient.
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
+        po_coef: ≥ 0.
+        delta: δ ≥ 0, nats per step.
+        threshold: nats per step.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        po_coef 0.5, δ 10, threshold −1.2.
+
+    Limits:
+        threshold → −∞ is SLiC-HF on means (the weight on the other term), → ∞ is RRHF.
+
+    Pitfalls:
+        The loss jumps by po_coef·δ as c̄ crosses the threshold, which belongs to one model and one
+        kind of text: −1.2 is a language model's number, not a robot's.
+
+    Source: arXiv 2411.06568, section 5 [reconstructed from the paper's description].
+
+    >>> colpo_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -3.0])).tolist()
+    [5.0, 2.0]
+    """
+    same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
+    check_non_negative(po_coef=po_coef, delta=delta)
+    check_finite(threshold=threshold)
+    margin = chosen_mean_logps - rejected_mean_logps
+    wanted = delta * (chosen_mean_logps > threshold).to(margin.dtype)
+    return -chosen_mean_logps + po_coef * torch.relu(wanted - margin)

@@ -1,0 +1,312 @@
+"""Losses in which the value of a pair depends on the rest of the batch.
+
+Shapes: every tensor is ``[batch]``, in and out; nothing is reduced. So results change with the
+batch size, and gradient accumulation or several devices do not add up to one large batch. Below,
+x = βD with D = (c − c') − (r − r') from summed log-probabilities (nats); mean, Var and std are
+taken over the batch (Var with n − 1, and 0 for a batch of one), S is the logistic function and LS
+its log. All are minimised. The reference's log-probabilities are data: no gradient reaches them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from torchmpo.logps import exp_then_line
+from torchmpo.losses.arguments import (
+    Scalar,
+    check_label_smoothing,
+    check_positive,
+    log_ratio,
+    same_shape,
+)
+from torchmpo.losses.discopop import scaled_margin
+
+
+def _logistic(d: Tensor, beta: Scalar, label_smoothing: Scalar) -> Tensor:
+    x = beta * d
+    return -(1 - label_smoothing) * logsigmoid(x) - label_smoothing * logsigmoid(-x)
+
+
+def aot_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    label_smoothing: Scalar = 0.0,
+) -> Tensor:
+    """Alignment by optimal transport: the margins as a distribution must exceed the reference's.
+
+    loss_k = −(1 − ε)·LS(βd_k) − ε·LS(−βd_k),    d = sort(c − r) − sort(c' − r')
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        label_smoothing: ε in [0, ½).
+
+    Returns:
+        ``[batch]``: value k belongs to the k-th smallest margins, not to pair k.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1 and ε 0, DPO's; the paper prefers β 0.01.
+
+    Limits:
+        DPO when the policy orders the pairs as the reference does, so also for a single pair.
+
+    Pitfalls:
+        With the small batches that fit a GPU the sorted margins say little about a distribution.
+        A single pair may be sacrificed as long as the distribution improves.
+
+    Source: Melnyk et al., arXiv 2406.05882, the paired variant.
+
+    >>> c, r = torch.tensor([-20.0, -30.0]), torch.tensor([-30.0, -20.0])
+    >>> aot_loss(c, r, r, c).tolist()                    # the same margins in another order: log 2
+    [0.6931471824645996, 0.6931471824645996]
+    """
+    same_shape(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(beta=beta)
+    check_label_smoothing(label_smoothing)
+    margin = torch.sort(chosen_logps - rejected_logps, dim=-1).values
+    ref_margin = torch.sort(ref_chosen_logps - ref_rejected_logps, dim=-1).values
+    return _logistic(log_ratio(margin, ref_margin), beta, label_smoothing)
+
+
+def aot_unpaired_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    label_smoothing: Scalar = 0.0,
+) -> Tensor:
+    """Alignment by optimal transport without pairs: chosen log-ratios must exceed rejected ones.
+
+    loss_k = −(1 − ε)·LS(βd_k) − ε·LS(−βd_k),    d = sort(c − c') − sort(r − r')
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        label_smoothing: ε in [0, ½).
+
+    Returns:
+        ``[batch]``: value k belongs to the k-th smallest log-ratios, not to pair k.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1 and ε 0, DPO's; the paper prefers β 0.01.
+
+    Limits:
+        DPO when chosen and rejected log-ratios are in the same order, so also for a single pair.
+
+    Pitfalls:
+        As for :func:`aot_loss`; and the prompt no longer matters, so easy prompts may pay for hard
+        ones. (TRL calls this variant ``aot_pair``.)
+
+    Source: Melnyk et al., arXiv 2406.05882, the unpaired variant.
+
+    >>> c, r = torch.tensor([-20.0, -30.0]), torch.tensor([-30.0, -20.0])
+    >>> aot_unpaired_loss(c, r, 0 * c, 0 * r).tolist()   # both {−20, −30}: log 2
+    [0.6931471824645996, 0.6931471824645996]
+    """
+    same_shape(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(beta=beta)
+    check_label_smoothing(label_smoothing)
+    chosen = torch.sort(log_ratio(chosen_logps, ref_chosen_logps), dim=-1).values
+    rejected = torch.sort(log_ratio(rejected_logps, ref_rejected_logps), dim=-1).values
+    return _logistic(chosen - rejected, beta, label_smoothing)
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Var with n − 1, ``[]``; 0 and not NaN for a batch of one."""
+    return (x - x.mean()).square().sum() / max(x.numel() - 1, 1)
+
+
+def _standard_deviation(x: Tensor) -> Tensor:
+    """std with n − 1, ``[]``; its gradient is 0 and not NaN where all values are the same."""
+    variance = _variance(x)
+    varied = variance > 0
+    return torch.where(varied, torch.where(varied, variance, 1.0).sqrt(), 0.0)
+
+
+def aql_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    tau: Scalar = 0.05,
+) -> Tensor:
+    """Adaptive quantile loss: logistic for pairs below a moving quantile, a hinge above it.
+
+    loss = q·(−LS(x)) + (1 − q)·max(0, 1 − x)
+    q = S(m − x/τ),    m = ½ + 0.01·(S(mean(x/τ)) − ½)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        tau: τ > 0, the scale in x of the blend.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, DPO's; τ 0.05, the β at which it was discovered.
+
+    Limits:
+        −LS(x) for x ≪ 0; the hinge for x ≫ 0, so 0 from x = 1 on but for the blend.
+
+    Pitfalls:
+        The quantile moves by 0.01 at most, so the coupling is weak and the name promises more than
+        the formula keeps. The paper's q is S(τ·m − x), 20 times less steep than that of the code
+        its experiments ran, which is the one here.
+
+    Source: Lu et al., arXiv 2406.08414, eq. 11, with q and m as in the published code.
+
+    >>> x = torch.tensor([-20.0])
+    >>> round(aql_loss(x, x, x, x).item(), 4)            # q = S(½): q·log 2 + 1 − q
+    0.809
+    """
+    check_positive(tau=tau)
+    x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    quantile = 0.5 + 0.01 * (torch.sigmoid((x / tau).mean()) - 0.5)
+    blend = torch.sigmoid(quantile - x / tau)
+    return -blend * logsigmoid(x) + (1 - blend) * torch.relu(1 - x)
+
+
+def aqfl_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    tau: Scalar = 0.05,
+) -> Tensor:
+    """Adaptive quantile feedback loss: the blend depends on the distance from a moving quantile.
+
+    loss = q·(−LS(x)) + (1 − q)·max(0, 1 − x)
+    q = S(0.1·|x/τ − m|),    m = m₁ + 0.05·(S(mean(x/τ)) − m₁),    m₁ = std(x/τ)·mean S(−x/τ)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        tau: τ > 0, the scale in x of the blend.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, DPO's; τ 0.05, the β at which it was discovered.
+
+    Limits:
+        −LS(x) far from the quantile on either side, half of each loss at it.
+
+    Pitfalls:
+        std makes the blend depend on the batch size. The paper's m₁ has the variance where its
+        code, which is followed here, has std.
+
+    Source: Lu et al., arXiv 2406.08414, eq. 20 to 25, with m as in the published code.
+
+    >>> x = torch.tensor([-20.0])
+    >>> round(aqfl_loss(x, x, x, x).item(), 4)           # one pair: m = 0.025, q ≈ ½
+    0.8464
+    """
+    check_positive(tau=tau)
+    x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    y = x / tau
+    quantile = _standard_deviation(y) * torch.sigmoid(-y).mean()
+    quantile = quantile + 0.05 * (torch.sigmoid(y.mean()) - quantile)
+    blend = torch.sigmoid(0.1 * (y - quantile).abs())
+    return -blend * logsigmoid(x) + (1 - blend) * torch.relu(1 - x)
+
+
+def dbaql_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    tau: Scalar = 0.05,
+) -> Tensor:
+    """Dynamic blended adaptive quantile loss: logistic and exponential, by the margins' variance.
+
+    loss = v·(−LS(x/0.9)) + (1 − v)·e^{−0.9x},    v = S(Var(x/τ))
+
+    The exponential goes on as its tangent line beyond the exponent 30, so that nothing overflows.
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        tau: τ > 0, the scale in x at which margins count as varied.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, DPO's; τ 0.05, the β at which it was discovered.
+
+    Limits:
+        Half of each at Var = 0; the logistic loss of x/0.9 as the variance grows.
+
+    Pitfalls:
+        A batch of one has no variance and gets the exponential's half, whatever its margin.
+
+    Source: Lu et al., arXiv 2406.08414, eq. 9.
+
+    >>> x = torch.tensor([-20.0])
+    >>> round(dbaql_loss(x, x, x, x).item(), 4)          # one pair: ½·log 2 + ½
+    0.8466
+    """
+    check_positive(tau=tau)
+    x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    variance = _variance(x / tau)
+    logistic = -torch.sigmoid(variance) * logsigmoid(x / 0.9)
+    return logistic + torch.sigmoid(-variance) * exp_then_line(-0.9 * x)

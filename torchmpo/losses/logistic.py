@@ -1,0 +1,866 @@
+"""The logistic loss of a margin against a reference, and the losses that modify it.
+
+Shapes: every tensor is ``[batch]``, one value per pair, in and out; nothing is reduced. Below,
+c and r are summed log-probabilities (nats), c' and r' the reference's, Δ = c − r, Δ₀ = c' − r',
+D = Δ − Δ₀ the margin of the implicit rewards, and LS the log of the logistic function S. All are
+minimised. The reference's log-probabilities are data: no gradient reaches them.
+
+    loss = w·[p·(−LS(kz)) + (1 − p)·(−LS(−kz))],    z = β(Δ − γ₀·Δ₀) − m
+
+Each loss here is a setting of :func:`logistic_preference_loss`, some with a term added.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from torchmpo.losses.arguments import (
+    Scalar,
+    check_finite,
+    check_label_smoothing,
+    check_non_negative,
+    check_positive,
+    log_ratio,
+    same_shape,
+)
+
+
+def _set(name: str, value: Scalar, neutral: float, like: Tensor) -> bool:
+    """Whether a setting is other than the number at which its term drops out of the formula."""
+    if isinstance(value, Tensor):
+        if value.dim():
+            same_shape(**{"chosen_logps": like, name: value})
+        return True
+    if value == neutral:
+        return False
+    check_finite(**{name: value})
+    return True
+
+
+def _reward_margin(chosen_rewards: Tensor, rejected_rewards: Tensor, like: Tensor) -> Tensor:
+    """R_c − R_r, subtracted as precisely as it is given, then in the type of the loss."""
+    same_shape(chosen_logps=like, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    return (chosen_rewards - rejected_rewards).to(like.dtype)
+
+
+def logistic_preference_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    ref_coef: Scalar = 1.0,
+    margin: Scalar = 0.0,
+    scale: Scalar = 1.0,
+    label: Scalar = 1.0,
+    weight: Scalar = 1.0,
+) -> Tensor:
+    """The common form; with its defaults, DPO. Settings may differ from pair to pair.
+
+    loss = w·[p·(−LS(kz)) + (1 − p)·(−LS(−kz))],    z = β(Δ − γ₀·Δ₀) − m
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        ref_coef: γ₀, a number or ``[batch]``: how much of the reference's margin is subtracted.
+        margin: m, a number or ``[batch]``: the margin z must exceed.
+        scale: k, a number or ``[batch]``: the sharpness of the sigmoid.
+        label: p, a number or ``[batch]``: the weight of the label as given. A probability, except
+            that losses which undo label noise go above 1.
+        weight: w, a number or ``[batch]``.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a number is out of range.
+
+    Source: the form that the losses of this file have in common.
+
+    >>> x = torch.tensor([-20.0])
+    >>> logistic_preference_loss(x, x, x, x, label=0.3, weight=2.0).tolist()      # 2·log 2
+    [1.3862943649291992]
+    """
+    same_shape(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(beta=beta)
+    ref_chosen, ref_rejected = ref_chosen_logps.detach(), ref_rejected_logps.detach()
+    if _set("ref_coef", ref_coef, 1.0, chosen_logps):
+        ref_chosen, ref_rejected = ref_coef * ref_chosen, ref_coef * ref_rejected
+    z = beta * ((chosen_logps - ref_chosen) - (rejected_logps - ref_rejected))
+    if _set("margin", margin, 0.0, z):
+        z = z - margin
+    if _set("scale", scale, 1.0, z):
+        z = scale * z
+    loss = -logsigmoid(z)
+    if _set("label", label, 1.0, z):
+        loss = label * loss - (1 - label) * logsigmoid(-z)
+    return weight * loss if _set("weight", weight, 1.0, z) else loss
+
+
+def dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    label_smoothing: Scalar = 0.0,
+) -> Tensor:
+    """Direct preference optimisation; with ``label_smoothing``, conservative DPO.
+
+    loss = −(1 − ε)·LS(βD) − ε·LS(−βD)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0, the strength of the regularisation towards the reference.
+        label_smoothing: ε in [0, ½), the assumed share of flipped labels.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0; grows linearly in −βD.
+
+    Defaults:
+        β 0.1 and ε 0, the field's common choice.
+
+    Limits:
+        D = 0 gives log 2 with slope −β/2. It is the two-step mirror loss with φ⁻¹ = β·log, and
+        with ε = 0 it falls for ever as D grows; with ε > 0 the best margin is βD = log((1 − ε)/ε).
+
+    Pitfalls:
+        Only the difference of the two log-ratios counts, so both likelihoods may fall together.
+        On separable data nothing but early stopping limits the margin. A low loss does not say
+        that the policy ranks the pair correctly when the reference ranks it wrongly.
+
+    Source: Rafailov et al., arXiv 2305.18290, eq. 7; ε after Mitchell 2023 (conservative DPO).
+
+    >>> x = torch.tensor([-20.0])
+    >>> dpo_loss(x, x, x, x).tolist()                    # log 2
+    [0.6931471824645996]
+    """
+    check_label_smoothing(label_smoothing)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        label=1 - label_smoothing,
+    )
+
+
+def robust_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    label_smoothing: Scalar = 0.0,
+) -> Tensor:
+    """Robust DPO: an unbiased estimate of DPO's loss when labels flip at a known rate.
+
+    loss = [−(1 − ε)·LS(βD) + ε·LS(−βD)]/(1 − 2ε)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        label_smoothing: ε in [0, ½), the rate at which labels are flipped.
+
+    Returns:
+        ``[batch]``; may be negative when ε > 0.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0 at the default ε = 0; unbounded below as D grows when ε > 0.
+
+    Defaults:
+        β 0.1; ε 0, since the rate is a fact about the data that only the user can know.
+
+    Limits:
+        ε = 0 is DPO. Averaged over labels that flip with probability ε it is DPO's loss on the
+        true labels, exactly.
+
+    Pitfalls:
+        Unbiased but not low in variance: near ε = ½ the factor 1/(1 − 2ε) blows the noise up. With
+        ε too high it rewards margins without end.
+
+    Source: Ray Chowdhury et al., arXiv 2403.00409, section 3.1.
+
+    >>> x = torch.tensor([-20.0])
+    >>> robust_dpo_loss(x, x, x, x, label_smoothing=0.25).tolist()       # log 2
+    [0.6931471824645996]
+    """
+    check_label_smoothing(label_smoothing)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        label=(1 - label_smoothing) / (1 - 2 * label_smoothing),
+    )
+
+
+def r_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    alpha: Scalar = 0.05,
+) -> Tensor:
+    """Length-regularised DPO: a longer chosen response needs less margin, so length is not learned.
+
+    loss = −LS(βD + α·(n_c − n_r))
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        chosen_lengths, rejected_lengths: ``[batch]``, steps: n_c and n_r.
+        beta: β > 0.
+        alpha: α ≥ 0, per step.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1; α 0.05 is in use, no default is published.
+
+    Limits:
+        DPO at equal lengths or α = 0.
+
+    Pitfalls:
+        α is per step: for answers of hundreds of tokens α·(n_c − n_r) saturates the sigmoid and the
+        pair drops out. In print the sign of the term is sometimes the opposite one, which rewards
+        length. Where all responses have one length it is DPO.
+
+    Source: Park et al., arXiv 2403.19159; arXiv 2411.06568, Table 1.
+
+    >>> x, n = torch.tensor([-20.0]), torch.tensor([7])
+    >>> r_dpo_loss(x, x, x, x, n, n).tolist()            # log 2
+    [0.6931471824645996]
+    """
+    same_shape(
+        chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
+    )
+    check_non_negative(alpha=alpha)
+    longer = (chosen_lengths - rejected_lengths).to(chosen_logps.dtype)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        margin=-alpha * longer,
+    )
+
+
+def dpo_norm_loss(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    ref_chosen_mean_logps: Tensor,
+    ref_rejected_mean_logps: Tensor,
+    *,
+    beta: Scalar = 5.0,
+    label_smoothing: Scalar = 0.0,
+) -> Tensor:
+    """Length-normalised DPO: DPO on log-ratios per step.
+
+    loss = −LS(β·(h_c/n_c − h_r/n_r)),    h = log π − log π_ref
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
+        ref_chosen_mean_logps, ref_rejected_mean_logps: ``[batch]``, of the reference policy.
+        beta: β > 0.
+        label_smoothing: ε in [0, ½), as in DPO.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 5, that of Tülu 3; it multiplies means, hence the size.
+
+    Limits:
+        DPO when every response has one step.
+
+    Pitfalls:
+        A β taken over from DPO is hundreds of times too small. As with DPO, both likelihoods may
+        fall together.
+
+    Source: Lambert et al., arXiv 2411.15124 (Tülu 3), eq. 6.
+
+    >>> x = torch.tensor([-2.0])
+    >>> dpo_norm_loss(x, x, x, x).tolist()               # log 2
+    [0.6931471824645996]
+    """
+    same_shape(
+        chosen_mean_logps=chosen_mean_logps,
+        rejected_mean_logps=rejected_mean_logps,
+        ref_chosen_mean_logps=ref_chosen_mean_logps,
+        ref_rejected_mean_logps=ref_rejected_mean_logps,
+    )
+    return dpo_loss(
+        chosen_mean_logps,
+        rejected_mean_logps,
+        ref_chosen_mean_logps,
+        ref_rejected_mean_logps,
+        beta=beta,
+        label_smoothing=label_smoothing,
+    )
+
+
+def rpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_mean_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    sft_coef: Scalar = 1.0,
+) -> Tensor:
+    """Regularised preference optimisation: DPO and an SFT term on the chosen response.
+
+    loss = −LS(βD) − sft_coef·c̄
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        chosen_mean_logps: ``[batch]``, nats per step: c̄.
+        beta: β > 0.
+        sft_coef: ≥ 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0.
+
+    Defaults:
+        β 0.1 and sft_coef 1, those of Pang et al.
+
+    Limits:
+        sft_coef = 0 is DPO; without the reference it is CPO.
+
+    Pitfalls:
+        The SFT term imitates the chosen response also where the label is wrong.
+
+    Source: Pang et al., arXiv 2404.19733, eq. 1. Liu et al., arXiv 2405.16436, eq. 4.8, who named
+    it RPO and have the theory, weigh the sum c by 0.005·β instead (:func:`vpo_offline_loss`).
+
+    >>> x = torch.tensor([-20.0])
+    >>> rpo_loss(x, x, x, x, x / 10).tolist()            # log 2 + 2
+    [2.6931471824645996]
+    """
+    same_shape(chosen_logps=chosen_logps, chosen_mean_logps=chosen_mean_logps)
+    check_non_negative(sft_coef=sft_coef)
+    preference = logistic_preference_loss(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta
+    )
+    return preference - sft_coef * chosen_mean_logps
+
+
+def dpo_gamma_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    ref_coef: Scalar = 1.0,
+) -> Tensor:
+    """DPO with a free weight on the reference's own margin.
+
+    loss = −LS(β(Δ − γ₀·Δ₀))
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        ref_coef: γ₀ ≥ 0; 0 to 2 in use.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1; γ₀ 1, which is DPO: no other value is published as a default.
+
+    Limits:
+        γ₀ = 1 is DPO, γ₀ = 0 the preference term of CPO.
+
+    Pitfalls:
+        With γ₀ < 1 the policy is pulled to a fixed margin of its own, wherever the reference was:
+        it ranks more pairs correctly and strays further.
+
+    Source: Chen et al., arXiv 2405.19534, eq. 4.
+
+    >>> x, y = torch.tensor([-20.0]), torch.tensor([-30.0])
+    >>> dpo_gamma_loss(x, x, x, y, ref_coef=0.0).tolist()        # log 2
+    [0.6931471824645996]
+    """
+    check_non_negative(ref_coef=ref_coef)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        ref_coef=ref_coef,
+    )
+
+
+def dpo_positive_reference_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+) -> Tensor:
+    """DPO that follows its reference only where the reference ranks the pair correctly.
+
+    loss = −LS(β(Δ − max(0, Δ₀)))
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or β is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, DPO's.
+
+    Limits:
+        DPO where Δ₀ ≥ 0; the preference term of CPO where Δ₀ < 0.
+
+    Pitfalls:
+        A wrong label looks like a pair that the reference ranks wrongly, and is pushed harder than
+        by DPO.
+
+    Source: Yuan et al., arXiv 2602.11902, where it is called HyPO. (DPO-Positive is another loss.)
+
+    >>> x, y = torch.tensor([-20.0]), torch.tensor([-30.0])
+    >>> dpo_positive_reference_loss(x, x, y, x).tolist()         # log 2: Δ₀ < 0 does not count
+    [0.6931471824645996]
+    """
+    same_shape(ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
+    agrees = ref_chosen_logps > ref_rejected_logps
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        ref_coef=agrees.to(chosen_logps.dtype),
+    )
+
+
+def soft_label_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    preference_probs: Tensor,
+    *,
+    beta: Scalar = 0.1,
+) -> Tensor:
+    """DPO with a probability for each label: votes, an ensemble, a reward model's confidence.
+
+    loss = −p·LS(βD) − (1 − p)·LS(−βD)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        preference_probs: ``[batch]``, p in [0, 1]: how likely the chosen response is the better.
+        beta: β > 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or β is out of range.
+
+    Bounds:
+        bounded below by the entropy of p, so by 0.
+
+    Defaults:
+        β 0.1, DPO's.
+
+    Limits:
+        p = 1 is DPO, a constant p = 1 − ε conservative DPO; the best margin is βD = logit p.
+
+    Pitfalls:
+        It is as good as p is calibrated; an overconfident p brings DPO's endless margin back.
+
+    Source: the cross-entropy of which Mitchell's conservative DPO is the case of one p for all.
+
+    >>> x, p = torch.tensor([-20.0]), torch.tensor([0.7])
+    >>> soft_label_dpo_loss(x, x, x, x, p).tolist()      # log 2
+    [0.6931471824645996]
+    """
+    same_shape(chosen_logps=chosen_logps, preference_probs=preference_probs)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        label=preference_probs.to(chosen_logps.dtype),
+    )
+
+
+def margin_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    margin_coef: Scalar = 1.0,
+) -> Tensor:
+    """DPO whose margin must grow with how much better the judge finds the chosen response.
+
+    loss = −LS(βD − κ·J),    J = R_c − R_r
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        chosen_rewards, rejected_rewards: ``[batch]``, the judge's scores.
+        beta: β > 0.
+        margin_coef: κ ≥ 0, nats per unit of reward.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1; κ 1: scale it to the judge (κ = 1/η for a Bradley–Terry judge of temperature η).
+
+    Limits:
+        κ = 0 or J = 0 is DPO.
+
+    Pitfalls:
+        Rewards in the thousands with κ = 1 ask for a margin that no policy reaches, and every
+        pair then has the same gradient.
+
+    Source: Wang et al., arXiv 2401.06080 [reconstructed: a reward model's adaptive margin, put into
+    DPO; the ODPO of Amini et al. 2024 has this form].
+
+    >>> x, worse, better = torch.tensor([-20.0]), torch.tensor([1.0]), torch.tensor([3.0])
+    >>> round(margin_dpo_loss(x, x, x, x, better, worse).item(), 4)      # log(1 + e²)
+    2.1269
+    """
+    check_non_negative(margin_coef=margin_coef)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        margin=margin_coef * _reward_margin(chosen_rewards, rejected_rewards, chosen_logps),
+    )
+
+
+def smpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    preference_probs: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    scale: Scalar = 1.0,
+) -> Tensor:
+    """DPO whose sigmoid is as sharp as the label is sure.
+
+    loss = −LS(k·βD),    k = s·(2p − 1)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        preference_probs: ``[batch]``, p in [0, 1]: how likely the chosen response is the better.
+        beta: β > 0.
+        scale: s > 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, s 1; for diffusion models the paper has β in the thousands and s 10.
+
+    Limits:
+        p = s = 1 is DPO. p = ½ is log 2 without a gradient, and p < ½ swaps the pair.
+
+    Pitfalls:
+        Unlike a soft label, an unsure pair has no best margin: it is only pushed more slowly, and
+        for as long as training lasts.
+
+    Source: Lu et al., arXiv 2506.02698.
+
+    >>> x, y, p = torch.tensor([-20.0]), torch.tensor([-90.0]), torch.tensor([0.5])
+    >>> smpo_loss(x, y, x, x, p).tolist()                # log 2
+    [0.6931471824645996]
+    """
+    same_shape(chosen_logps=chosen_logps, preference_probs=preference_probs)
+    check_positive(scale=scale)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        scale=scale * (2 * preference_probs - 1).to(chosen_logps.dtype),
+    )
+
+
+def madpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    eta: Scalar = 1.0,
+    max_coef: Scalar = 2.0,
+    min_coef: Scalar = 0.5,
+    sharpness: Scalar = 1.0,
+    tau: Scalar = 2.0,
+) -> Tensor:
+    """Margin-adaptive DPO: pairs are weighted by how clearly the judge prefers the chosen one.
+
+    loss = −w·LS(βD),    w = S(coef·J)/S(J) where J > −τ, else 1,    J = (R_c − R_r)/η
+    coef = c₋ + (c₊ − c₋)/(1 + ((c₊ − 1)/(1 − c₋))·e^{λ(|J| − τ)})
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        chosen_rewards, rejected_rewards: ``[batch]``, the judge's scores.
+        beta: β > 0.
+        eta: η > 0, the temperature of the judge: the reward that makes odds of e : 1.
+        max_coef: c₊ > 1, the coefficient of undecided pairs.
+        min_coef: c₋ in [0, 1), that of clear ones.
+        sharpness: λ > 0, how fast one becomes the other around |J| = τ.
+        tau: τ > 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        c₊ 2, c₋ ½, λ 1, τ 2 and β 0.1; η 1: set it to the judge's.
+
+    Limits:
+        w = 1 at J = 0 and as J → ∞; coef = 1 at |J| = τ; for J ≤ −τ it is DPO.
+
+    Pitfalls:
+        The weight needs the scale of the rewards: with η far too small all pairs are clear ones
+        and it is DPO.
+
+    Source: Rho, arXiv 2510.05342.
+
+    >>> x, same = torch.tensor([-20.0]), torch.tensor([3.0])
+    >>> madpo_loss(x, x, x, x, same, same).tolist()      # J = 0: log 2
+    [0.6931471824645996]
+    """
+    check_positive(eta=eta, sharpness=sharpness, tau=tau)
+    if not isinstance(max_coef, Tensor) and not 1 < max_coef < float("inf"):
+        raise ValueError(f"max_coef must be above 1 and finite; got {max_coef}")
+    if not isinstance(min_coef, Tensor) and not 0 <= min_coef < 1:
+        raise ValueError(f"min_coef must be in [0, 1); got {min_coef}")
+    gap = _reward_margin(chosen_rewards, rejected_rewards, chosen_logps) / eta
+    # S(−u)/(S(−u) + q·S(u)) is 1/(1 + q·e^u) without an overflow.
+    clear = torch.sigmoid(sharpness * (gap.abs() - tau))
+    ratio = (max_coef - 1) / (1 - min_coef)
+    coef = min_coef + (max_coef - min_coef) * (1 - clear) / (1 - clear + ratio * clear)
+    weighted = gap > -tau
+    gap = torch.where(weighted, gap, 0.0)
+    weight = torch.exp(logsigmoid(coef * gap) - logsigmoid(gap))
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        weight=weight,
+    )
+
+
+def modpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    po_coef: Scalar = 0.5,
+    reward_coef: Scalar = 0.5,
+) -> Tensor:
+    """Multi-objective DPO: the preference for one objective, learned beside rewards for others.
+
+    loss = −LS((βD − w₁·(R_c − R_r))/w₀)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        chosen_rewards, rejected_rewards: ``[batch]``, scores for the other objective. For several,
+            their weighted sum Σ_k w_k·R_k, with ``reward_coef=1``.
+        beta: β > 0.
+        po_coef: w₀ > 0, the weight of the objective that the preferences are about.
+        reward_coef: w₁ ≥ 0, the weight of the rewards.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1; both objectives weigh ½.
+
+    Limits:
+        w = (1, 0) is DPO.
+
+    Pitfalls:
+        The rewards must be on the scale of the implicit reward, log-odds of a preference; others
+        drown it or are drowned.
+
+    Source: Zhou et al., arXiv 2310.03708, eq. 14.
+
+    >>> x, same = torch.tensor([-20.0]), torch.tensor([3.0])
+    >>> modpo_loss(x, x, x, x, same, same).tolist()      # log 2
+    [0.6931471824645996]
+    """
+    check_positive(po_coef=po_coef)
+    check_non_negative(reward_coef=reward_coef)
+    return logistic_preference_loss(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta=beta,
+        margin=reward_coef * _reward_margin(chosen_rewards, rejected_rewards, chosen_logps),
+        scale=1 / po_coef,
+    )
+
+
+def vpo_offline_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    alpha: Scalar = 0.1,
+) -> Tensor:
+    """Value-incentivised preference optimisation, offline: DPO and pessimism about the unseen.
+
+    loss = −LS(βD) − α·β·(c − c')
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        alpha: α ≥ 0, the weight of the pessimism.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below for a given reference (by α·β·c') while log-probabilities are ≤ 0.
+
+    Defaults:
+        β 0.1; α 0.1, a choice of this library.
+
+    Limits:
+        α = 0 is DPO. Up to a constant it is RPO with the sum c in the SFT term and sft_coef = αβ.
+
+    Pitfalls:
+        The term is a sum over steps, so long responses weigh more.
+
+    Source: Cen et al., arXiv 2405.19320 [reconstructed from the paper's description].
+
+    >>> x, y = torch.tensor([-20.0]), torch.tensor([-30.0])
+    >>> round(vpo_offline_loss(x, y, y, x).item(), 4)    # log(1 + e⁻²) − 0.1
+    0.0269
+    """
+    check_non_negative(alpha=alpha)
+    preference = logistic_preference_loss(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta
+    )
+    return preference - alpha * beta * log_ratio(chosen_logps, ref_chosen_logps)
