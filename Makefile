@@ -22,6 +22,12 @@ test: $(READY)
 test-oracle: $(ORACLE)/.installed
 	OMP_NUM_THREADS=1 $(ORACLE)/bin/python -m pytest tests/oracle $(ARGS)
 
+# The physics back end for GPUs against MuJoCo's own; on a CPU it first compiles for half a minute.
+.PHONY: test-warp
+test-warp: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[warp]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_warp.py $(ARGS)
+
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 

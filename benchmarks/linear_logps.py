@@ -9,17 +9,20 @@ Two things are measured, forward and backward, with a frozen and with a trainabl
   hidden size 2048, no position ignored. Dense rivals: ``F.cross_entropy`` and ``log_softmax`` with
   ``gather``, both on the float32 logits of ``F.linear``. If TRL ≥ 1.16 is importable, its fused
   head (``ChunkedLogProbFunction`` as its trainers call it) too.
-- a whole DPO step, from hidden states to their gradient, of one pair of 2 × 1024 tokens and of four
-  of 2 × 256: ``linear_logps`` and ``dpo_loss``, dense logps and ``dpo_loss``, and, if liger-kernel
-  is importable, ``LigerFusedLinearDPOLoss``, eager and compiled. Reference log-probabilities are 0.
+- a whole DPO step, from hidden states to their gradient, of four pairs of 2 × 256 tokens (and,
+  memory alone, of one of 2 × 1024): ``linear_logps`` or dense logps, then ``dpo_loss``; and, if
+  liger-kernel is importable, ``LigerFusedLinearDPOLoss``, a pair at a time, eager and compiled.
+  Reference log-probabilities are 0.
 
 Rivals are optional and found where Python finds them: run this with the interpreter of an
 environment that has them, and the repository on ``PYTHONPATH``.
 
 Time: contestants take turns; each repeat gives one ratio to the better dense form, and medians are
-reported, so a busy machine changes the ratios little. Memory: a fresh process each, its peak during
-one step less what it held before, that is above hidden states, weight and labels. A trainable head
-must return the weight's gradient, as large as the weight: "peak" counts it, "working" does not.
+reported. "CPU" is the time that all threads together spent computing: unlike the wall clock's, its
+ratio means something on a busy machine, if waiting threads sleep (``OMP_WAIT_POLICY=passive``).
+Memory: a fresh process each, its peak during one step less what it held before, that is above
+hidden states, weight and labels. A trainable head must return the weight's gradient, as large as
+the weight: "peak" counts it, "working" does not.
 """
 
 import argparse
@@ -182,31 +185,32 @@ def measure(case, repeats, threads):
             peaks[name] = pool.submit(peak_memory, case, name, threads).result()
     inputs = case.inputs()
     values, seconds = {}, {name: [] for name in names}
-    for name in names:
+    for name in names if repeats else ():
         warm_up(case, name)
         if name == LIGER[1]:
             run(case, name, inputs)  # compiles
     for _ in range(repeats):
         for name in names:
-            begin = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             values[name] = run(case, name, inputs)
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     for name, value in values.items():
         if case.dtype == "float32" and not math.isclose(value, values[OURS], rel_tol=1e-3):
             raise AssertionError(f"{name} comes to {value}, {OURS} to {values[OURS]}")
-    faster = min(DENSE, key=lambda name: statistics.median(seconds[name]))
-    smaller = min(DENSE, key=lambda name: peaks[name])
     gradient = inputs[1].numel() * inputs[1].element_size() if case.trainable else 0
+    smaller = min(DENSE, key=lambda name: peaks[name])
     rows = []
     for name in names:
-        ratios = [a / b for a, b in zip(seconds[name], seconds[faster])]
         working = peaks[name] - gradient
         row = {"contestant": name, **vars(case)}
-        row["value"] = values[name]
-        row["seconds_best"] = min(seconds[name])
-        row["seconds_median"] = statistics.median(seconds[name])
-        row["time_ratio"] = statistics.median(ratios)
-        row["time_rival"] = faster
+        for which, clock in enumerate(("wall", "cpu") if repeats else ()):
+            taken = {name: [pair[which] for pair in pairs] for name, pairs in seconds.items()}
+            rival = min(DENSE, key=lambda name: statistics.median(taken[name]))
+            ratios = [a / b for a, b in zip(taken[name], taken[rival])]
+            row[f"{clock}_seconds_best"] = min(taken[name])
+            row[f"{clock}_seconds_median"] = statistics.median(taken[name])
+            row[f"{clock}_ratio"] = statistics.median(ratios)
+            row[f"{clock}_rival"] = rival
         row["peak_mib"] = peaks[name] / MEBIBYTE
         row["working_mib"] = working / MEBIBYTE
         row["times_less_peak"] = peaks[smaller] / max(peaks[name], 1)
@@ -221,15 +225,17 @@ def show(rows):
     head = "trainable" if first["trainable"] else "frozen"
     print(
         f"\n{first['task']}: {first['pairs']} × 2 × {first['length']} tokens, vocabulary "
-        f"{first['vocab']}, hidden {first['hidden']}, {first['dtype']}, {first['device']}, "
-        f"{head} head; ratios to {first['time_rival']!r} (time), {first['memory_rival']!r} (memory)"
+        f"{first['vocab']}, hidden {first['hidden']}, {first['dtype']}, {first['device']}, {head} "
+        f"head; ratios to {first.get('cpu_rival')!r} (CPU), {first['memory_rival']!r} (memory)"
     )
-    columns = ("best s", "median s", "time ratio", "peak MiB", "less", "working MiB", "less")
+    columns = ("wall s", "ratio", "CPU s", "ratio", "peak MiB", "less", "working MiB", "less")
     print(f"{'':30}" + "".join(f"{c:>12}" for c in columns))
     for r in rows:
+        times = ("wall_seconds_median", "wall_ratio", "cpu_seconds_median", "cpu_ratio")
         print(
-            f"{r['contestant']:30}{r['seconds_best']:12.3f}{r['seconds_median']:12.3f}"
-            f"{r['time_ratio']:12.2f}{r['peak_mib']:12.1f}{r['times_less_peak']:11.1f}×"
+            f"{r['contestant']:30}"
+            + "".join(f"{r[key]:12.2f}" if key in r else f"{'':12}" for key in times)
+            + f"{r['peak_mib']:12.1f}{r['times_less_peak']:11.1f}×"
             f"{r['working_mib']:12.1f}{r['times_less_working']:11.1f}×",
             flush=True,
         )
@@ -259,18 +265,29 @@ def main():
     rivals = {package: installed(package) for package in ("trl", "liger-kernel")}
     print(f"{args.threads} threads, torch {torch.__version__}, {args.repeats} repeats;", end=" ")
     print(", ".join(f"{package} {found}" for package, found in rivals.items()))
-    tasks = (("logps", 1, 1024), ("logps", 1, 64), ("dpo", 1, 1024), ("dpo", 4, 256))
+    tasks = (  # the last number: repeats
+        ("logps", 1, 1024, args.repeats),
+        ("logps", 1, 64, 5 * args.repeats),
+        ("dpo", 4, 256, args.repeats),
+        ("dpo", 1, 1024, 0),
+    )
     results = []
-    for task, pairs, length in tasks:
+    for task, pairs, length, repeats in tasks:
         length = length // 32 if args.smoke else length
         for trainable in (False, True):
             size = (pairs, length, args.vocab, args.hidden, trainable)
             case = Case(task, *size, args.dtype, args.device)
-            rows = measure(case, args.repeats, args.threads)
+            rows = measure(case, repeats, args.threads)
             show(rows)
             results += rows
     if args.json:
-        about = {"torch": torch.__version__, **rivals, **vars(args), "json": str(args.json)}
+        about = {
+            "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            "torch": torch.__version__,
+            **rivals,
+            **vars(args),
+            "json": str(args.json),
+        }
         args.json.write_text(json.dumps({"about": about, "results": results}, indent=2) + "\n")
 
 

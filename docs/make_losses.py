@@ -11,9 +11,10 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,13 @@ FIXED = {
     "rejected_rewards": 0.0,
     "preference_probs": 0.8,
     "progress": 0.5,
+}
+# What a picture shows instead of defaults and FIXED values at which a loss is DPO.
+SHOWN: dict[str, dict] = {
+    "robust_dpo": {"label_smoothing": 0.2},
+    "dpo_gamma": {"ref_coef": 0.5},
+    "f_dpo": {"divergence": "js"},
+    "r_dpo": {"chosen_lengths": 90, "rejected_lengths": 10},
 }
 # The other pairs of the batch, for a loss that looks at them.
 COMPANIONS = {
@@ -177,7 +185,8 @@ nats per step |
 Feed log-probabilities of what the policy produced and of nothing else: a response's tokens without
 prompt and padding, a trajectory's actions as they were sampled, before clipping. Sums and means
 differ by the length, so a β for one is not a β for the other. The reference's log-probabilities are
-data: compute them without dropout; no gradient flows into them.
+data: compute them without dropout; no gradient flows into them. Types: float32, float64, or
+bfloat16; convert float16 with `.float()` first, since some losses exceed its range.
 
 - **Reads** sums or means of log-probabilities, as the names of its inputs demand.
 - **Reference**: whether log-probabilities of a reference policy are among its inputs.
@@ -190,10 +199,11 @@ data: compute them without dropout; no gradient flows into them.
   and right, how gradient descent pushes the two log-probabilities, −∂loss/∂chosen and
   −∂loss/∂rejected, on one scale: blue raises a likelihood, red lowers it, white leaves it alone.
   Triangles at the ends of the colour bar say that larger values occur. Hyper-parameters have their
-  defaults. Both responses have {STEPS} steps, so a picture over sums shows the same policies as one
-  over means. The reference (×) prefers the rejected response, c̄' = {chosen} and r̄' = {rejected};
-  the policy agrees with it on the dashed line, D = 0. Of a coupled loss the picture shows the sum
-  over a batch of {1 + len(others)} pairs; the others stay at (c̄, r̄, c̄', r̄') = \
+  defaults, unless the card says otherwise. Both responses have {STEPS} steps, so a picture over
+  sums shows the same policies as one over means. The reference (×) prefers the rejected response,
+  c̄' = {chosen} and r̄' = {rejected}; the policy agrees with it on the dashed line, D = 0. Of a
+  coupled loss the picture shows the sum over a batch of {1 + len(others)} pairs; the others
+  stay at (c̄, r̄, c̄', r̄') = \
 {", ".join(others)}.
 """
 
@@ -266,7 +276,11 @@ def traits(function: Callable) -> str:
 def figure_lines(name: str) -> str:
     """A card's picture, and what it keeps fixed that a reader cannot guess."""
     fixed = [f for f in inputs(LOSSES[name]) if f in FIXED and not f.startswith("ref_")]
-    notes = [f"`{field}` = {minus(FIXED[field])}" for field in fixed]
+    values = {field: FIXED[field] for field in fixed} | SHOWN.get(name, {})
+    notes = [
+        f"`{field}` = {value if isinstance(value, str) else minus(value)}"
+        for field, value in values.items()
+    ]
     if name in COUPLED:
         notes.append(f"the sum over a batch of {1 + len(COMPANIONS['chosen_mean_logps'])} pairs")
     caption = f"\n\nPicture: {', '.join(notes)}." if notes else ""
@@ -360,12 +374,15 @@ def page() -> str:
 # The pictures -------------------------------------------------------------------------------------
 
 
-def surface(name: str, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def surface(
+    name: str, chosen: Tensor, rejected: Tensor, settings: Mapping = MappingProxyType({})
+) -> tuple[Tensor, Tensor, Tensor]:
     """Value, −∂loss/∂chosen and −∂loss/∂rejected at every combination of log-probabilities.
 
     Args:
         name: in ``LOSSES``.
         chosen, rejected: ``[n]`` and ``[m]``, nats per step.
+        settings: hyper-parameters instead of the defaults, inputs instead of ``FIXED`` ones.
 
     Returns:
         three tensors ``[n, m]``, float64. Derivatives are with respect to sums where the loss reads
@@ -376,8 +393,13 @@ def surface(name: str, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor
     grid = torch.meshgrid(steps * chosen.double(), steps * rejected.double(), indexing="ij")
     c, r = (logps.flatten().requires_grad_() for logps in grid)
     batch = {}  # [n·m, pairs]; a coupled loss looks at its own batch, so each point has one
-    fields = FIXED | {"chosen_mean_logps": c / steps, "rejected_mean_logps": r / steps}
+    hyper = {key: value for key, value in settings.items() if key not in FIXED}
+    fields = (
+        FIXED | dict(settings) | {"chosen_mean_logps": c / steps, "rejected_mean_logps": r / steps}
+    )
     for field, value in fields.items():
+        if field in hyper:
+            continue
         own = torch.as_tensor(value, dtype=torch.double).expand(len(c))
         others = COMPANIONS.get(field, [value] * 3) if coupled else []
         rest = torch.tensor(others, dtype=torch.double).expand(len(c), -1)
@@ -385,7 +407,7 @@ def surface(name: str, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor
         if field.endswith("_mean_logps"):
             batch[field.replace("_mean", "")] = batch[field] * STEPS
     data = [batch[field] for field in inputs(function)]
-    value = torch.vmap(lambda *pairs: function(*pairs).sum())(*data)
+    value = torch.vmap(lambda *pairs: function(*pairs, **hyper).sum())(*data)
     # SFT does not look at the rejected response.
     gradients = torch.autograd.grad(value.sum(), (c, r), allow_unused=True, materialize_grads=True)
     value, by_chosen, by_rejected = (x.detach().reshape(grid[0].shape) for x in (value, *gradients))
@@ -395,7 +417,7 @@ def surface(name: str, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor
 def samples(name: str) -> list[list[float]]:
     """Value and gradients on a coarse grid: what a picture carries to show that it is not stale."""
     # Grids of different size stay clear of the lines where losses jump: Δ = 0 and D = 0.
-    maps = surface(name, middles(7), middles(6))
+    maps = surface(name, middles(7), middles(6), SHOWN.get(name, {}))
     return [[float(f"{x:.6g}") for x in values.flatten().tolist()] for values in maps]
 
 
@@ -438,7 +460,7 @@ def picture(name: str) -> bytes:
         ax.tick_params(labelsize=8)
 
     # So many points that none is exactly where a loss jumps.
-    value, *pushes = surface(name, middles(358), middles(358))
+    value, *pushes = surface(name, middles(358), middles(358), SHOWN.get(name, {}))
     floor, top = float(value.min()), robust_max(value - value.min())
     levels = MaxNLocator(12).tick_values(floor, floor + top)
     draw(axes[0], f"{name}: loss", value, levels, "YlGnBu")

@@ -37,6 +37,13 @@ def film(task, agents, seconds, seed):
     """Frames ``[height, width of both, 3]`` and how many of them make a second."""
     env = TASKS[task](len(agents), seed=seed)
     policies = [load_policy(expert_path(agent)) for agent in agents]
+    size = env.observation_spec["observation"].shape[-1]
+    for agent, policy in zip(agents, policies):
+        if policy.observation_size != size:
+            raise ValueError(
+                f"{agent} does not know the task {task}: its observations have "
+                f"{policy.observation_size} numbers, not {size}"
+            )
     stride = max(1, round(1 / (FPS * env.dt)))
     start = env.start_states(1, torch.Generator().manual_seed(seed)).expand(len(agents), -1)
     state = env.reset(TensorDict({"start_state": start}, env.batch_size))
@@ -74,7 +81,7 @@ def main():
         parser.error("an .mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif")
     try:
         frames, fps = film(args.task, args.agents, args.seconds, args.seed)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".gif":

@@ -1,7 +1,9 @@
 """Train the agents whose trajectories become preference data, with TorchRL's PPO.
 
-    python experiments/train_experts.py original        # Ant
+    python experiments/train_experts.py original --std_floor_end 0.05   # Ant
     python experiments/train_experts.py target          # the three-legged ant, from the original
+    python experiments/train_experts.py hopper_bad      # Hopper, stopped near a return of 900
+    python experiments/train_experts.py hopper_target   # Hopper, stopped near 2,100
 
 Each run logs to ``runs/experts/<agent>/log.csv``, checkpoints as it goes and resumes by itself, and
 ends by writing weights and card to ``envs/torchmpo_envs/experts/``. The original agent's card also
@@ -29,11 +31,19 @@ from tqdm import tqdm
 
 from torchmpo.fitness import evaluate_policies
 from torchmpo.policy import GaussianPolicy, load_policy, save_policy, stack_policies
-from torchmpo_envs import Ant, ThreeLeggedAnt, expert_path
+from torchmpo_envs import Ant, Hopper, ThreeLeggedAnt, expert_path
 
-NAMES = {"original": "ant_original", "target": "tla_target"}
+NAMES = {
+    "original": "ant_original",
+    "target": "tla_target",
+    "hopper_bad": "hopper_bad",
+    "hopper_target": "hopper_target",
+}
+ENVIRONMENTS = {"original": Ant, "target": ThreeLeggedAnt, "hopper_bad": Hopper}
+STOP_AT = {"hopper_bad": 900.0, "hopper_target": 2100.0}  # arXiv 2411.06568, section 4
+CLOSE = 0.03  # of the return to stop at
 PENALTY_SHARE = 1 - 1700 / 6000  # the part of its Ant return that the original agent loses on TLA
-NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 1024, 24, 4, 8
+EPOCHS, MINIBATCHES = 4, 8
 REWARD_SCALE = 0.1  # keeps the values near 1, where the critic's learning rate fits
 
 
@@ -143,10 +153,10 @@ def train(args):
     torch.set_num_threads(args.num_threads)
     out = Path(args.out or f"runs/experts/{args.agent}")
     out.mkdir(parents=True, exist_ok=True)
-    env_class = Ant if args.agent == "original" else ThreeLeggedAnt
-    env = env_class(NUM_ENVS, seed=args.seed)
+    env_class = ENVIRONMENTS.get(args.agent, Hopper)
+    env = env_class(args.num_envs, seed=args.seed)
     statistics = RunningStatistics(env.observation_spec["observation"].shape[-1])
-    if args.agent == "original":
+    if args.agent != "target":
         sizes = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
         policy = GaussianPolicy(*sizes, mean=args.mean, std=args.std, std_kind="learned")
     else:
@@ -184,7 +194,7 @@ def train(args):
     if frames < args.steps:
         stages.append({"from_step": frames, "command": command()})
     history.write_text(json.dumps(stages))
-    batch_size = NUM_ENVS * HORIZON
+    batch_size = args.num_envs * args.horizon
     collector = Collector(
         env, actor, frames_per_batch=batch_size, total_frames=max(args.steps - frames, 0)
     )
@@ -194,7 +204,7 @@ def train(args):
         writer.writerow(["steps", "seconds", "return", "length", "std", "deterministic_return"])
     bar = tqdm(total=args.steps, initial=frames, unit="step", unit_scale=True, mininterval=5)
     score, length, start = float("nan"), float("nan"), time.perf_counter()
-    episode_return, episode_length = torch.zeros(NUM_ENVS), torch.zeros(NUM_ENVS)
+    episode_return, episode_length = torch.zeros(args.num_envs), torch.zeros(args.num_envs)
     for iteration, batch in enumerate(collector):
         # Noise keeps a gait from growing fast, so its floor and its bonus fall with the step size.
         left = max(1 - frames / args.steps, 0.02)
@@ -246,10 +256,14 @@ def train(args):
                 [frames, seconds, round(score, 1), round(length, 1), round(std, 3), deterministic]
             )
             log.flush()
+        if args.stop_at and iteration % 5 == 4 and score > 0.5 * args.stop_at:
+            reached = evaluate(policy, env_class)["mean"]
+            if abs(reached - args.stop_at) < CLOSE * args.stop_at:
+                break
     bar.close()
     policy.log_std.data.clamp_(min=math.log(gaussian.std_floor))
     save_checkpoint(checkpoint, modules, optimiser, kept, frames)
-    return policy, stages
+    return policy, stages, frames
 
 
 def main():
@@ -265,27 +279,39 @@ def main():
     )
     parser.add_argument("--entropy", type=float, default=0.002)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
-    parser.add_argument("--gamma", type=float, default=0.985)
+    parser.add_argument("--gamma", type=float, default=None)
+    parser.add_argument("--num_envs", type=int, default=None)
+    parser.add_argument(
+        "--horizon", type=int, default=None, help="steps per update and environment"
+    )
+    parser.add_argument("--stop_at", type=float, help="hopper: end near this deterministic return")
     parser.add_argument("--num_threads", type=int, default=1, help="of torch; physics takes all")
     parser.add_argument("--start", help="target: the policy to start from")
     parser.add_argument("--out", help="where to log and checkpoint")
     parser.add_argument("--weights", help="where to write the agent; default: with the package")
     args = parser.parse_args()
-    args.std = args.std or {"original": 0.6, "target": 0.12}[args.agent]
-    args.steps = args.steps or {"original": 25_000_000, "target": 10_000_000}[args.agent]
-    policy, stages = train(args)
+    hopper = args.agent.startswith("hopper")
+    args.std = args.std or {"target": 0.08}.get(args.agent, 0.6)
+    steps = {"original": 40_000_000, "target": 10_000_000}
+    args.steps = args.steps or steps.get(args.agent, 8_000_000)
+    args.gamma = args.gamma or (0.99 if hopper else 0.985)
+    args.num_envs = args.num_envs or (256 if hopper else 1024)
+    args.horizon = args.horizon or (64 if hopper else 24)
+    args.stop_at = args.stop_at or STOP_AT.get(args.agent)
+    policy, stages, frames = train(args)
     path = Path(args.weights) if args.weights else expert_path(NAMES[args.agent])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_policy(policy, path)
     card = {
         "commands": stages,
         "settings": vars(args),
-        "environment_steps": args.steps,
+        "environment_steps": frames,
         "std": [round(s, 3) for s in policy.log_std.detach().exp().tolist()],
     }
     if args.agent == "original":
         card["penalty"] = derive_penalty(policy) | {"k used": ThreeLeggedAnt.default_penalty}
-    for task, env_class in (("ant", Ant), ("tla", ThreeLeggedAnt)):
+    tasks = {"hopper": Hopper} if hopper else {"ant": Ant, "tla": ThreeLeggedAnt}
+    for task, env_class in tasks.items():
         card[f"{task}_return_deterministic"] = evaluate(policy, env_class)
         card[f"{task}_return_sampled"] = evaluate(policy, env_class, sample=True)
     path.with_suffix(".json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")

@@ -71,6 +71,11 @@ def test_picture_shows_what_the_loss_does(name):
     assert ((drawn - now).abs() <= near).all(), STALE
 
 
+def test_no_two_pictures_are_the_same():
+    pictures = [str(make_losses.samples(name)) for name in LOSSES]
+    assert len(set(pictures)) == len(pictures)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_bounded_as_its_docstring_says(name):
     def extremes(lowest: float) -> tuple[float, float]:

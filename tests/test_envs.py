@@ -1,5 +1,7 @@
 """The environments against Gymnasium's Ant-v5, known mechanics, and TorchRL's own checks."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -320,7 +322,7 @@ def test_leg_four_is_found_by_the_names_of_its_joints():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"physics": "magic"}, "physics must be 'threads'; got 'magic'"),
+        ({"physics": "magic"}, "physics must be one of threads, warp; got 'magic'"),
         ({"integrator": "RK5"}, "integrator must be one of Euler, RK4, .*; got 'RK5'"),
         ({"num_envs": 0}, "must be positive; got 0"),
         ({"max_steps": 0}, "must be positive; got 4 and 0"),
@@ -334,6 +336,13 @@ def test_mistakes_get_one_clear_line(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         ThreeLeggedAnt(**{"num_envs": 4} | settings)
     assert "\n" not in str(caught.value)
+
+
+def test_warp_without_its_packages_says_which_extra_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torchmpo_envs.warp", raising=False)
+    monkeypatch.setitem(sys.modules, "mujoco_warp", None)  # cannot be imported
+    with pytest.raises(ImportError, match=r"pip install 'torchmpo\[warp\]'"):
+        Ant(2, physics="warp")
 
 
 def test_unknown_expert():

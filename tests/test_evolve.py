@@ -15,7 +15,7 @@ import yaml
 
 import torchmpo
 from torchmpo import evolve
-from torchmpo.evolve import PRESETS, EvolveConfig, Setup, final_returns, main, parse
+from torchmpo.evolve import COMMAND, PRESETS, EvolveConfig, Setup, final_returns, main
 from torchmpo.trial import Trial
 
 CORES = len(os.sched_getaffinity(0))
@@ -216,7 +216,7 @@ def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
     assert main(["--out", "run"]) == 130
     message = capsys.readouterr().err
     assert message == "\ninterrupted; go on with: python -m torchmpo.evolve --out run --resume\n"
-    assert parse(["--out", "run", "--resume"])[0] == EvolveConfig()
+    assert COMMAND.parse(["--out", "run", "--resume"])[0] == EvolveConfig()
 
 
 # --- the real thing, small ---

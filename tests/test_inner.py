@@ -341,6 +341,7 @@ def test_padding_is_never_read(steps):
 
 
 class Curious:
+    name = "curious"
     inputs = frozenset({"chosen_logps", "favourite_colour"})
     needs_reference = False
 
@@ -360,7 +361,9 @@ def test_mistakes_are_told_before_anything_runs():
         train(objective_params={"beta": torch.ones(2)})
     with pytest.raises(ValueError, match="one population size; got 3, 4"):
         train(seed=[1, 2, 3, 4])
-    with pytest.raises(ValueError, match=r"cannot supply favourite_colour; .*chosen_mean_logps"):
+    with pytest.raises(
+        ValueError, match=r"curious: .* cannot supply favourite_colour; .*chosen_mean_logps"
+    ):
         train(objective=Curious())
     with pytest.raises(ValueError, match="init_params should be"):
         train(init_params={name: value[0] for name, value in start.items()})
@@ -383,3 +386,95 @@ def test_mistakes_are_told_before_anything_runs():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         InnerConfig(**settings)
+
+
+# --- being told of every epoch ---
+
+
+def watched(policy, start, objective, own, data, settings, seed):
+    """What training returns, and what it tells: (epochs done, members, parameters) of each call."""
+    told = []
+
+    def on_epoch(epoch, members, params):
+        told.append((epoch, members, {name: value.clone() for name, value in params.items()}))
+
+    final = train_policies(policy, start, objective, own, data, settings, seed, on_epoch=on_epoch)
+    return final, told
+
+
+@pytest.mark.parametrize("seed", [3, [3, 1, 4, 1, 5]], ids=["shared", "own"])
+@pytest.mark.parametrize("sft_epochs", [0, 2])
+def test_every_epoch_of_every_chunk_is_told_in_order(seed, sft_epochs):
+    policy, data, objective = make_policy(), make_data(), Objective(simpo_loss)
+    start = make_population(policy, 5)
+    own = {"beta": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)}
+    settings = config(epochs=3, sft_epochs=sft_epochs, chunk_size=3)
+    final, told = watched(policy, start, objective, own, data, settings, seed)
+    total = sft_epochs + 3
+    assert [epoch for epoch, _, _ in told] == [*range(total + 1)] * 2
+    # The last chunk is filled up from the front.
+    assert [members for _, members, _ in told] == [[0, 1, 2]] * (total + 1) + [[3, 4, 0]] * (
+        total + 1
+    )
+    unwatched = train_policies(policy, start, objective, own, data, settings, seed)
+    for name in final:
+        assert torch.equal(final[name], unwatched[name])
+    for epoch, members, params in told:
+        assert params.keys() == start.keys()
+        for name, value in params.items():
+            if epoch == 0:
+                assert torch.equal(value, start[name][members])
+            elif epoch == total and members[-1] == 2:
+                assert torch.equal(value, final[name][members])
+            elif epoch == total:  # the copy of member 0 is of another chunk
+                assert torch.equal(value[:2], final[name][members[:2]])
+                assert (value[2] - final[name][0]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("seed", [3, [3, 1]], ids=["shared", "own"])
+def test_what_is_told_between_is_a_shorter_training(seed):
+    """SimPO does not look at the progress, so its first epochs do not know how many there are."""
+    policy, data, objective = make_policy(), make_data(), Objective(simpo_loss)
+    start, own = make_population(policy, 2), {"beta": torch.ones(2, dtype=torch.float64)}
+    settings = config(epochs=3, sft_epochs=2)
+    _, told = watched(policy, start, objective, own, data, settings, seed)
+    for epoch, _, params in told:
+        shorter = config(sft_epochs=min(epoch, 2), epochs=max(epoch - 2, 0))
+        expected = train_policies(policy, start, objective, own, data, shorter, seed)
+        assert distance(params, expected) < 1e-12
+    moves = [distance(a, b) for (_, _, a), (_, _, b) in zip(told, told[1:])]
+    assert min(moves) > 1e-4
+
+
+def test_of_a_shared_sft_phase_only_the_end_is_told():
+    policy, data, objective = make_policy(), make_data(), Objective(dpo_loss)
+    start = stack_policies(policy.trainable(), 3)
+    own = {"beta": torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)}
+    settings = config(epochs=1, sft_epochs=2, chunk_size=2)
+    final, told = watched(policy, start, objective, own, data, settings, 0)
+    assert [(epoch, members) for epoch, members, _ in told] == [
+        (2, [0, 1]),
+        (3, [0, 1]),
+        (2, [2, 0]),
+        (3, [2, 0]),
+    ]
+    sft = train_policies(policy, start, objective, own, data, config(epochs=0, sft_epochs=2), 0)
+    for epoch, members, params in told:
+        for name, value in params.items():
+            assert value.shape[0] == 2
+            if epoch == 2:
+                assert (value - sft[name][members]).abs().max() < 1e-12
+            else:
+                assert (value - final[name][members]).abs().max() < 1e-9
+    # With streams of their own, members have SFT phases of their own.
+    _, told = watched(policy, start, objective, own, data, settings, [0, 1, 2])
+    assert [epoch for epoch, _, _ in told] == [0, 1, 2, 3] * 2
+
+
+def test_without_an_epoch_the_start_is_told_once_as_the_end():
+    policy, data = make_policy(), make_data()
+    start = make_population(policy, 2)
+    settings = config(epochs=0)
+    _, told = watched(policy, start, Objective(sft_loss), {}, data, settings, [1, 2])
+    assert [(epoch, members) for epoch, members, _ in told] == [(0, [0, 1])]
+    assert distance(told[0][2], start) == 0

@@ -172,6 +172,20 @@ def test_extreme_logits_stay_finite(small_tiles, trainable, softcap):
     torch.testing.assert_close(found, gradients(expected, inputs, upstream), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_large_common_offset_costs_no_accuracy(trainable):
+    hidden, weight = torch.ones(1, 1), torch.tensor([[1e6], [1e6 + 1], [1e6 + 3]])
+    hidden.requires_grad_()
+    weight.requires_grad_(trainable)
+    logps = linear_logps(hidden, weight, torch.tensor([0]))
+    expected = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(logps, expected[:1].float())
+    if trainable:
+        (found,) = torch.autograd.grad(logps, weight, torch.ones(1))
+        wanted = torch.tensor([1.0, 0.0, 0.0]) - expected.exp()
+        torch.testing.assert_close(found[:, 0], wanted.float())
+
+
 def test_tokens_forbidden_by_a_bias_of_minus_infinity(small_tiles):
     hidden, weight, labels, bias, upstream = make()
     bias[:20] = -torch.inf  # the whole first tile

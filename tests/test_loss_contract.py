@@ -510,8 +510,50 @@ def test_shapes_that_differ_are_refused_with_both_printed(name, wrong):
         data = {k: x[: wrong[0]].reshape(wrong) if k in odd else x for k, x in right.items()}
         with pytest.raises(ValueError, match=re.escape(str(wrong))) as caught:
             call(name, data, **FIRST[name])
-        assert "(6,)" in str(caught.value)
+        # Or the odd ones were looked at by themselves, and have a dimension too many.
+        assert "(6,)" in str(caught.value) or "must be [batch]" in str(caught.value)
         assert any(field in str(caught.value) for field in odd)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_probabilities_of_steps_are_refused(name):
+    data = {field: x[:, None].expand(6, 3) for field, x in make_inputs(name).items()}
+    with pytest.raises(ValueError, match=r"must be \[batch\]; got shape \(6, 3\): add up"):
+        call(name, data, **FIRST[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integers_as_log_probabilities_are_refused(name):
+    data = {field: x.long() for field, x in make_inputs(name).items()}
+    with pytest.raises(ValueError, match=r"logps must be floating point; got torch\.int64"):
+        call(name, data, **FIRST[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", [None, 1.0, [1.0]])
+def test_an_input_that_is_no_tensor_is_named(name, wrong):
+    for field in SIGNATURES[name][0]:
+        if wrong is not None or field not in OPTIONAL.get(name, ()):
+            with pytest.raises(ValueError, match=rf"{field} must be a tensor \[batch\]; got"):
+                call(name, make_inputs(name) | {field: wrong}, **FIRST[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hyper_parameters_that_are_no_numbers_are_named(name):
+    for key, value in defaults(name).items():
+        if isinstance(value, str):
+            continue
+        for wrong, message in (("x", "must be .* got 'x'"), (torch.ones(6), r"got shape \(6,\)")):
+            with pytest.raises(ValueError, match=f"{key} {message}" if wrong == "x" else message):
+                call(name, make_inputs(name), **{key: wrong})
+
+
+@pytest.mark.parametrize(("name", "hyper"), [("alpha_po", {}), ("f_dpo", {"divergence": "alpha"})])
+def test_alpha_has_its_gradient_where_the_formula_changes(name, hyper):
+    data = make_inputs(name, batch=4)
+    for value in (0.0, 1e-9, 1e-4):
+        alpha = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda a: call(name, data, **hyper, alpha=a), [alpha])
 
 
 @pytest.mark.parametrize("name", NAMES)

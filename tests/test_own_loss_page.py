@@ -77,18 +77,18 @@ def test_the_vocabulary_is_complete_and_in_order():
 def test_shapes_and_units_of_the_vocabulary(name, shape, unit):
     shapes = []
     # The trial call of a loss shows the shape that it may count on.
-    source = f"def loss({name}):\n    shapes.append({name}.shape)\n    return torch.zeros(2)"
+    source = f"def loss({name}):\n    shapes.append({name}.shape)\n    return torch.zeros(3)"
     namespace = {"shapes": shapes, "torch": torch}
     exec(source, namespace)
     Objective(namespace["loss"])
-    assert shapes == [{"`[batch]`": (2,), "`[batch, time]`": (2, 3), "scalar": ()}[shape]]
+    assert shapes == [{"`[batch]`": (3,), "`[batch, time]`": (3, 4), "scalar": ()}[shape]]
     units = {
         "_mean_logps": "nats per step",
         "_step_logps": "nats of each step",
         "_logps": "nats, summed",
         "_lengths": "steps",
         "_rewards": "scores",
-        "_mask": "1 where a step counts",
+        "_mask": "bool, whether a step counts",
         "_probs": "probability",
         "progress": "fraction",
     }

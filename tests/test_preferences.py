@@ -21,7 +21,7 @@ from torchmpo.preferences import (
 from torchmpo.seeding import generator
 from torchmpo_envs import ThreeLeggedAnt, expert_path
 
-SMALL = PoolConfig(pairs=40, max_steps=20, behaviour_std=0.2, seed=3)
+SMALL = PoolConfig(pairs=40, max_steps=20, behaviour_std=0.5, seed=3)
 SMALL_ROWS = [0, 7, 40, 47, 80, 119]  # two of each role
 
 

@@ -72,7 +72,7 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
     """
     if unit not in _FIELDS:
         raise ValueError(f"unit must be 'sum' or 'mean'; got {unit!r}")
-    objective = _bind(loss, hyper)
+    objective = resolve(loss, **hyper)
     missing = _missing(objective, unit)
     if missing:
         raise ValueError(
@@ -99,16 +99,6 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
         return objective(pair), *implicit_rewards(objective, pair)
 
     return signature
-
-
-def _bind(loss: str | Path | Callable[..., Tensor] | Bound, hyper: dict) -> Bound:
-    if isinstance(loss, (Objective, MirrorObjective)):
-        if hyper:
-            raise ValueError(f"{loss.name} is bound already; it takes no {', '.join(hyper)}")
-        return loss
-    if isinstance(loss, (str, Path)):
-        return resolve(loss, **hyper)
-    return Objective(loss, **hyper)
 
 
 def _pair(objective: Bound, unit: str, logps: Logps) -> PairLogps:

@@ -6,7 +6,6 @@ each trained policy is the fitness of its loss; OpenAI-ES moves the losses uphil
 
 import json
 import os
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmpo.errors import UserError, nearest
+from torchmpo.commandline import Command, duration, read_json
+from torchmpo.errors import UserError
 
 if TYPE_CHECKING:
     from torchmpo.objective import MirrorObjective
     from torchmpo.search import Found, SearchConfig
     from torchmpo.trial import Trial
-
-PROGRAM = "python -m torchmpo.evolve"
 
 
 @dataclass(frozen=True)
@@ -280,7 +278,7 @@ def finish(setup: Setup, found: "Found", out: Path) -> None:
         scores = {name: values.mean(1).tolist() for name, values in returns.items()}
         content = {**report.compare(scores), "mean_return_by_seed": scores}
         write_atomic(path, json.dumps(content, indent=2) + "\n")
-    comparison = _read_json(path)
+    comparison = read_json(path)
     with torch.no_grad():
         objective.vector.copy_(found.vector)
     objective.save(out / "objective", _card(config, objective, found, comparison))
@@ -368,7 +366,7 @@ class Progress:
             line = (
                 f"generation {generation + 1:>3}/{self.generations}  centre {row['centre']:8.1f}  "
                 f"mean {row['mean']:8.1f}  best {row['best']:8.1f}  σ {row['sigma']:.4f}  "
-                f"failed {row['nan']}  {seconds:.1f} s  ETA {_duration(left)}"
+                f"failed {row['nan']}  {seconds:.1f} s  ETA {duration(left)}"
             )
         self.bar.initial = self.bar.n = generation  # after a resume, too
         self.bar.update()
@@ -376,180 +374,19 @@ class Progress:
         sys.stdout.flush()
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and --resume") from error
-
-
-# The command line ---------------------------------------------------------------------------------
-
-
-def build_parser(defaults: dict):
-    """The parser, with ``defaults`` in place of those of :class:`EvolveConfig`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog=PROGRAM,
-        description="Discover a preference loss by evolution.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--out", default="runs/evolve", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_class_arguments(EvolveConfig)
-    parser.set_defaults(defaults)
-    return parser
-
-
-def parse(argv: Sequence[str]) -> tuple[EvolveConfig, Path, bool]:
-    """Settings, run folder and whether to resume, with the folder checked against them.
-
-    Raises:
-        UserError: anything wrong with the command line or the folder.
-    """
-    from jsonargparse import ArgumentParser
-
-    first = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    first.add_argument("--preset", default=None, type=str | None)
-    first.add_argument("--out", default="runs/evolve")
-    first.add_argument("--resume", action="store_true")
-    first.add_argument("--config", default=None, type=str | None)
-    own = ("--preset", "--out", "--resume", "--config")
-    given = _readable(first.parse_args, _only(argv, own))
-    out, resume = Path(given.out), given.resume
-    preset = given.preset or _preset_in(given.config)
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
-    stored = _stored_config(out) if resume else None
-    defaults = PRESETS[preset or "default"]
-    if stored is not None and preset is None:
-        defaults = stored
-    namespace = _readable(build_parser(defaults).parse_args, list(argv))
-    if (namespace.out, namespace.resume) != (given.out, given.resume):
-        raise UserError("give --out and --resume on the command line, after --config")
-    config = _config(namespace)
-    if stored is not None:
-        for name, value in asdict(config).items():
-            if name not in PLACE and value != stored[name]:
-                raise UserError(
-                    f"--resume: {name} is {value!r}, but the run in {out} has {stored[name]!r}; "
-                    "drop that setting, or choose another --out"
-                )
-    elif out.exists() and (not out.is_dir() or any(_visible(out))):
-        raise UserError(
-            f"{out} exists and is not empty: go on with --resume, or choose another --out"
-        )
-    return config, out, resume
-
-
-def _preset_in(path: str | None) -> str | None:
-    """The preset that a configuration file names; the real parser complains of a bad file."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text()) if path else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return str(values["preset"]) if isinstance(values, dict) and "preset" in values else None
-
-
-def _only(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The options ``names`` with their values, so that the rest is left to the real parser."""
-    kept = []
-    for i, word in enumerate(argv):
-        name, equals, _ = word.partition("=")
-        if name in names:
-            kept.append(word)
-            if not equals and name != "--resume":
-                kept += argv[i + 1 : i + 2]
-    return kept
-
-
-def _config(namespace) -> EvolveConfig:
-    values = namespace.as_dict()
-    return EvolveConfig(**{f.name: values[f.name] for f in fields(EvolveConfig)})
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What a user would see; a kill may leave a temporary file behind."""
-    return [p for p in folder.iterdir() if not p.name.startswith(".")]
-
-
-def _stored_config(out: Path) -> dict:
-    import yaml
-
-    path = out / "config.yaml"
-    if not path.exists():
-        raise UserError(f"--resume: there is no run in {out}; start one without --resume")
-    try:
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("it is not a mapping")
-        if missing := {f.name for f in fields(EvolveConfig)} - values.keys():
-            raise ValueError(f"{sorted(missing)[0]} is missing")
-        return asdict(_config(_readable(build_parser({}).parse_object, values)))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not the configuration of a run: {reason}") from error
-
-
-def _readable(parse, argument):
-    """Run a parser; its complaint becomes one line that names the nearest valid key."""
-    from jsonargparse import ArgumentError
-
-    keys = [f.name for f in fields(EvolveConfig)] + ["preset", "out", "resume", "config"]
-    try:
-        return parse(argument)
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config: the file is not text ({error})") from error
-    except (ArgumentError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())
-        if match := re.search(r"unrecognized arguments: (\S+)", text):
-            if not match[1].startswith("-"):
-                raise UserError(f"unexpected argument {match[1]!r}") from error
-            name = match[1].lstrip("-").partition("=")[0]
-            raise UserError(f"unknown option --{name}: {nearest(name, keys)}") from error
-        if match := re.search(r"Option '([^']+)' is not accepted", text):
-            raise UserError(f"unknown key {match[1]!r}: {nearest(match[1], keys)}") from error
-        text = re.sub(r"^Parser key \"(\w+)\":", r"\1:", text)
-        raise UserError(re.sub(r"<class '(\w+)'>", r"\1", text)) from error
+COMMAND = Command(
+    program="python -m torchmpo.evolve",
+    description="Discover a preference loss by evolution.",
+    settings=EvolveConfig,
+    presets=PRESETS,
+    out="runs/evolve",
+    place=PLACE,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
-    import yaml
-
-    from torchmpo.files import write_atomic
-
-    out = None
-    try:
-        config, out, resume = parse(sys.argv[1:] if argv is None else argv)
-        setup = Setup.of(config)
-        if not resume:
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-        run(setup, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        how = f"; go on with: {PROGRAM} --out {out} --resume" if out else ""
-        print(f"\ninterrupted{how}", file=sys.stderr)
-        return 130
-    return 0
+    return COMMAND.main(argv, Setup.of, run)
 
 
 if __name__ == "__main__":

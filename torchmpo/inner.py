@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Params = dict[str, Tensor]
 Seed = int | Sequence[int]
+OnEpoch = Callable[[int, list[int], Params], None]
+OnTrained = Callable[[int, Params], None] | None
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants
 
 
@@ -86,6 +88,8 @@ def train_policies(
     dataset: "PreferenceDataset",
     config: InnerConfig,
     seed: Seed,
+    *,
+    on_epoch: OnEpoch | None = None,
 ) -> Params:
     """Train a population of policies on preference pairs.
 
@@ -99,6 +103,9 @@ def train_policies(
         config: see :class:`InnerConfig`.
         seed: names the minibatches and time steps, which all members share; or P seeds, one per
             member. Torch's global random state is neither read nor changed.
+        on_epoch: called for each chunk before the first epoch and after every one, with the number
+            of epochs done (SFT included), the chunk's members, and their parameters ``{name: [C,
+            ...]}``. Of an SFT phase that all members share only the end is told.
 
     Returns:
         ``{name: [P, ...]}`` with dtype and device of ``init_params``.
@@ -110,9 +117,9 @@ def train_policies(
     population = _population(policy, init_params, objective, objective_params, seed)
     loop = _Loop(policy, dataset, config, like=next(iter(init_params.values())))
 
-    def start(params: Params, stream: Seed) -> tuple[Params, Params]:
+    def start(params: Params, stream: Seed, told: OnTrained = None) -> tuple[Params, Params]:
         if config.sft_epochs:
-            params = loop.train("sft", params, _SFT, {}, {}, stream)
+            params = loop.train("sft", params, _SFT, {}, {}, stream, told)
         if objective.needs_reference:
             return params, {"reference": loop.step_logps(params)}
         return params, {}
@@ -129,13 +136,20 @@ def train_policies(
     for chunk in range(chunks):
         members = [i % population for i in range(chunk * size, (chunk + 1) * size)]
         stream = seed if isinstance(seed, int) else [seed[i] for i in members]
+        told = on_epoch and _tell(on_epoch, members)
         if not alike:
-            params, reference = start(_rows(init_params, members), stream)
+            params, reference = start(_rows(init_params, members), stream, told)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
         prior = {n: v.expand(size, -1, -1) for n, v in reference.items()}
         own = _rows(objective_params, members)
-        trained.append(loop.train("preference", first, objective, own, prior, stream))
+        trained.append(loop.train("preference", first, objective, own, prior, stream, told))
+        if told:
+            told(config.sft_epochs + config.epochs, trained[-1])
     return {name: torch.cat([t[name] for t in trained])[:population] for name in init_params}
+
+
+def _tell(on_epoch: OnEpoch, members: list[int]) -> OnTrained:
+    return lambda epochs, params: on_epoch(epochs, members, params)
 
 
 class _StepLogps(nn.Module):
@@ -194,6 +208,7 @@ class _Loop:
         objective_params: Any,
         reference: Params,
         seed: Seed,
+        told: OnTrained = None,
     ) -> Params:
         """The epochs of one phase, for one chunk of the population."""
         config, shared = self.config, isinstance(seed, int)
@@ -202,7 +217,10 @@ class _Loop:
         updates = pairs.shape[1] // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         state, update = (params, *moments), None
+        before = 0 if phase == "sft" else config.sft_epochs
         for epoch in range(epochs):
+            if told:
+                told(before + epoch, state[0])
             order, offsets = self.draw(phase, epoch, updates, seed)
             for i in range(updates):
                 n = epoch * updates + i
@@ -333,15 +351,24 @@ def _rows(tree: Any, members: list[int]) -> Any:
     return tree_map(lambda value: value[members].contiguous(), tree)
 
 
-def _population(policy, init_params: Params, objective, objective_params, seed) -> int:
-    """P, if everything agrees on it and the objective can be served."""
+def check_inputs(objective: Objective | MirrorObjective) -> None:
+    """Refuse an objective with an input that trajectories do not have.
+
+    Raises:
+        UserError: which input, and what could be supplied.
+    """
     # Trajectories have a return, but nobody voted on them.
     supplied = [name for name in PairLogps._fields if name != "preference_probs"]
     if unknown := objective.inputs - set(supplied):
         raise UserError(
-            f"the inner loop cannot supply {', '.join(sorted(unknown))}; "
+            f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "
             f"an objective may take {', '.join(supplied)}"
         )
+
+
+def _population(policy, init_params: Params, objective, objective_params, seed) -> int:
+    """P, if everything agrees on it and the objective can be served."""
+    check_inputs(objective)
     want = {name: tuple(value.shape) for name, value in policy.trainable().items()}
     have = {name: tuple(value.shape[1:]) for name, value in init_params.items()}
     if want != have:

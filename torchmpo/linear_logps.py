@@ -37,7 +37,7 @@ def linear_logps(
     padding's labels to it, and only the completion costs anything. A sequence's log-probability is
     ``logps.sum(-1)``, its mean that over ``(labels != ignore_index).sum(-1)``.
 
-    Products are summed in float32 (float64 if an input is float64), whatever the inputs' dtype, and
+    Products are summed in float32 (float64 if a factor is float64), whatever the inputs' dtype, and
     log-probabilities stay in it. Inputs of different dtypes are promoted. Under autocast, hidden
     states and weight are rounded to its dtype, as ``F.linear`` would, and nothing else is.
 
@@ -61,10 +61,12 @@ def linear_logps(
         ignore_index: the label of the positions to skip.
         chunk_size: tokens per tile, ≥ 1. None takes what fills a tile of 32 MiB in float32: 2048
             tokens for vocabularies of 4096 and more. Working memory is about one tile (two with
-            soft-capping) and 3 × tokens × hidden_size numbers.
+            soft-capping) and 3 × tokens × hidden_size numbers; off CUDA, low-precision weights are
+            widened 4096 rows at a time besides.
 
     Returns:
-        ``[...]``, ≤ 0, nats, 0 at ignored positions; float32, or float64 if an input is.
+        ``[...]``, ≤ 0, nats, 0 at ignored positions; float32, or float64 if ``hidden`` or
+        ``weight`` is.
 
     Raises:
         ValueError: shapes do not match, labels that are not integers or out of range,

@@ -1,4 +1,4 @@
-"""Step log-probabilities, and how they add up to those of a trajectory or a completion."""
+"""Log-densities of actions, and exponentials of log-probabilities that do not overflow."""
 
 import math
 
@@ -55,8 +55,12 @@ def q_logarithm(x: Tensor, k: float | Tensor) -> Tensor:
     """
     if not isinstance(k, Tensor):
         return x if k == 0 else _expm1_then_line(k * x) / k
-    safe = torch.where(k == 0, 1.0, k)
-    return torch.where(k == 0, x, _expm1_then_line(safe * x) / safe)
+    # Near kx = 0 a series, so that the derivative with respect to k is right there, too.
+    small = (k * x).abs() < 1e-2
+    u = (k * x).clamp(-1e-2, 1e-2)
+    series = x * (1 + u / 2 * (1 + u / 3 * (1 + u / 4 * (1 + u / 5 * (1 + u / 6)))))
+    safe = torch.where(small, 1.0, k.to(x.dtype))
+    return torch.where(small, series, _expm1_then_line(safe * x) / safe)
 
 
 def _expm1_then_line(x: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
         return phi_inv(policy) if ref is None else phi_inv(policy) - phi_inv(ref)
     score = policy if ref is None else policy - hyper.get("ref_coef", 1.0) * ref
     for name, exception in _EXCEPTIONS.items():
-        if isinstance(objective, Objective) and LOSSES.get(name) is objective.function:
+        if isinstance(objective, Objective) and LOSSES.get(name) is objective.source:
             return exception(score, hyper)
     return hyper.get("beta", 1.0) * score
 
@@ -156,10 +156,11 @@ def _share(right: Tensor) -> Tensor:
 
 
 def _check_batch(**tensors: Tensor) -> None:
-    same_shape(**tensors)
     name, first = next(iter(tensors.items()))
-    if first.dim() != 1 or first.shape[0] == 0:
-        raise ValueError(f"{name} must be [batch], at least one pair; got {tuple(first.shape)}")
+    if not isinstance(first, Tensor) or first.dim() != 1 or first.shape[0] == 0:
+        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise ValueError(f"{name} must be [batch], at least one pair; got {got}")
+    same_shape(**tensors)
 
 
 def reward_accuracy(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:

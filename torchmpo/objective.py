@@ -7,6 +7,7 @@ by name, by reference to a function, or by the folder it was saved in.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -33,7 +34,8 @@ class PairLogps(NamedTuple):
     ``ref_*`` the same under the frozen reference; ``*_lengths`` the steps that count, ``[batch]``;
     ``progress`` the fraction of training done, a scalar in [0, 1]; ``*_rewards`` scores,
     ``[batch]``; ``preference_probs`` how likely the chosen response is the better one, ``[batch]``,
-    in [0, 1]; ``*_step_logps`` and ``*_mask`` per step, ``[batch, time]``.
+    in [0, 1]; ``*_step_logps`` and ``*_mask`` (bool, whether a step counts) per step,
+    ``[batch, time]``.
     """
 
     chosen_logps: Tensor | None = None
@@ -56,6 +58,13 @@ class PairLogps(NamedTuple):
     rejected_mask: Tensor | None = None
 
 
+def _source(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    return function
+
+
 def _take(pair: PairLogps, name: str, objective: str) -> Tensor:
     value = getattr(pair, name)
     if value is None:
@@ -68,7 +77,7 @@ class Objective:
 
     Args:
         function: positional parameters named after fields of :class:`PairLogps`, hyper-parameters
-            keyword-only, ``[batch]`` out.
+            keyword-only, ``[batch]`` out; also a ``partial`` or a compiled version of one.
         name: how to call it; by default the function's own name.
         **hyper: hyper-parameters, python numbers or 0-d tensors; the others keep their defaults.
 
@@ -79,6 +88,7 @@ class Objective:
             gradients differ from those of one large batch. Known of the library's own losses; any
             other says so by an attribute ``coupled = True`` of the function.
         hyper: every hyper-parameter with its value.
+        source: the function under partials, decorators and ``torch.compile``.
 
     Raises:
         ValueError: a parameter outside the vocabulary, an unknown or missing hyper-parameter, or
@@ -94,7 +104,8 @@ class Objective:
 
     def __init__(self, function: Callable[..., Tensor], *, name: str | None = None, **hyper: Any):
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.source = _source(function)
+        self.name = name or getattr(self.source, "__name__", type(function).__name__)
         parameters = inspect.signature(function).parameters.values()
         keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         inputs = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -119,19 +130,23 @@ class Objective:
         self.inputs = frozenset(self._inputs)
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
         library = {LOSSES[coupled] for coupled in COUPLED}
-        self.coupled = function in library or getattr(function, "coupled", False)
+        self.coupled = self.source in library or getattr(self.source, "coupled", False)
         self._try()
 
     def _try(self) -> None:
-        """Mistakes in a hyper-parameter show before any compute: one call on two made-up pairs."""
+        """Mistakes show before any compute: one call on three made-up pairs."""
         values = {}
         for field in self._inputs:
-            shape = (2, 3) if field.endswith(("_step_logps", "_mask")) else (2,)
+            shape = (3, 4) if field.endswith(("_step_logps", "_mask")) else (3,)
             values[field] = torch.full(shape, -1.0 if field.endswith("logps") else 1.0)
+            if field.endswith("_mask"):
+                values[field] = values[field].bool()
+            if field.endswith("_lengths"):
+                values[field] = values[field].long()
         if "progress" in values:
             values["progress"] = torch.tensor(0.5)
         loss = self(PairLogps(**values))
-        if not isinstance(loss, Tensor) or loss.shape != (2,):
+        if not isinstance(loss, Tensor) or loss.shape != (3,):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"{self.name} must return one value per pair, [batch]; got {got}")
 
@@ -177,9 +192,9 @@ INITIAL = {
     "one": {"psi_log": 1.0, "phi_inv_logit": 1.0, "phi_inv_log": 0.0, "g_log": 0.1},
     "two": {"phi_inv_logit": 0.0, "phi_inv_log": 0.1, "g_log": 1.0},
 }
-# A coefficient is its initial value times exp(GAIN·θ), the exponent kept within ±MAX_EXPONENT.
+# A coefficient is its initial value times exp(GAIN·θ), the exponent kept within ±MAX_GAIN_EXPONENT.
 GAIN = 10.0
-MAX_EXPONENT = 7.0
+MAX_GAIN_EXPONENT = 7.0
 
 
 def _density(logps: Tensor) -> Tensor:
@@ -343,7 +358,7 @@ class MirrorObjective(nn.Module):
             theta = theta + rest[rest.shape[0] // 2 + k] * progress
         if initial == 0:
             return torch.relu(theta)
-        return initial * torch.exp((GAIN * theta).clamp(-MAX_EXPONENT, MAX_EXPONENT))
+        return initial * torch.exp((GAIN * theta).clamp(-MAX_GAIN_EXPONENT, MAX_GAIN_EXPONENT))
 
     def apply(self, vector: Tensor, pair: PairLogps) -> Tensor:
         """The loss of each pair under the parameters ``vector`` instead of the own ones.
@@ -419,8 +434,33 @@ class MirrorObjective(nn.Module):
         return objective
 
 
+# What other libraries and papers call a loss of LOSSES.
+OTHER_NAMES = {
+    "sigmoid": "dpo",
+    "cdpo": "dpo",
+    "hinge": "hinge_dpo",
+    "rso": "hinge_dpo",
+    "robust": "robust_dpo",
+    "rdpo": "robust_dpo",
+    "aot_pair": "aot_unpaired",
+    "sigmoid_norm": "dpo_norm",
+    "hypo": "dpo_positive_reference",
+    "odpo": "margin_dpo",
+    "lrml": "discopop",
+    "sppo": "sppo_hard",
+    "bco": "bco_pair",
+    "exo": "exo_pair",
+    "nca": "nca_pair",
+    "slic": "slic_hf",
+}
+
+
 def _import_function(reference: str) -> Callable[..., Any]:
     module_name, _, attribute = reference.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ValueError(
+            f"{reference!r} must be package.module:function, with dots, and without a path or .py"
+        )
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -434,13 +474,15 @@ def _import_function(reference: str) -> Callable[..., Any]:
     return function
 
 
-def resolve(name_or_path_or_ref: str | Path, **hyper: Any) -> "Objective | MirrorObjective":
+def resolve(
+    loss: "str | Path | Callable[..., Tensor] | Objective | MirrorObjective", **hyper: Any
+) -> "Objective | MirrorObjective":
     """Find an objective.
 
     Args:
-        name_or_path_or_ref: a name in ``torchmpo.losses.LOSSES``, ``"package.module:function"`` for
-            one's own loss, or the folder of a saved :class:`MirrorObjective`.
-        **hyper: hyper-parameters of the loss; a saved objective takes none.
+        loss: a name in ``torchmpo.losses.LOSSES``, ``"package.module:function"`` for one's own, the
+            folder of a saved :class:`MirrorObjective`, a function, or an objective.
+        **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
 
     Raises:
         ValueError: nothing of that name (the nearest one is named), a function whose parameters are
@@ -452,14 +494,22 @@ def resolve(name_or_path_or_ref: str | Path, **hyper: Any) -> "Objective | Mirro
     Traceback (most recent call last):
     ValueError: unknown loss 'simp': did you mean 'simpo'?
     """
-    text = str(name_or_path_or_ref)
-    path = Path(name_or_path_or_ref)
-    if not isinstance(name_or_path_or_ref, Path):
+    if isinstance(loss, (Objective, MirrorObjective)):
+        if hyper:
+            raise ValueError(f"{loss.name} is bound already; it takes no {', '.join(hyper)}")
+        return loss
+    if not isinstance(loss, (str, Path)):
+        return Objective(loss, **hyper)
+    text, path = str(loss), Path(loss)
+    if not isinstance(loss, Path):
         if text in LOSSES:
             return Objective(LOSSES[text], name=text, **hyper)
         if ":" in text and not path.exists():
             return Objective(_import_function(text), name=text, **hyper)
         if os.sep not in text and not path.is_dir():
+            plain = text.lower().removesuffix("_loss")
+            if (here := OTHER_NAMES.get(plain, plain)) in LOSSES:
+                raise ValueError(f"unknown loss {text!r}: it is called {here!r} here")
             raise ValueError(f"unknown loss {text!r}: {nearest(text, LOSSES)}")
     if hyper:
         raise ValueError(f"a saved objective takes no hyper-parameters; got {', '.join(hyper)}")

@@ -50,10 +50,11 @@ class PoolConfig:
         behaviour_std: σ of the Gaussian from which the agents' actions are drawn (> 0).
         seed: of the start states and of the actions.
         integrator: of the physics.
-        original, target: names in ``torchmpo_envs.EXPERTS``.
+        original, target: names in ``torchmpo_envs.EXPERTS``; empty for those of the task,
+            ``torchmpo_envs.AGENTS``. On Hopper the original is the bad agent.
 
     Raises:
-        UserError: an unknown task, or a number out of its range.
+        UserError: an unknown task or agent, or a number out of its range.
     """
 
     task: str = "tla"
@@ -62,11 +63,11 @@ class PoolConfig:
     behaviour_std: float = 0.1
     seed: int = 0
     integrator: str = "implicitfast"
-    original: str = "ant_original"
-    target: str = "tla_target"
+    original: str = ""
+    target: str = ""
 
     def __post_init__(self):
-        from torchmpo_envs import TASKS
+        from torchmpo_envs import AGENTS, EXPERTS, TASKS
 
         if self.task not in TASKS:
             raise UserError(f"unknown task {self.task!r}: {nearest(self.task, TASKS)}")
@@ -76,6 +77,11 @@ class PoolConfig:
             )
         if not self.behaviour_std > 0:
             raise UserError(f"behaviour_std must be positive; got {self.behaviour_std}")
+        for role, agent in zip(("original", "target"), AGENTS[self.task], strict=True):
+            agent = getattr(self, role) or agent
+            if agent not in EXPERTS:
+                raise UserError(f"no agent {agent!r} is shipped: {nearest(agent, EXPERTS)}")
+            object.__setattr__(self, role, agent)  # frozen, and still being made
 
     def key(self) -> str:
         """A hash of settings, agents' weights and physics: the name of the pool's folder."""

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.errors import UserError
 from torchmpo.fitness import evaluate_policies
-from torchmpo.inner import InnerConfig, train_policies
+from torchmpo.inner import InnerConfig, OnEpoch, train_policies
 from torchmpo.objective import MirrorObjective, Objective
 from torchmpo.policy import GaussianPolicy, load_policy, stack_policies
 from torchmpo.preferences import PoolConfig, PreferenceDataset, preference_data
@@ -37,6 +38,11 @@ class Trial:
         sample: whether evaluation draws actions instead of taking the mean.
         num_threads: of the physics; 0 takes every core. Results do not depend on it.
         cache_dir: where the data is, see :func:`torchmpo.preferences.preference_data`.
+        start: ``"original"``, training goes on from the original agent, or ``"scratch"``, from
+            random weights that a member's seed names.
+
+    Raises:
+        UserError: another ``start``.
     """
 
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -47,10 +53,15 @@ class Trial:
     sample: bool = False
     num_threads: int = 0
     cache_dir: str | None = None
+    start: str = "original"
+
+    def __post_init__(self):
+        if self.start not in ("original", "scratch"):
+            raise UserError(f"start must be original or scratch; got {self.start!r}")
 
     @cached_property
     def policy(self) -> GaussianPolicy:
-        """The policy every training starts from: the original agent."""
+        """The original agent, with the σ of training."""
         from torchmpo_envs import expert_path
 
         path = expert_path(self.pool.original)
@@ -69,23 +80,60 @@ class Trial:
         objective_params: Any,
         population: int,
         seed: int | Sequence[int],
+        *,
+        on_epoch: OnEpoch | None = None,
     ) -> dict[str, Tensor]:
         """``population`` policies, each under its own row of ``objective_params``.
 
         Args:
             seed: one stream of minibatches for all, or one per member.
+            on_epoch: see :func:`torchmpo.inner.train_policies`.
         """
-        init = stack_policies(self.policy.trainable(), population)
+        init = self._initial(population, seed)
         args = (self.policy, init, objective, objective_params, self.dataset, self.inner)
-        return train_policies(*args, seed)
+        return train_policies(*args, seed, on_epoch=on_epoch)
 
-    def evaluate(self, params: dict[str, Tensor], episodes: int, seed: int) -> Tensor:
-        """Returns ``[population, episodes]``; every member starts in the same states."""
+    def _initial(self, population: int, seed: int | Sequence[int]) -> dict[str, Tensor]:
+        if self.start == "original":
+            return stack_policies(self.policy.trainable(), population)
+        if isinstance(seed, int):
+            return stack_policies(self._random(seed).trainable(), population)
+        members = [self._random(s).trainable() for s in seed]
+        return {name: torch.stack([m[name] for m in members]) for name in members[0]}
+
+    def _random(self, seed: int) -> GaussianPolicy:
+        """Fresh weights; torch's global random state is left as it was."""
+        like = self.policy
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "initial policy"))
+            return GaussianPolicy(
+                like.observation_size,
+                like.action_size,
+                like.hidden,
+                mean=like.mean_kind,
+                std=self.policy_std,
+                std_kind=self.policy_std_kind,
+            )
+
+    def evaluate(
+        self,
+        params: dict[str, Tensor],
+        episodes: int,
+        seed: int,
+        *,
+        policy: GaussianPolicy | None = None,
+    ) -> Tensor:
+        """Returns ``[population, episodes]``; every member starts in the same states.
+
+        Args:
+            policy: what the members have in common, if not :attr:`policy`.
+        """
         population = len(next(iter(params.values())))
         at_once = max(1, min(population, SIMULATIONS // episodes))
         env = self._environment(at_once * episodes)
         with _one_torch_thread():
-            return evaluate_policies(env, self.policy, params, episodes, seed, sample=self.sample)
+            own = policy or self.policy
+            return evaluate_policies(env, own, params, episodes, seed, sample=self.sample)
 
     @cached_property
     def _environments(self) -> dict:
@@ -102,6 +150,20 @@ class Trial:
                 num_threads=self.num_threads,
             )
         return self._environments[num_envs]
+
+    def changed(self, **settings: Any) -> "Trial":
+        """A trial with other settings of data or training, which shares what is loaded already."""
+        other = dataclasses.replace(self, **settings)
+        made_of = {
+            "policy": ("pool", "policy_std", "policy_std_kind"),
+            "_environments": ("pool", "num_threads"),
+            "dataset": ("pool", "data", "cache_dir"),
+        }
+        for name, settings_of in made_of.items():
+            same = all(getattr(other, s) == getattr(self, s) for s in settings_of)
+            if same and (name in self.__dict__ or name == "_environments"):
+                other.__dict__[name] = getattr(self, name)
+        return other
 
     def __getstate__(self) -> dict:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -1,13 +1,27 @@
-"""Batched MuJoCo locomotion tasks as TorchRL environments, and the agents trained on them."""
+"""Batched MuJoCo locomotion tasks as TorchRL environments, and the agents trained on them.
+
+The same tasks are Gymnasium ids: ``torchmpo_envs:torchmpo/Hopper-v0``, ``…/Ant-v0`` and
+``…/ThreeLeggedAnt-v0``.
+"""
 
 from pathlib import Path
 
 from torchmpo_envs.ant import Ant, ThreeLeggedAnt
+from torchmpo_envs.gymnasium import register
+from torchmpo_envs.hopper import Hopper
 
-__all__ = ["EXPERTS", "TASKS", "Ant", "ThreeLeggedAnt", "expert_path"]
+__all__ = ["AGENTS", "EXPERTS", "TASKS", "Ant", "Hopper", "ThreeLeggedAnt", "expert_path"]
 
-TASKS = {"ant": Ant, "tla": ThreeLeggedAnt}
+TASKS = {"ant": Ant, "hopper": Hopper, "tla": ThreeLeggedAnt}
 EXPERTS = ("ant_original", "tla_target")
+# The worse and the better agent whose trajectories are compared in each task.
+AGENTS = {
+    "ant": ("ant_original", "tla_target"),
+    "tla": ("ant_original", "tla_target"),
+    "hopper": ("hopper_bad", "hopper_target"),
+}
+
+register()
 
 
 def expert_path(name: str) -> Path:

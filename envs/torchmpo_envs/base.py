@@ -15,7 +15,8 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchmpo_envs.physics import Physics, Threads
+from torchmpo_envs.physics import PHYSICS, start_physics
+from torchmpo_envs.rendering import Renderer
 
 INTEGRATORS = {
     "Euler": mujoco.mjtIntegrator.mjINT_EULER,
@@ -35,16 +36,18 @@ class BatchedMujocoEnv(EnvBase):
 
     Args:
         num_envs: simulations in the batch.
-        physics: back end; ``"threads"`` is ``mujoco.batch``.
+        physics: back end; ``"threads"`` is ``mujoco.batch``, on the CPU and in float64; ``"warp"``
+            is MuJoCo Warp, on ``device`` and in float32, see :mod:`torchmpo_envs.warp`.
         integrator: ``"implicitfast"`` (four times faster) or ``"RK4"`` (Gymnasium's), ``"Euler"``,
             ``"implicit"``.
-        num_threads: threads of the back end; 0 takes every core. Results do not depend on it.
+        num_threads: of ``"threads"``; 0 takes every core. Results do not depend on it.
         max_steps: an episode is truncated after this many steps.
         seed: of the start states; None draws one.
-        device: where the tensors are; the physics runs on the CPU.
-        dtype: of observations and rewards. States are float64 always.
+        device: where the tensors are.
+        dtype: of observations and rewards. States are given and told in float64 always.
 
     Raises:
+        ImportError: ``physics="warp"`` where MuJoCo Warp is not installed.
         ValueError: unknown ``physics`` or ``integrator``, or sizes that are not positive; in
             ``step``, an action that is not finite; in ``reset``, a ``start_state`` of the wrong
             shape or not finite (MuJoCo would go on from its rest pose).
@@ -52,7 +55,7 @@ class BatchedMujocoEnv(EnvBase):
 
     model_file: str  # in Gymnasium's assets
     frame_skip: int  # physics steps per environment step
-    reset_noise: float  # half-width of qpos noise, standard deviation of qvel noise
+    reset_noise: float  # of start states: half-width on positions, scale on velocities
     _finished: Tensor
 
     def __init__(
@@ -67,8 +70,8 @@ class BatchedMujocoEnv(EnvBase):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        if physics != "threads":
-            raise ValueError(f"physics must be 'threads'; got {physics!r}")
+        if physics not in PHYSICS:
+            raise ValueError(f"physics must be one of {', '.join(PHYSICS)}; got {physics!r}")
         if integrator not in INTEGRATORS:
             names = ", ".join(INTEGRATORS)
             raise ValueError(f"integrator must be one of {names}; got {integrator!r}")
@@ -85,9 +88,14 @@ class BatchedMujocoEnv(EnvBase):
         self.model = model
         self.num_envs, self.max_steps, self.dtype = num_envs, max_steps, dtype
         self.dt = model.opt.timestep * self.frame_skip
-        self._physics: Physics = Threads(model, num_envs, num_threads)
-        self._steps = torch.zeros(num_envs, dtype=torch.int64)
-        self._finished = torch.ones(num_envs, dtype=torch.bool)
+        self._physics = start_physics(
+            physics, model, num_envs, num_threads=num_threads, device=torch.device(device)
+        )
+        # Kept where the physics is; what a caller gets is on the environment's device.
+        self._home = self._physics.qpos.device
+        self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self._home)
+        self._finished = torch.ones(num_envs, dtype=torch.bool, device=self._home)
+        self._renderer: Renderer | None = None
         self._start = torch.cat([torch.from_numpy(model.qpos0), torch.zeros(model.nv)])
         self._make_specs()
         self.set_seed(seed)
@@ -111,7 +119,7 @@ class BatchedMujocoEnv(EnvBase):
 
     @abstractmethod
     def _observation(self) -> Tensor:
-        """float64 observations of all environments, from the state of the physics."""
+        """Observations of all environments, from the state of the physics and in its type."""
 
     @abstractmethod
     def _healthy(self) -> Tensor:
@@ -119,35 +127,71 @@ class BatchedMujocoEnv(EnvBase):
 
     @abstractmethod
     def _reward(self, velocity: Tensor, action: Tensor, healthy: Tensor) -> Tensor:
-        """float64 rewards [num_envs] from the forward velocity (units/s) and clipped action."""
+        """Rewards [num_envs] from the forward velocity (units/s) and clipped action."""
 
     @abstractmethod
     def _position(self) -> Tensor:
         """Forward position of each robot [num_envs]: over a step it moves by velocity · dt."""
 
     def start_states(self, count: int, generator: torch.Generator) -> Tensor:
-        """``count`` random start states ``[count, nq + nv]``, float64: the model's rest pose with
-        uniform noise on positions and Gaussian noise on velocities, as Gymnasium draws them."""
-        nq, nv = self.model.nq, self.model.nv
-        uniform = torch.rand(count, nq, generator=generator, dtype=torch.float64)
-        normal = torch.randn(count, nv, generator=generator, dtype=torch.float64)
-        noise = torch.cat([2 * uniform - 1, normal], -1)
+        """``count`` random start states ``[count, nq + nv]``, float64, on the CPU: the model's rest
+        pose with uniform noise on positions and Gaussian noise on velocities (Hopper: uniform
+        there too), as Gymnasium draws them."""
+        uniform = torch.rand(count, self.model.nq, generator=generator, dtype=torch.float64)
+        noise = torch.cat([2 * uniform - 1, self._velocity_noise(count, generator)], -1)
         return self._start + self.reset_noise * noise
+
+    def _velocity_noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """What ``reset_noise`` scales on velocities: ``[count, nv]``, float64."""
+        return torch.randn(count, self.model.nv, generator=generator, dtype=torch.float64)
 
     def state(self) -> Tensor:
         """A copy of the full state ``[num_envs, nq + nv]``, float64."""
-        return torch.cat([self._physics.qpos, self._physics.qvel], -1)
+        return torch.cat([self._physics.qpos, self._physics.qvel], -1).double()
+
+    def render(
+        self, index: int = 0, *, height: int = 480, width: int = 640, camera: str = "track"
+    ) -> Tensor:
+        """A picture of one environment as it is now, drawn off screen.
+
+        Args:
+            index: which environment.
+            height, width: in pixels.
+            camera: a camera of the model; ``"track"`` goes along with the robot.
+
+        Returns:
+            ``[height, width, 3]``, uint8, on the CPU.
+
+        Raises:
+            IndexError: no such environment.
+            RuntimeError: OpenGL is missing; the message says what to install.
+            ValueError: no such camera.
+        """
+        size = (height, width)
+        if self._renderer is None or self._renderer.size != size:
+            if self._renderer is not None:
+                self._renderer.close()
+            self._renderer = Renderer(self.model, height, width)
+        position, velocity = self._physics.qpos[index], self._physics.qvel[index]
+        return self._renderer.draw(position, velocity, camera)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free what :meth:`render` took from the graphics card."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        super().close(raise_if_closed=raise_if_closed)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_) -> TensorDictBase:
-        mask = torch.ones(self.num_envs, dtype=torch.bool)
+        mask = torch.ones(self.num_envs, dtype=torch.bool, device=self._home)
         start = None
         if tensordict is not None:
             if (partial := tensordict.get("_reset", None)) is not None:
-                mask = partial.reshape(self.num_envs).cpu()
+                mask = partial.reshape(self.num_envs).to(self._home)
             if (given := tensordict.get("start_state", None)) is not None:
-                start = self._checked(given.to("cpu", torch.float64))[mask]
+                start = self._checked(given.to(self._home, torch.float64))[mask]
         if start is None:
-            start = self.start_states(int(mask.sum()), self._generator)
+            start = self.start_states(int(mask.sum()), self._generator).to(self._home)
         self._physics.set_state(start, mask)
         self._steps[mask] = 0
         self._finished[mask] = False
@@ -162,7 +206,7 @@ class BatchedMujocoEnv(EnvBase):
         return states
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict["action"].to("cpu", torch.float64)
+        action = tensordict["action"].to(self._physics.qpos)
         if not torch.isfinite(action).all():
             raise ValueError("an action is not finite: the policy that chose it has diverged")
         action = action.clamp(-1.0, 1.0)
@@ -171,7 +215,8 @@ class BatchedMujocoEnv(EnvBase):
         self._physics.step(action, None if moving.all() else moving, self.frame_skip)
         healthy = self._healthy()
         velocity = (self._position() - before) / self.dt
-        reward = self._reward(velocity, action, healthy) * moving
+        # Not a product: 0 · NaN of a simulation that diverged would be NaN.
+        reward = torch.where(moving, self._reward(velocity, action, healthy), 0.0)
         self._steps += moving
         terminated, truncated = ~healthy, self._steps >= self.max_steps
         self._finished = terminated | truncated

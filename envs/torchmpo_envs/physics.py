@@ -1,7 +1,8 @@
-"""Physics back ends: many simulations of one model, their state as float64 tensors.
+"""Physics back ends: many simulations of one model, their state as tensors.
 
 A back end owns the state of all simulations; the environment reads it through live views and
-writes it through two methods. Rows are simulations.
+writes it through two methods. Rows are simulations. A back end chooses the device and the floating
+point type of its tensors, and converts what it is given.
 """
 
 from typing import Protocol
@@ -26,6 +27,31 @@ class Physics(Protocol):
     def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
         """Advance the simulations in ``mask`` (all if None) under ``control`` [num_envs, nu]."""
         ...
+
+
+PHYSICS = ("threads", "warp")
+
+
+def start_physics(
+    name: str, model: mujoco.MjModel, num_envs: int, *, num_threads: int, device: torch.device
+) -> Physics:
+    """The back end ``name``, one of ``PHYSICS``, with all simulations at rest.
+
+    Args:
+        name: ``"threads"``, float64 on the CPU, or ``"warp"``, float32 on ``device``.
+        model: what to simulate.
+        num_envs: how many.
+        num_threads: of ``"threads"``; 0 takes every core.
+        device: of ``"warp"``.
+
+    Raises:
+        ImportError: ``"warp"`` without MuJoCo Warp installed.
+    """
+    if name == "threads":
+        return Threads(model, num_envs, num_threads)
+    from torchmpo_envs.warp import Warp  # optional
+
+    return Warp(model, num_envs, device)
 
 
 class Threads:

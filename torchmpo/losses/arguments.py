@@ -1,11 +1,11 @@
 """What every loss demands of its arguments, said once.
 
-Hyper-parameters may be python numbers, which are checked here, or 0-d tensors, which are not: a
-tensor may be one member of a vmapped grid, and reading its value would break that.
+Hyper-parameters may be python numbers, whose range is checked here, or 0-d tensors, whose value is
+not: a tensor may be one member of a vmapped grid, and reading its value would break that.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from torch import Tensor
@@ -13,49 +13,82 @@ from torch import Tensor
 Scalar: TypeAlias = float | Tensor
 
 
-def same_shape(**tensors: Tensor | None) -> None:
-    """Refuse tensors that would broadcast: each must have the shape of the first.
+def same_shape(optional: Sequence[str] = (), /, **tensors: Tensor | None) -> None:
+    """Refuse what would broadcast or be missed: tensors must be ``[batch]``, all of one shape.
+
+    (Or 0-d: under ``torch.func.vmap`` a loss may see one pair.)
+
+    Args:
+        optional: names of those that may be None.
 
     Raises:
-        ValueError: two shapes differ; the message prints both.
+        ValueError: one is missing or no tensor, two shapes differ (the message prints both), there
+            is a dimension too many, or log-probabilities are integers.
     """
     shape, first = None, ""
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
+        if not isinstance(tensor, Tensor):
+            if tensor is None and name in optional:
+                continue
+            raise ValueError(f"{name} must be a tensor [batch]; got {_kind(tensor)}")
         if shape is None:
             shape, first = tensor.shape, name
         elif tensor.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, but {first} has {tuple(shape)}"
             )
+        if name.endswith("logps") and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point; got {tensor.dtype}")
+    if shape is not None and len(shape) > 1:
+        raise ValueError(
+            f"{first} must be [batch]; got shape {tuple(shape)}: "
+            "add up (or average) the log-probabilities of a response's steps first"
+        )
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _check(fits: Callable[[float], bool], what: str, values: dict[str, Scalar]) -> None:
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if value.dim():
+                raise ValueError(
+                    f"{name} must be a number or a 0-d tensor; got shape {tuple(value.shape)}"
+                )
+            continue
+        try:
+            right = fits(value)
+        except TypeError:  # no number
+            right = False
+        if not right:
+            raise ValueError(f"{name} must be {what}; got {value!r}")
 
 
 def check_positive(**values: Scalar) -> None:
-    """Refuse python numbers that are not in (0, ∞)."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor) and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite; got {value}")
+    """Refuse what is not in (0, ∞)."""
+    _check(lambda v: 0 < v < math.inf, "positive and finite", values)
 
 
 def check_non_negative(**values: Scalar) -> None:
-    """Refuse python numbers that are not in [0, ∞)."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor) and not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be zero or positive, and finite; got {value}")
+    """Refuse what is not in [0, ∞)."""
+    _check(lambda v: 0 <= v < math.inf, "zero or positive, and finite", values)
 
 
 def check_finite(**values: Scalar) -> None:
-    """Refuse python numbers that are infinite or NaN."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor) and not -math.inf < value < math.inf:
-            raise ValueError(f"{name} must be finite; got {value}")
+    """Refuse what is infinite or NaN."""
+    _check(lambda v: -math.inf < v < math.inf, "finite", values)
 
 
-def check_label_smoothing(value: Scalar) -> None:
-    """Refuse a python number outside [0, ½)."""
-    if not isinstance(value, Tensor) and not 0 <= value < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5); got {value}")
+def check_label_smoothing(label_smoothing: Scalar) -> None:
+    """Refuse what is outside [0, ½)."""
+    _check(lambda v: 0 <= v < 0.5, "in [0, 0.5)", {"label_smoothing": label_smoothing})
+
+
+def check_within(low: float, high: float, **values: Scalar) -> None:
+    """Refuse what is not in the open interval (low, high)."""
+    _check(lambda v: low < v < high, f"in ({low:g}, {high:g})", values)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -67,6 +100,38 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """h = log π(y|x) − log π_ref(y|x); no gradient reaches the reference, which is data."""
     return logps - ref_logps.detach()
+
+
+def log_ratios(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """h_c and h_r, of inputs that have one shape."""
+    same_shape(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    chosen = log_ratio(chosen_logps, ref_chosen_logps)
+    return chosen, log_ratio(rejected_logps, ref_rejected_logps)
+
+
+def scaled_margin(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    beta: Scalar,
+) -> Tensor:
+    """x = βD, of inputs that have one shape; β > 0."""
+    check_positive(beta=beta)
+    chosen, rejected = log_ratios(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
+    return beta * (chosen - rejected)
 
 
 def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tensor:

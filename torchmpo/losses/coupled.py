@@ -17,9 +17,10 @@ from torchmpo.losses.arguments import (
     check_label_smoothing,
     check_positive,
     log_ratio,
+    log_ratios,
     same_shape,
+    scaled_margin,
 )
-from torchmpo.losses.discopop import scaled_margin
 
 
 def _logistic(d: Tensor, beta: Scalar, label_smoothing: Scalar) -> Tensor:
@@ -128,17 +129,13 @@ def aot_unpaired_loss(
     >>> aot_unpaired_loss(c, r, 0 * c, 0 * r).tolist()   # both {−20, −30}: log 2
     [0.6931471824645996, 0.6931471824645996]
     """
-    same_shape(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-    )
     check_positive(beta=beta)
     check_label_smoothing(label_smoothing)
-    chosen = torch.sort(log_ratio(chosen_logps, ref_chosen_logps), dim=-1).values
-    rejected = torch.sort(log_ratio(rejected_logps, ref_rejected_logps), dim=-1).values
-    return _logistic(chosen - rejected, beta, label_smoothing)
+    chosen, rejected = log_ratios(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
+    d = torch.sort(chosen, dim=-1).values - torch.sort(rejected, dim=-1).values
+    return _logistic(d, beta, label_smoothing)
 
 
 def _variance(x: Tensor) -> Tensor:

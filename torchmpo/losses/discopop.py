@@ -13,26 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from torchmpo.logps import exp_then_line
-from torchmpo.losses.arguments import Scalar, check_positive, log_ratio, same_shape
-
-
-def scaled_margin(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    beta: Scalar,
-) -> Tensor:
-    """x = βD, ``[batch]``, of inputs that have one shape; β > 0."""
-    same_shape(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-    )
-    check_positive(beta=beta)
-    chosen = log_ratio(chosen_logps, ref_chosen_logps)
-    return beta * (chosen - log_ratio(rejected_logps, ref_rejected_logps))
+from torchmpo.losses.arguments import Scalar, check_positive, scaled_margin
 
 
 def discopop_loss(

@@ -10,6 +10,8 @@ minimised. The reference's log-probabilities are data: no gradient reaches them.
 Each loss here is a setting of :func:`logistic_preference_loss`, some with a term added.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -20,6 +22,7 @@ from torchmpo.losses.arguments import (
     check_label_smoothing,
     check_non_negative,
     check_positive,
+    check_within,
     log_ratio,
     same_shape,
 )
@@ -136,7 +139,7 @@ def dpo_loss(
         β 0.1 and ε 0, the field's common choice.
 
     Limits:
-        D = 0 gives log 2 with slope −β/2. It is the two-step mirror loss with φ⁻¹ = β·log, and
+        D = 0 gives log 2 with slope −β(½ − ε). It is the two-step mirror loss with φ⁻¹ = β·log, and
         with ε = 0 it falls for ever as D grows; with ε > 0 the best margin is βD = log((1 − ε)/ε).
 
     Pitfalls:
@@ -269,14 +272,14 @@ def r_dpo_loss(
         chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
     )
     check_non_negative(alpha=alpha)
-    longer = (chosen_lengths - rejected_lengths).to(chosen_logps.dtype)
+    shorter = (rejected_lengths - chosen_lengths).to(chosen_logps.dtype)
     return logistic_preference_loss(
         chosen_logps,
         rejected_logps,
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        margin=-alpha * longer,
+        margin=alpha * shorter,
     )
 
 
@@ -491,7 +494,11 @@ def dpo_positive_reference_loss(
     >>> dpo_positive_reference_loss(x, x, y, x).tolist()         # log 2: Δ₀ < 0 does not count
     [0.6931471824645996]
     """
-    same_shape(ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
+    same_shape(
+        chosen_logps=chosen_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
     agrees = ref_chosen_logps > ref_rejected_logps
     return logistic_preference_loss(
         chosen_logps,
@@ -718,11 +725,11 @@ def madpo_loss(
         c₊ 2, c₋ ½, λ 1, τ 2 and β 0.1; η 1: set it to the judge's.
 
     Limits:
-        w = 1 at J = 0 and as J → ∞; coef = 1 at |J| = τ; for J ≤ −τ it is DPO.
+        w = 1 at J = 0; coef = 1 at |J| = τ; w → 1 as J → ∞ (½ if c₋ = 0); for J ≤ −τ it is DPO.
 
     Pitfalls:
         The weight needs the scale of the rewards: with η far too small all pairs are clear ones
-        and it is DPO.
+        and it is DPO (½ of it if c₋ = 0).
 
     Source: Rho, arXiv 2510.05342.
 
@@ -731,10 +738,9 @@ def madpo_loss(
     [0.6931471824645996]
     """
     check_positive(eta=eta, sharpness=sharpness, tau=tau)
-    if not isinstance(max_coef, Tensor) and not 1 < max_coef < float("inf"):
-        raise ValueError(f"max_coef must be above 1 and finite; got {max_coef}")
-    if not isinstance(min_coef, Tensor) and not 0 <= min_coef < 1:
-        raise ValueError(f"min_coef must be in [0, 1); got {min_coef}")
+    check_within(1, math.inf, max_coef=max_coef)
+    check_non_negative(min_coef=min_coef)
+    check_within(-1, 1, min_coef=min_coef)
     gap = _reward_margin(chosen_rewards, rejected_rewards, chosen_logps) / eta
     # S(−u)/(S(−u) + q·S(u)) is 1/(1 + q·e^u) without an overflow.
     clear = torch.sigmoid(sharpness * (gap.abs() - tau))

@@ -6,9 +6,9 @@ function of σ(m), given as a function of the margin m. So everything stays in l
 ``logsigmoid``. Log-probabilities are per-step means, since the product of a thousand densities
 underflows; sums may be passed where φ⁻¹ can take them.
 
-    g                    φ⁻¹      one-step             two-step
-    po_coef·logsigmoid   logit    ORPO (ψ = log)
-    logsigmoid           β·log    CPO (ψ = coef·log)   DPO
+    g            φ⁻¹      one-step                        two-step
+    logsigmoid   logit    ORPO (ψ = log, po_coef = 0.1)
+    logsigmoid   β·log    CPO (ψ = sft_coef·log)          DPO
 """
 
 from collections.abc import Callable

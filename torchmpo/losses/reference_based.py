@@ -19,27 +19,11 @@ from torchmpo.losses.arguments import (
     check_choice,
     check_finite,
     check_positive,
-    log_ratio,
+    check_within,
+    log_ratios,
     reduce_steps,
     same_shape,
 )
-
-
-def _log_ratios(
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """h_c and h_r, of inputs that have one shape."""
-    same_shape(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-    )
-    chosen = log_ratio(chosen_logps, ref_chosen_logps)
-    return chosen, log_ratio(rejected_logps, ref_rejected_logps)
 
 
 def ipo_loss(
@@ -89,13 +73,10 @@ def ipo_loss(
     >>> ipo_loss(x, x, x, x, n, n, beta=0.5).tolist()
     [1.0]
     """
-    same_shape(
-        chosen_logps=chosen_logps,
-        chosen_lengths=chosen_lengths,
-        rejected_lengths=rejected_lengths,
-    )
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    same_shape(tuple(lengths), chosen_logps=chosen_logps, **lengths)
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     chosen = reduce_steps(chosen, chosen_lengths, reduction)
@@ -145,7 +126,7 @@ def hinge_dpo_loss(
     [1.0]
     """
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     return torch.relu(1 - beta * (chosen - rejected))
@@ -196,9 +177,8 @@ def exo_pair_loss(
     0.1438
     """
     check_positive(beta=beta)
-    if not isinstance(label_smoothing, Tensor) and not 0 < label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in (0, 0.5); got {label_smoothing}")
-    chosen, rejected = _log_ratios(
+    check_within(0, 0.5, label_smoothing=label_smoothing)
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     x = beta * (chosen - rejected)
@@ -249,7 +229,7 @@ def nca_pair_loss(
     1.3863
     """
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     noise = logsigmoid(-beta * chosen) + logsigmoid(-beta * rejected)
@@ -299,7 +279,7 @@ def bco_pair_loss(
     1.3863
     """
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     return -logsigmoid(beta * chosen) - logsigmoid(-beta * rejected)
@@ -347,7 +327,7 @@ def sppo_hard_loss(
     [2.0]
     """
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     target = 1 / (2 * beta)
@@ -396,7 +376,7 @@ def apo_zero_loss(
     [1.0]
     """
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
@@ -444,7 +424,7 @@ def apo_down_loss(
     [1.0]
     """
     check_positive(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
@@ -509,8 +489,8 @@ def f_dpo_loss(
 
     Pitfalls:
         forward_kl and α > 0 answer a response that fell far below its reference with a gradient
-        that grows exponentially. js cannot raise a response much above it: f' ends at log 2. Some
-        texts call 1 − α what is α here, in the paper and in TRL.
+        that grows exponentially. js cannot raise a response much above it: f' ends at log 2. α is
+        named as in the paper and in TRL; other texts call 1 − α by that name.
 
     Source: Wang et al., arXiv 2309.16240.
 
@@ -521,7 +501,7 @@ def f_dpo_loss(
     check_positive(beta=beta)
     check_finite(alpha=alpha)
     check_choice("divergence", divergence, DIVERGENCES)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     derivative = f_derivative(divergence, alpha)

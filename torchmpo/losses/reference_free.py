@@ -34,6 +34,9 @@ def sft_loss(chosen_mean_logps: Tensor) -> Tensor:
     Returns:
         ``[batch]``.
 
+    Raises:
+        ValueError: not ``[batch]``.
+
     Bounds:
         bounded below by 0 while log-probabilities are ≤ 0.
 
@@ -51,6 +54,7 @@ def sft_loss(chosen_mean_logps: Tensor) -> Tensor:
     >>> sft_loss(torch.tensor([-2.0])).tolist()
     [2.0]
     """
+    same_shape(chosen_mean_logps=chosen_mean_logps)
     return -chosen_mean_logps
 
 
@@ -139,12 +143,8 @@ def slic_hf_loss(
     >>> slic_hf_loss(torch.tensor([-2.0]), torch.tensor([-2.5])).tolist()
     [0.699999988079071]
     """
-    same_shape(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        chosen_lengths=chosen_lengths,
-        rejected_lengths=rejected_lengths,
-    )
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    same_shape(tuple(lengths), chosen_logps=chosen_logps, rejected_logps=rejected_logps, **lengths)
     check_non_negative(delta=delta, sft_coef=sft_coef)
     chosen = reduce_steps(chosen_logps, chosen_lengths, reduction)
     rejected = reduce_steps(rejected_logps, rejected_lengths, reduction)
@@ -194,12 +194,8 @@ def lpo_loss(
     >>> lpo_loss(torch.tensor([-2.0]), torch.tensor([-2.5])).tolist()
     [-0.30000001192092896]
     """
-    same_shape(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        chosen_lengths=chosen_lengths,
-        rejected_lengths=rejected_lengths,
-    )
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    same_shape(tuple(lengths), chosen_logps=chosen_logps, rejected_logps=rejected_logps, **lengths)
     check_non_negative(sft_coef=sft_coef)
     chosen = reduce_steps(chosen_logps, chosen_lengths, reduction)
     rejected = reduce_steps(rejected_logps, rejected_lengths, reduction)

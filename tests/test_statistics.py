@@ -1,0 +1,495 @@
+"""Statistics against hand arithmetic and SciPy; what the intervals hold; boards with gaps."""
+
+import csv
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from scipy import stats
+
+from torchmpo import statistics
+from torchmpo.errors import UserError
+from torchmpo.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    leaderboard,
+    mean_score,
+    probability_of_improvement,
+    ranks,
+    write_leaderboard,
+)
+
+ANCHORS = {"original": [900.0, 1100.0], "target": [3000.0, 3000.0, 3000.0]}  # 1000 and 3000
+scores_of = some.lists(some.integers(-8, 8).map(float), min_size=1, max_size=9)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def cell(loss, data, returns, **other):
+    """A finished cell; a seed's return stands for two episodes around it."""
+    episodes = [None if r is None else [r - 10.0, r + 10.0] for r in returns]
+    grid = [{"beta": 0.1}, {"beta": 1.23456789}, {"beta": 10.0}]
+    return {
+        "loss": loss, "task": "tla", "data": data, "grid": grid, "best": 1, "returns": episodes,
+        "tuning": [], "curves": {}, "margins": [], "seconds": 1.0,
+    } | other  # fmt: skip
+
+
+def rows_of(board):
+    return {(row["loss"], row["data"]): row for row in board["rows"]}
+
+
+# Statistics
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([7.0], 7.0),
+        ([9.0, 1.0, 2.0], 4.0),  # fewer than four: nothing is dropped
+        ([9.0, 1.0, 2.0, 4.0], 3.0),
+        ([9.0, -50.0, 2.0, 4.0, 6.0], 4.0),
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 99.0], 3.5),
+    ],
+)
+def test_interquartile_mean_by_hand(scores, expected):
+    assert interquartile_mean(scores) == expected
+
+
+def test_strata_are_pooled_by_one_and_averaged_by_the_other():
+    assert interquartile_mean([0.0, 0.0, 0.0], [8.0]) == 0.0  # of 0 0 0 8 the middle two
+    assert interquartile_mean([0.0, 2.0], [6.0, 8.0]) == 4.0
+    assert mean_score([0.0, 0.0, 0.0], [8.0]) == 4.0
+
+
+def test_statistics_work_along_the_last_axis():
+    x, y = normal(3, 7), normal(3, 5, seed=1)
+    assert interquartile_mean(x) == pytest.approx([interquartile_mean(r) for r in x])
+    assert mean_score(x, y) == pytest.approx([mean_score(a, b) for a, b in zip(x, y)])
+    expected = [probability_of_improvement(a, b) for a, b in zip(x, y)]
+    assert probability_of_improvement(x, y) == pytest.approx(expected)
+    assert probability_of_improvement(x.T, y.T, axis=0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ([2.0], [1.0], 1.0),
+        ([1.0], [2.0], 0.0),
+        ([1.0], [1.0], 0.5),
+        ([1.0, 4.0], [2.0, 3.0, 5.0], 2 / 6),
+        ([1.0, 2.0, 2.0], [2.0, 0.0], (1 + 1.5 + 1.5) / 6),
+    ],
+)
+def test_probability_of_improvement_by_hand(x, y, expected):
+    assert probability_of_improvement(x, y) == pytest.approx(expected)
+
+
+@given(scores_of, scores_of)
+def test_probability_of_improvement_is_mann_whitneys_u(x, y):
+    p = probability_of_improvement(x, y)
+    if len({*x, *y}) > 1:  # SciPy warns where all are equal
+        u = stats.mannwhitneyu(x, y, method="asymptotic").statistic
+        assert p == pytest.approx(u / (len(x) * len(y)))
+    assert p + probability_of_improvement(y, x) == pytest.approx(1)
+
+
+# Intervals
+
+
+def exact_percentiles(values, statistic, quantiles):
+    """Of the bootstrap distribution itself: all nⁿ resamples."""
+    every = np.array(list(itertools.product(values, repeat=len(values))))
+    return np.quantile(statistic(every), quantiles)
+
+
+@pytest.mark.parametrize("statistic", [mean_score, interquartile_mean])
+def test_interval_of_five_runs_is_that_of_all_resamples(statistic):
+    values = [0.1, 0.5, 0.55, 0.9, 1.4]
+    expected = exact_percentiles(values, statistic, (0.1, 0.9))
+    found = bootstrap_interval(values, statistic=statistic, level=0.8, resamples=40_000)
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_interval_is_scipys_for_the_same_random_numbers():
+    x, y = np.sort(normal(6)), np.sort(normal(4, seed=1))
+    low, high = bootstrap_interval(x, y, statistic=probability_of_improvement, level=0.9, seed=5)
+    expected = stats.bootstrap(
+        (x, y),
+        # SciPy's own count, one resample at a time.
+        lambda a, b: stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)),
+        n_resamples=2000, vectorized=False, confidence_level=0.9, method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx(expected)
+
+
+def test_resampling_stays_within_strata():
+    # Far apart and constant within: any mixing would move the mean.
+    assert bootstrap_interval([0.0] * 5, [100.0] * 5, statistic=mean_score) == (50.0, 50.0)
+    mixed = bootstrap_interval([0.0] * 5 + [100.0] * 5, statistic=mean_score)
+    assert mixed[0] < 30 < 70 < mixed[1]
+
+
+def test_strata_are_resampled_independently():
+    # Var of a mean of means of k strata is 1/k of one's; resampled together it would not shrink.
+    x = normal(40)
+    one = np.diff(bootstrap_interval(x, statistic=mean_score))
+    four = np.diff(bootstrap_interval(x, x, x, x, statistic=mean_score))
+    assert four / one == pytest.approx(0.5, rel=0.1)
+
+
+def test_intervals_repeat_and_do_not_depend_on_the_order_of_runs():
+    x, y = normal(9), normal(7, seed=1)
+    found = bootstrap_interval(x, y, statistic=interquartile_mean)
+    assert found == bootstrap_interval(x, y, statistic=interquartile_mean)
+    assert found == bootstrap_interval(x[::-1], np.roll(y, 3), statistic=interquartile_mean)
+    assert found != bootstrap_interval(x, y, statistic=interquartile_mean, seed=1)
+
+
+@pytest.mark.parametrize("bad", [[], [1.0], [1.0, math.nan], [1.0, math.inf]])
+def test_no_interval_where_there_is_nothing_to_resample(bad):
+    assert np.isnan(bootstrap_interval(bad, statistic=mean_score)).all()
+    assert np.isnan(bootstrap_interval([1.0, 2.0], bad, statistic=mean_score)).all()
+
+
+def coverage(runs, statistic, truth, *, draws=400, level=0.95):
+    """Share of drawn data sets whose interval holds the truth."""
+    rng = np.random.default_rng(runs)
+    held = 0
+    for k in range(draws):
+        x = rng.normal(size=runs)
+        low, high = bootstrap_interval(x, statistic=statistic, level=level, resamples=400, seed=k)
+        held += low <= truth <= high
+    return held / draws
+
+
+# Binomial standard errors: 0.011 at 0.95 and 0.019 at 0.83, with bounds three of them away.
+def test_intervals_of_many_runs_hold_their_level():
+    assert 0.90 < coverage(40, mean_score, 0.0) < 0.98
+    assert 0.90 < coverage(40, interquartile_mean, 0.0) < 0.98
+    assert 0.73 < coverage(40, mean_score, 0.0, level=0.8) < 0.86
+
+
+def test_intervals_of_five_runs_are_as_narrow_as_documented():
+    assert 0.78 < coverage(5, mean_score, 0.0) < 0.89
+
+
+def test_pooled_interval_holds_its_level():
+    rng = np.random.default_rng(0)
+    truths, held = np.array([[0.0], [5.0], [-3.0], [1.0]]), 0
+    for k in range(300):
+        strata = truths + rng.normal(size=(4, 10))
+        low, high = bootstrap_interval(*strata, statistic=mean_score, resamples=400, seed=k)
+        held += low <= truths.mean() <= high
+    assert 0.88 < held / 300 < 0.98
+
+
+# Ranks
+
+
+def test_ranks_by_hand():
+    found = ranks(
+        {
+            "a": (8.0, 9.0),
+            "b": (5.0, 7.0),  # below a; overlaps c and d
+            "c": (4.0, 6.0),  # overlaps b, d and e
+            "d": (5.5, 5.6),
+            "e": (3.0, 4.0),  # touches c: tied with it
+            "f": (0.0, 1.0),
+        }
+    )
+    assert {name: (r["best"], r["worst"]) for name, r in found.items()} == {
+        "a": (1, 1),
+        "b": (2, 4),
+        "c": (2, 5),
+        "d": (2, 4),
+        "e": (4, 5),
+        "f": (6, 6),
+    }
+    assert all(r["rank"] == r["best"] for r in found.values())
+
+
+def test_an_unknown_interval_is_tied_with_all():
+    found = ranks({"a": (2.0, 3.0), "b": (0.0, 1.0), "c": (math.nan, math.nan)})
+    assert [(r["best"], r["worst"]) for r in found.values()] == [(1, 2), (2, 3), (1, 3)]
+    assert ranks({}) == {}
+
+
+# The leaderboard
+
+
+def test_a_row_by_hand():
+    returns = [1000.0, 2000.0, 3000.0, 4000.0, 5000.0]  # scores 0, ½, 1, 1½, 2
+    board = leaderboard([cell("dpo", "base", returns)], ANCHORS)
+    assert board["task"] == "tla"
+    assert board["anchors"] == {
+        "original": {"mean": 1000.0, "se": 100.0},
+        "target": {"mean": 3000.0, "se": 0.0},
+    }
+    (row,) = board["rows"]
+    counts = {key: row[key] for key in ("trials", "seeds", "episodes", "diverged")}
+    assert counts == {"trials": 3, "seeds": 5, "episodes": 2, "diverged": 0}
+    assert row["best"] == {"beta": 1.23456789}
+    se = math.sqrt(2.5e6 / 5)
+    t = 2.7764451 * se  # Student's t, 4 degrees of freedom
+    assert row["return"] == pytest.approx(
+        {"mean": 3000.0, "se": se, "low": 3000 - t, "high": 3000 + t}
+    )
+    assert row["score"]["mean"] == pytest.approx(1.0)
+    assert row["score"]["se"] == pytest.approx(se / 2000)
+    scores = [0.0, 0.5, 1.0, 1.5, 2.0]
+    ends = bootstrap_interval(scores, statistic=mean_score)
+    assert (row["score"]["low"], row["score"]["high"]) == pytest.approx(ends)
+    ends = bootstrap_interval(scores, statistic=interquartile_mean)
+    assert row["iqm"] == pytest.approx({"value": 1.0, "low": ends[0], "high": ends[1]})
+    assert row["rank"] == {"best": 1, "worst": 1, "rank": 1}
+    assert board["improvement"] == {"base": {"dpo": {}}}
+    assert board["overall"] == [
+        {"loss": "dpo", "iqm": row["iqm"], "score": pytest.approx(row["score"])}
+    ]
+
+
+def three_losses():
+    return [
+        cell("simpo", "base", [3000.0, 3010.0, 3020.0, 3005.0, 3015.0]),
+        cell("dpo", "base", [2000.0, 2010.0, 2020.0, 2005.0, 2015.0]),
+        cell("ipo", "base", [2001.0, 2011.0, 2021.0, 2006.0, 2016.0]),
+        cell("simpo", "noisy:0.3", [-1000.0, -1200.0, -800.0, -1100.0, -900.0]),
+        cell("dpo", "noisy:0.3", [1500.0, 1600.0, 1700.0, 1550.0, 1650.0]),
+    ]
+
+
+def test_ranks_are_within_the_data_kind_and_rows_sorted_by_them():
+    board = leaderboard(three_losses(), ANCHORS)
+    found = [(row["data"], row["loss"], *row["rank"].values()) for row in board["rows"]]
+    assert found == [
+        ("base", "simpo", 1, 1, 1),
+        ("base", "ipo", 2, 3, 2),
+        ("base", "dpo", 2, 3, 2),
+        ("noisy:0.3", "dpo", 1, 1, 1),
+        ("noisy:0.3", "simpo", 2, 2, 2),
+    ]
+
+
+def test_only_losses_with_all_data_kinds_are_pooled():
+    overall = leaderboard(three_losses(), ANCHORS)["overall"]
+    assert [row["loss"] for row in overall] == ["dpo", "simpo"]
+    # dpo: 505 and 300 thousandths above the original on average, over 2000.
+    dpo = overall[0]["score"]
+    assert dpo["mean"] == pytest.approx((1010 / 2000 + 600 / 2000) / 2)
+    first = np.std([0, 10, 20, 5, 15], ddof=1) / math.sqrt(5) / 2000
+    second = np.std([0, 100, 200, 50, 150], ddof=1) / math.sqrt(5) / 2000
+    assert dpo["se"] == pytest.approx(math.sqrt(first**2 + second**2) / 2)
+    strata = [(np.array(x) - 1000) / 2000 for x in ([2000, 2010, 2020, 2005, 2015],
+                                                    [1500, 1600, 1700, 1550, 1650])]  # fmt: skip
+    iqm = overall[0]["iqm"]
+    assert iqm["value"] == pytest.approx(interquartile_mean(*strata))
+    ends = bootstrap_interval(*strata, statistic=interquartile_mean)
+    assert (iqm["low"], iqm["high"]) == pytest.approx(ends)
+
+
+def test_improvement_is_there_both_ways_and_adds_up():
+    improvement = leaderboard(three_losses(), ANCHORS)["improvement"]
+    assert improvement["noisy:0.3"]["dpo"] == {"simpo": {"p": 1.0, "low": 1.0, "high": 1.0}}
+    ab, ba = improvement["base"]["ipo"]["dpo"], improvement["base"]["dpo"]["ipo"]
+    # Equal steps of five, ipo one ahead: it wins against those up to its own place, 1 + … + 5.
+    assert ab["p"] == pytest.approx(15 / 25)
+    assert ab["low"] < 0.5 < ab["high"]
+    assert ba == pytest.approx({"p": 1 - ab["p"], "low": 1 - ab["high"], "high": 1 - ab["low"]})
+    assert set(improvement["base"]["simpo"]) == {"dpo", "ipo"}
+
+
+def test_order_of_cells_and_seeds_does_not_matter():
+    cells = three_losses()
+    cells.append(cells[1] | {"loss": "twin"})  # tied with dpo in every respect
+    turned = [c | {"returns": c["returns"][::-1]} for c in reversed(cells)]
+    board, other = leaderboard(cells, ANCHORS), leaderboard(iter(turned), ANCHORS)
+    assert statistics._rounded(board) == statistics._rounded(other)
+
+
+def test_a_loss_does_not_change_the_numbers_of_another():
+    cells = three_losses()
+    row = rows_of(leaderboard(cells, ANCHORS))["dpo", "base"]
+    alone = rows_of(leaderboard(cells[1:2], ANCHORS))["dpo", "base"]
+    assert row | {"rank": None} == alone | {"rank": None}
+
+
+# Gaps
+
+
+def test_a_diverged_seed_counts_as_the_worst_run_of_the_data_kind():
+    cells = [
+        cell("a", "base", [3000.0, None, 2000.0]),
+        cell("b", "base", [2500.0, 1200.0, 2600.0]),
+        cell("c", "mixed", [-9000.0, -9000.0, -9000.0]),  # of another data kind
+    ]
+    row = rows_of(leaderboard(cells, ANCHORS))["a", "base"]
+    assert (row["diverged"], row["seeds"], row["episodes"]) == (1, 3, 2)
+    assert row["return"]["mean"] == pytest.approx((3000 + 1200 + 2000) / 3)
+    assert row["score"]["mean"] == pytest.approx((1 + 0.1 + 0.5) / 3)
+
+
+@pytest.mark.parametrize("seed", [None, [], [1.0, None], [1.0, math.nan], [math.inf, 1.0]])
+def test_whatever_is_not_a_list_of_numbers_is_a_diverged_seed(seed):
+    broken = cell("a", "base", [3000.0, 2000.0])
+    broken["returns"].append(seed)
+    row = leaderboard([broken], ANCHORS)["rows"][0]
+    assert (row["diverged"], row["seeds"]) == (1, 3)
+    assert row["return"]["mean"] == pytest.approx(7000 / 3)
+
+
+LOST = {
+    "every seed": {"returns": [None, None, None]},
+    "every setting": {"returns": [], "best": -1},
+}
+
+
+@pytest.mark.parametrize("lost", LOST.values(), ids=LOST.keys())
+def test_a_loss_that_always_diverged_is_last_without_numbers_of_its_own(lost):
+    cells = [
+        cell("a", "base", [3000.0, 3100.0, 3200.0]),
+        cell("b", "base", []) | lost,
+        cell("b", "mixed", [2000.0, 2100.0, 2200.0]),
+        cell("a", "mixed", [2000.0, 2100.0, 2200.0]),
+    ]
+    board = leaderboard(cells, ANCHORS)
+    row = rows_of(board)["b", "base"]
+    assert (row["seeds"], row["diverged"], row["episodes"]) == (3, 3, 0)
+    assert row["best"] == (None if lost["returns"] == [] else {"beta": 1.23456789})
+    assert set(row["return"].values()) == {None}
+    assert row["score"] == {"mean": 1.0, "se": None, "low": None, "high": None}
+    assert row["iqm"] == {"value": 1.0, "low": None, "high": None}
+    assert row["rank"] == {"best": 2, "worst": 2, "rank": 2}
+    # It ties with the worst of three and loses to the others.
+    assert board["improvement"]["base"]["b"]["a"]["p"] == pytest.approx(0.5 / 3)
+    overall = {row["loss"]: row["score"]["mean"] for row in board["overall"]}
+    assert overall["b"] == pytest.approx((1.0 + 0.55) / 2)
+
+
+def test_a_data_kind_that_no_loss_finished_says_nothing_and_spoils_nothing():
+    cells = [
+        cell("a", "base", [3000.0, 3100.0]),
+        cell("a", "hard", [None, None]),
+        cell("b", "base", [2000.0, 2100.0]),
+        cell("b", "hard", [], best=-1),
+    ]
+    board = leaderboard(cells, ANCHORS)
+    for loss in "ab":
+        row = rows_of(board)[loss, "hard"]
+        assert row["diverged"] == row["seeds"] == 2
+        assert {*row["return"].values(), *row["score"].values(), *row["iqm"].values()} == {None}
+        assert row["rank"] == {"best": 1, "worst": 2, "rank": 1}
+    assert board["improvement"]["hard"]["a"]["b"] == {"p": None, "low": None, "high": None}
+    assert [row["loss"] for row in board["overall"]] == ["a", "b"]
+    assert board["overall"][0]["score"]["mean"] == pytest.approx(1.025)
+
+
+def test_one_seed_has_a_value_and_no_interval():
+    board = leaderboard([cell("a", "base", [3000.0]), cell("b", "base", [1000.0])], ANCHORS)
+    assert [row["loss"] for row in board["rows"]] == ["a", "b"]  # the better first, though tied
+    a, b = board["rows"]
+    assert a["return"] == {"mean": 3000.0, "se": None, "low": None, "high": None}
+    assert a["score"] == {"mean": 1.0, "se": None, "low": None, "high": None}
+    assert a["iqm"] == {"value": 1.0, "low": None, "high": None}
+    assert a["rank"] == b["rank"] == {"best": 1, "worst": 2, "rank": 1}
+    assert board["improvement"]["base"]["a"]["b"] == {"p": 1.0, "low": None, "high": None}
+    assert board["overall"][0]["score"] == a["score"]
+
+
+def test_a_loss_that_diverged_on_its_one_seed_is_last():
+    cells = [cell("b", "base", [3000.0]), cell("a", "base", [None]), cell("c", "base", [2000.0])]
+    board = leaderboard(cells, ANCHORS)
+    found = [(row["loss"], row["rank"]["best"], row["rank"]["worst"]) for row in board["rows"]]
+    assert found == [("b", 1, 2), ("c", 1, 2), ("a", 3, 3)]
+
+
+def test_equal_seeds_and_unequal_numbers_of_seeds():
+    cells = [cell("a", "base", [2000.0] * 5), cell("b", "base", [2000.0] * 10)]
+    a, b = leaderboard(cells, ANCHORS)["rows"]
+    assert a["score"] == b["score"] == {"mean": 0.5, "se": 0.0, "low": 0.5, "high": 0.5}
+    assert a["rank"] == b["rank"] == {"best": 1, "worst": 2, "rank": 1}
+
+
+def test_no_cells_make_an_empty_board(tmp_path):
+    board = leaderboard([], ANCHORS)
+    assert (board["task"], board["rows"], board["overall"]) == (None, [], [])
+    write_leaderboard(board, tmp_path)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(UserError, match=r"target agent's mean return, 3000, is not above"):
+        leaderboard([], {"original": [3000.0], "target": [3000.0]})
+    with pytest.raises(UserError, match="nan"):
+        leaderboard([], {"original": [math.nan], "target": [3000.0]})
+    twice = [cell("a", "base", [1.0, 2.0])] * 2
+    with pytest.raises(ValueError, match="two cells"):
+        leaderboard(twice, ANCHORS)
+    other = cell("b", "base", [1.0, 2.0], task="hopper")
+    with pytest.raises(ValueError, match="hopper, tla"):
+        leaderboard([twice[0], other], ANCHORS)
+
+
+# Files
+
+
+def test_files_hold_the_board_rounded(tmp_path):
+    cells = [*three_losses(), cell("cpo", "base", [None, 1 / 3, 2 / 3])]
+    board = leaderboard(cells, ANCHORS)
+    write_leaderboard(board, tmp_path)
+    text = (tmp_path / "leaderboard.json").read_text()
+    read = json.loads(text)
+    assert list(read) == sorted(read)
+    assert [r["loss"] for r in read["rows"]] == [r["loss"] for r in board["rows"]]
+    for row, exact in zip(read["rows"], board["rows"]):
+        assert row["best"] == {"beta": 1.23456789}  # not rounded
+        for part in ("return", "score", "iqm"):
+            assert row[part] == {key: round(value, 6) for key, value in exact[part].items()}
+    with open(tmp_path / "leaderboard.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(read["rows"])
+    for line, row in zip(table, read["rows"]):
+        assert (line["task"], line["data"], line["loss"]) == ("tla", row["data"], row["loss"])
+        assert float(line["score_low"]) == row["score"]["low"]
+        assert float(line["iqm_value"]) == row["iqm"]["value"]
+        assert float(line["return_mean"]) == row["return"]["mean"]
+        assert int(line["rank"]) == row["rank"]["rank"]
+        assert int(line["diverged"]) == row["diverged"]
+        assert json.loads(line["best"]) == row["best"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["leaderboard.csv", "leaderboard.json"]
+
+
+def test_missing_numbers_are_null_in_json_and_empty_in_csv(tmp_path):
+    write_leaderboard(leaderboard([cell("a", "base", [None])], ANCHORS), tmp_path)
+    read = json.loads((tmp_path / "leaderboard.json").read_text(), parse_constant=pytest.fail)
+    assert read["rows"][0]["score"]["mean"] is None
+    with open(tmp_path / "leaderboard.csv", newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert line["score_mean"] == line["iqm_low"] == line["return_se"] == ""
+
+
+def test_files_are_the_same_however_often_and_in_whatever_order(tmp_path):
+    for name, cells in (("one", three_losses()), ("two", three_losses()[::-1])):
+        (tmp_path / name).mkdir()
+        write_leaderboard(leaderboard(cells, ANCHORS), tmp_path / name)
+    for file in ("leaderboard.json", "leaderboard.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_failure_to_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_leaderboard(leaderboard(three_losses(), ANCHORS), tmp_path)
+    before = (tmp_path / "leaderboard.json").read_bytes()
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("torchmpo.files.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_leaderboard(leaderboard(three_losses()[:1], ANCHORS), tmp_path)
+    assert (tmp_path / "leaderboard.json").read_bytes() == before

@@ -1,0 +1,182 @@
+"""A trial: where training starts, and what two trials share."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from torchmpo.errors import UserError
+from torchmpo.inner import InnerConfig
+from torchmpo.objective import resolve
+from torchmpo.preferences import PoolConfig
+from torchmpo.seeding import derive_seed
+from torchmpo.trial import Trial
+
+INNER = InnerConfig(epochs=1, compile=False, steps_per_trajectory=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def trial(cache):
+    pool = PoolConfig(pairs=4, max_steps=20)
+    return Trial(pool=pool, inner=INNER, num_threads=1, cache_dir=cache)
+
+
+def initial(trial, population, seed):
+    """The policies before the first epoch, as training itself tells of them."""
+    told = {}
+
+    def watch(epoch, members, params):
+        if epoch == 0:
+            told.update({name: value.clone() for name, value in params.items()})
+
+    trial.train(resolve("sft"), {}, population, seed, on_epoch=watch)
+    return told
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def row(params, i):
+    return {name: value[i] for name, value in params.items()}
+
+
+# --- where training starts ---
+
+
+def test_from_the_original_agent_all_members_are_alike(trial):
+    start = initial(trial, 3, [1, 2, 3])
+    for i in range(3):
+        assert same(row(start, i), trial.policy.trainable())
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learned"])
+def test_from_scratch_each_seed_has_weights_of_its_own(trial, kind):
+    trial = replace(trial, start="scratch", policy_std=0.7, policy_std_kind=kind)
+    torch.manual_seed(1)
+    start = initial(trial, 3, [5, 6, 5])
+    assert start.keys() == trial.policy.trainable().keys()
+    assert same(row(start, 0), row(start, 2))
+    weights = start["layers.0.weight"]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], trial.policy.trainable()["layers.0.weight"])
+    # Again, alone, and as the shared seed of a population.
+    torch.manual_seed(2)
+    assert same(row(initial(trial, 1, [6]), 0), row(start, 1))
+    shared = initial(trial, 2, 6)
+    assert same(row(shared, 0), row(start, 1))
+    assert same(row(shared, 1), row(start, 1))
+    if kind == "learned":
+        assert start["log_std"].exp().sub(0.7).abs().max() < 1e-6
+
+
+def test_random_weights_have_the_scale_of_a_fresh_layer(trial):
+    start = initial(replace(trial, start="scratch"), 1, [0])
+    for i in range(3):
+        weight = start[f"layers.{i}.weight"][0]
+        bound = weight.shape[1] ** -0.5  # torch's own: U(−1/√n, 1/√n)
+        assert 0.9 * bound < weight.abs().max() <= bound
+        assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_global_random_state_is_neither_read_nor_changed(trial):
+    trial = replace(trial, start="scratch")
+    trial.policy  # noqa: B018  reading a file builds a policy at random first
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = trial.train(resolve("sft"), {}, 2, [1, 2])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert same(trial.train(resolve("sft"), {}, 2, [1, 2]), first)
+
+
+def test_a_scratch_policy_sees_observations_as_the_original_agent_does(trial):
+    """Whitening is the task's: only the weights are fresh."""
+    scratch = replace(trial, start="scratch")
+    params = scratch.train(resolve("sft"), {}, 1, [0])
+    assert torch.isfinite(scratch.evaluate(params, 2, 0)).all()
+    assert scratch.policy.observation_std.ne(1).any()
+
+
+def test_unknown_start_is_refused(trial):
+    with pytest.raises(UserError, match="start must be original or scratch; got 'middle'"):
+        replace(trial, start="middle")
+    with pytest.raises(UserError, match="start must be"):
+        trial.changed(start="middle")
+
+
+# --- sharing ---
+
+
+def test_a_changed_trial_shares_what_is_loaded(trial):
+    policy, dataset = trial.policy, trial.dataset
+    params = trial.train(resolve("sft"), {}, 1, 0)
+    before = trial.evaluate(params, 2, 0)
+    fields = trial.__getstate__()
+    longer = trial.changed(inner=replace(INNER, epochs=2))
+    noisy = trial.changed(data="noisy:0.9")
+    assert longer.inner.epochs == 2
+    assert longer.policy is noisy.policy is policy
+    assert longer.dataset is dataset
+    assert noisy.dataset is not dataset
+    assert not torch.equal(noisy.dataset.chosen, dataset.chosen)
+    assert torch.equal(noisy.dataset.returns, dataset.returns)
+    assert longer._environment(2) is trial._environment(2)
+    assert torch.equal(longer.evaluate(params, 2, 0), before)
+    # The original is as it was.
+    assert trial.__getstate__() == fields
+    assert trial.dataset is dataset
+    assert (trial.data, trial.inner.epochs) == ("base", 1)
+
+
+def test_a_changed_trial_that_was_loaded_late_agrees_with_a_new_one(trial):
+    early = trial.changed(data="mixed")
+    new = replace(trial, data="mixed")
+    assert torch.equal(early.dataset.chosen, new.dataset.chosen)
+
+
+def test_nothing_is_shared_that_a_change_concerns(trial):
+    trial.dataset  # noqa: B018
+    params = trial.train(resolve("sft"), {}, 1, 0)
+    trial.evaluate(params, 2, 0)
+    shorter = trial.changed(pool=replace(trial.pool, max_steps=5))
+    assert shorter.dataset.action.shape[1] == 5
+    fresh = Trial(pool=shorter.pool, inner=INNER, num_threads=1, cache_dir=trial.cache_dir)
+    assert torch.equal(shorter.evaluate(params, 2, 0), fresh.evaluate(params, 2, 0))
+    assert trial.policy.log_std.exp()[0] == pytest.approx(0.4)
+    assert trial.changed(policy_std=0.9).policy.log_std.exp()[0] == pytest.approx(0.9)
+
+
+def test_only_settings_are_pickled(trial):
+    trial.dataset  # noqa: B018
+    trial = replace(trial, start="scratch").changed(data="mixed")
+    trial.dataset  # noqa: B018
+    copy = deepcopy(trial)  # goes the way of a pickle
+    assert copy == trial
+    assert copy.__dict__ == trial.__getstate__()
+
+
+def test_evaluation_of_another_policy(trial):
+    """Its own weights, statistics and architecture, in the same start states."""
+    params = {name: value[None] for name, value in trial.policy.trainable().items()}
+    assert torch.equal(
+        trial.evaluate(params, 2, 0), trial.evaluate(params, 2, 0, policy=trial.policy)
+    )
+    other = replace(trial, policy_std=0.5).policy
+    other.observation_mean.add_(1.0)
+    assert not torch.equal(trial.evaluate(params, 2, 0), trial.evaluate(params, 2, 0, policy=other))
+
+
+def test_seeds_of_other_streams_are_not_reused(trial):
+    """A member's weights and its minibatches come from one seed by two names."""
+    start = initial(replace(trial, start="scratch"), 1, [9])
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(9))
+        naive = torch.nn.Linear(*reversed(start["layers.0.weight"].shape[1:])).weight
+    assert not torch.equal(start["layers.0.weight"][0], naive)

@@ -1,0 +1,234 @@
+"""What the command lines share: settings from a dataclass, presets, files, run folders, errors.
+
+A command has a frozen dataclass of settings. Its command line takes each of them as an option, and
+besides a YAML file of any of them (``--config``), a named set (``--preset``), the folder of the run
+(``--out``) and ``--resume``. Mistakes are one line on stderr and exit code 2, before any compute.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torchmpo.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line.
+
+    Args:
+        program: how it is called, for messages.
+        description: one line for ``--help``.
+        settings: the dataclass.
+        presets: name → settings that differ from the dataclass's defaults; has ``"default"``.
+        out: the default folder of a run.
+        place: settings that may change on ``--resume``: where a run is computed, or how far.
+    """
+
+    program: str
+    description: str
+    settings: type
+    presets: Mapping[str, Mapping[str, Any]]
+    out: str
+    place: Collection[str]
+    default_preset: str = "default"
+
+    def parser(self, defaults: Mapping[str, Any]):
+        """The parser, with ``defaults`` in place of those of the dataclass."""
+        from jsonargparse import ArgumentParser
+
+        parser = ArgumentParser(
+            prog=self.program,
+            description=self.description,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of these settings"
+        )
+        parser.add_argument(
+            "--preset", default=self.default_preset, help=f"one of {', '.join(self.presets)}"
+        )
+        parser.add_argument("--out", default=self.out, help="folder of the run")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        parser.add_class_arguments(self.settings)
+        parser.set_defaults(dict(defaults))
+        return parser
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, Path, bool]:
+        """Settings, run folder and whether to resume, with the folder checked against them.
+
+        Raises:
+            UserError: anything wrong with the command line or the folder.
+        """
+        from jsonargparse import ArgumentParser
+
+        first = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+        first.add_argument("--preset", default=None, type=str | None)
+        first.add_argument("--out", default=self.out)
+        first.add_argument("--resume", action="store_true")
+        first.add_argument("--config", default=None, type=str | None)
+        own = ("--preset", "--out", "--resume", "--config")
+        given = self._readable(first.parse_args, _only(argv, own))
+        out, resume = Path(given.out), given.resume
+        preset = given.preset or _preset_in(given.config)
+        if preset is not None and preset not in self.presets:
+            raise UserError(f"unknown preset {preset!r}: {nearest(preset, self.presets)}")
+        stored = self._stored(out) if resume else None
+        defaults = self.presets[preset or self.default_preset]
+        if stored is not None and preset is None:
+            defaults = stored
+        namespace = self._readable(self.parser(defaults).parse_args, list(argv))
+        if (namespace.out, namespace.resume) != (given.out, given.resume):
+            raise UserError("give --out and --resume on the command line, after --config")
+        config = self._config(namespace)
+        if stored is not None:
+            for name, value in asdict(config).items():
+                if name not in self.place and value != stored[name]:
+                    raise UserError(
+                        f"--resume: {name} is {value!r}, but the run in {out} has "
+                        f"{stored[name]!r}; drop that setting, or choose another --out"
+                    )
+        elif out.exists() and (not out.is_dir() or any(_visible(out))):
+            raise UserError(
+                f"{out} exists and is not empty: go on with --resume, or choose another --out"
+            )
+        return config, out, resume
+
+    def main(
+        self,
+        argv: Sequence[str] | None,
+        prepare: Callable[[Any], Any],
+        run: Callable[[Any, Path], int | None],
+    ) -> int:
+        """Parse, check, write ``config.yaml``, run.
+
+        Args:
+            argv: the command line; None for the process's own.
+            prepare: settings → everything the run consists of, checked.
+            run: does it, in the folder of the run; returns the exit code, or None for 0.
+
+        Returns:
+            the exit code.
+        """
+        import yaml
+
+        from torchmpo.files import write_atomic
+
+        out = None
+        try:
+            config, out, _ = self.parse(sys.argv[1:] if argv is None else argv)
+            prepared = prepare(config)
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+            return run(prepared, out) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:  # a full disk, a folder that may not be written
+            where = f": {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            begun = out is not None and (out / "config.yaml").exists()
+            how = f"; go on with: {self.program} --out {out} --resume" if begun else ""
+            print(f"\ninterrupted{how}", file=sys.stderr)
+            return 130
+
+    def _config(self, namespace) -> Any:
+        values = namespace.as_dict()
+        return self.settings(**{f.name: values[f.name] for f in fields(self.settings)})
+
+    def _stored(self, out: Path) -> dict:
+        import yaml
+
+        path = out / "config.yaml"
+        if not path.exists():
+            raise UserError(f"--resume: there is no run in {out}; start one without --resume")
+        try:
+            values = yaml.safe_load(path.read_text())
+            if not isinstance(values, dict):
+                raise ValueError("it is not a mapping")
+            if missing := {f.name for f in fields(self.settings)} - values.keys():
+                raise ValueError(f"{sorted(missing)[0]} is missing")
+            return asdict(self._config(self._readable(self.parser({}).parse_object, values)))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not the configuration of a run: {reason}") from error
+
+    def _readable(self, parse, argument):
+        """Run a parser; its complaint becomes one line that names the nearest valid key."""
+        from jsonargparse import ArgumentError
+
+        keys = [f.name for f in fields(self.settings)] + ["preset", "out", "resume", "config"]
+        try:
+            return parse(argument)
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config: the file is not text ({error})") from error
+        except (ArgumentError, KeyError, TypeError) as error:
+            text = " ".join(str(error).split())
+            if match := re.search(r"unrecognized arguments: (\S+)", text):
+                if not match[1].startswith("-"):
+                    raise UserError(f"unexpected argument {match[1]!r}") from error
+                name = match[1].lstrip("-").partition("=")[0]
+                raise UserError(f"unknown option --{name}: {nearest(name, keys)}") from error
+            if match := re.search(r"Option '([^']+)' is not accepted", text):
+                raise UserError(f"unknown key {match[1]!r}: {nearest(match[1], keys)}") from error
+            text = re.sub(r"^Parser key \"(\w+)\":", r"\1:", text)
+            raise UserError(re.sub(r"<class '(\w+)'>", r"\1", text)) from error
+
+
+def read_json(path: Path) -> Any:
+    """A file of a run folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    import json
+
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and --resume") from error
+
+
+def duration(seconds: float) -> str:
+    """``m:ss`` or ``h:mm:ss``.
+
+    >>> duration(3700)
+    '1:01:40'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _preset_in(path: str | None) -> str | None:
+    """The preset that a configuration file names; the real parser complains of a bad file."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text()) if path else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return str(values["preset"]) if isinstance(values, dict) and "preset" in values else None
+
+
+def _only(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The options ``names`` with their values, so that the rest is left to the real parser."""
+    kept = []
+    for i, word in enumerate(argv):
+        name, equals, _ = word.partition("=")
+        if name in names:
+            kept.append(word)
+            if not equals and name != "--resume":
+                kept += argv[i + 1 : i + 2]
+    return kept
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a user would see; a kill may leave a temporary file behind."""
+    return [p for p in folder.iterdir() if not p.name.startswith(".")]

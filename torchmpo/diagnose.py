@@ -1,0 +1,403 @@
+"""How good is a preference loss, and on which data does it break? ``python -m torchmpo.diagnose``.
+
+Every loss is tuned with the same number of trials on every kind of data, trained again on fresh
+seeds, and judged by the true return. A finished cell (loss × data) is on disk at once; a run goes
+on with ``--resume``, also with more losses, more data or more seeds.
+"""
+
+import importlib
+import json
+import math
+import os
+import re
+import statistics as st
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchmpo.commandline import Command, duration, read_json
+from torchmpo.errors import UserError
+
+if TYPE_CHECKING:
+    from torchmpo.objective import MirrorObjective, Objective
+    from torchmpo.suite import Protocol
+    from torchmpo.trial import Trial
+
+# The task decides where training starts, as in arXiv 2411.06568.
+STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Settings of a run.
+
+    Args:
+        losses: names, references to functions (pkg.mod:fn) or folders of objectives, by commas.
+        data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA.
+        task: tla, hopper or ant.
+        seeds: final trainings per loss and data kind; --resume may raise it.
+        trials: hyper-parameter settings tried per loss and data kind.
+        tuning_seeds: trainings per trial.
+        tuning_episodes: episodes per trial.
+        episodes: episodes per final training.
+        grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
+        pairs: preference pairs.
+        episode_steps: time limit of an episode, in data and evaluation.
+        behaviour_std: standard deviation of the actions in the data.
+        start: original (agent) or scratch; null for the task's own.
+        policy_std: standard deviation of the trained policies' actions.
+        policy_std_kind: fixed or learned.
+        sample: evaluate sampled actions instead of mean actions.
+        epochs: passes over the pairs.
+        sft_epochs: how many of them are supervised for a loss that needs a reference.
+        minibatch_pairs: pairs per update.
+        learning_rate: Adam's step size.
+        max_grad_norm: limit on the gradient norm.
+        steps_per_trajectory: random time steps used per trajectory and update; null for all.
+        chunk_size: at most this many policies are trained together.
+        compile: compile the training; false starts sooner and runs slower.
+        seed: everything random follows from it.
+        num_threads: 0 takes every core.
+        cache_dir: folder of the preference data; null for $TORCHMPO_CACHE or ~/.cache/torchmpo.
+    """
+
+    losses: str = "sft,cpo,orpo,slic_hf,simpo,dpo"
+    data: str = "base,mixed,noisy:0.3"
+    task: str = "tla"
+    seeds: int = 5
+    trials: int = 8
+    tuning_seeds: int = 1
+    tuning_episodes: int = 16
+    episodes: int = 16
+    grid: str | None = None
+    pairs: int = 128
+    episode_steps: int = 1000
+    behaviour_std: float = 0.1
+    start: str | None = None
+    policy_std: float = 0.4
+    policy_std_kind: str = "fixed"
+    sample: bool = False
+    epochs: int = 12
+    sft_epochs: int = 10
+    minibatch_pairs: int = 2
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.3
+    steps_per_trajectory: int | None = 250
+    chunk_size: int = 16
+    compile: bool = True
+    seed: int = 0
+    num_threads: int = 0
+    cache_dir: str | None = None
+
+
+PRESETS: dict[str, dict] = {
+    "quick": {},
+    # Seconds: does everything once, says nothing.
+    "smoke": {
+        "losses": "sft,dpo",
+        "data": "base,noisy:0.3",
+        "seeds": 2,
+        "trials": 2,
+        "tuning_episodes": 2,
+        "episodes": 2,
+        "pairs": 4,
+        "episode_steps": 50,
+        "epochs": 2,
+        "sft_epochs": 1,
+        "steps_per_trajectory": 10,
+        "compile": False,
+    },
+    # arXiv 2411.06568, section 4.1; its Table 2, and CoLPO.
+    "full": {
+        "losses": "rrhf,slic_hf,dpo,ipo,cpo,orpo,r_dpo,simpo,sft,lpo,colpo",
+        "data": "base,mixed,noisy:0.1,noisy:0.2,noisy:0.3",
+        "pairs": 1280,
+        "steps_per_trajectory": None,
+        "episodes": 100,
+    },
+}
+# What may change on --resume: how far a run goes, and where it is computed.
+GROWS = ("losses", "data", "seeds", "num_threads", "cache_dir")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run consists of, checked, before anything is computed."""
+
+    config: DiagnoseConfig
+    objectives: "dict[str, Objective | MirrorObjective]"
+    grids: dict[str, list[dict[str, float]]]
+    trials: "dict[str, Trial]"
+    protocol: "Protocol"
+
+    @staticmethod
+    def of(config: DiagnoseConfig) -> "Setup":
+        """Build it.
+
+        Raises:
+            UserError: anything in ``config`` that could not work.
+        """
+        from torchmpo.grids import check_grid, grid
+        from torchmpo.inner import check_inputs
+        from torchmpo.objective import Objective, resolve
+        from torchmpo.preferences import check_space, parse_kind
+        from torchmpo.suite import Protocol
+
+        counts = ("seeds", "trials", "tuning_seeds", "tuning_episodes", "episodes", "epochs")
+        for name in counts:
+            if getattr(config, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+        if config.sft_epochs < 0 or config.num_threads < 0:
+            raise UserError("sft_epochs and num_threads must not be negative")
+        own = _own_grids(config.grid)
+        try:
+            objectives, grids = {}, {}
+            for name in _words("losses", config.losses):
+                with _blame(name):
+                    objectives[name] = objective = resolve(name)
+                    check_inputs(objective)
+                    grids[name] = own.pop(name, None) or grid(objective, config.trials)
+                    if isinstance(objective, Objective):
+                        check_grid(objective, grids[name])
+                    elif any(grids[name]):
+                        raise UserError(f"--grid: {name} is learned; it has no hyper-parameters")
+            if own:
+                raise UserError(f"--grid: {', '.join(own)} is not among the losses")
+            kinds = _words("data", config.data)
+            for kind in kinds:
+                parse_kind(kind)
+            if config.pairs < config.minibatch_pairs:
+                raise UserError(
+                    f"pairs ({config.pairs}) must be at least minibatch_pairs "
+                    f"({config.minibatch_pairs})"
+                )
+            trial = make_trial(config, kinds[0])
+            trial.policy  # noqa: B018  a damaged file of the agent shows here
+            trials = {kind: trial.changed(data=kind) for kind in kinds}
+            check_space(trial.pool, config.cache_dir)
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
+        return Setup(config, objectives, grids, trials, protocol)
+
+
+def make_trial(config: DiagnoseConfig, data: str) -> "Trial":
+    """The task, one kind of its data, and the training."""
+    from torchmpo.inner import InnerConfig
+    from torchmpo.preferences import PoolConfig
+    from torchmpo.trial import Trial
+
+    settings = {f.name: getattr(config, f.name) for f in fields(InnerConfig)}
+    settings["sft_epochs"] = 0  # only where a loss needs a reference, see cell_trial
+    pool = PoolConfig(
+        task=config.task,
+        pairs=config.pairs,
+        max_steps=config.episode_steps,
+        behaviour_std=config.behaviour_std,
+        seed=config.seed,
+    )
+    return Trial(
+        pool=pool,
+        data=data,
+        inner=InnerConfig(**settings),
+        policy_std=config.policy_std,
+        policy_std_kind=config.policy_std_kind,
+        sample=config.sample,
+        num_threads=config.num_threads,
+        cache_dir=config.cache_dir,
+        start=config.start or STARTS[config.task],
+    )
+
+
+def _words(name: str, text: str) -> list[str]:
+    """The parts of a comma-separated list, each once."""
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise UserError(f"{name} is empty: name at least one, separated by commas")
+    return words
+
+
+def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
+    import yaml
+
+    if path is None:
+        return {}
+    try:
+        grids = yaml.safe_load(Path(path).read_text())
+        if not isinstance(grids, dict):
+            raise ValueError("give {loss: [{hyper-parameter: value}, ...]}")
+        found = {}
+        for name, settings in grids.items():
+            if not (isinstance(settings, list) and len({frozenset(s) for s in settings}) == 1):
+                raise ValueError(f"{name}: give a list of settings with the same keys")
+            # YAML takes 1e-3, without a point, for a word.
+            found[str(name)] = [{key: float(s[key]) for key in settings[0]} for s in settings]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--grid: {path} is not a file of trials: {reason}") from error
+    return found
+
+
+def cell_path(out: Path, loss: str, data: str) -> Path:
+    """The file of one cell."""
+    return out / "cells" / (re.sub(r"[^A-Za-z0-9_.-]", "-", f"{loss}__{data}") + ".json")
+
+
+def run(setup: Setup, out: Path) -> int:
+    """Every cell that is not finished, then the report; returns the exit code."""
+    import torch
+
+    from torchmpo.files import write_atomic
+    from torchmpo.suite import anchors
+
+    config = setup.config
+    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    (out / "cells").mkdir(exist_ok=True)
+    first = next(iter(setup.trials.values()))
+    first.dataset  # noqa: B018  all kinds are pairs of the same trajectories
+    if not (out / "anchors.json").exists():
+        found = anchors(first, max(config.episodes, 16), setup.protocol)
+        write_atomic(out / "anchors.json", json.dumps(found) + "\n")
+    failed = _cells(setup, out, read_json(out / "anchors.json"))
+    report(setup, out)
+    return 1 if failed else 0
+
+
+def _cells(setup: Setup, out: Path, agents: dict) -> list[str]:
+    """Run what is missing; returns a line for every loss that raised."""
+    from tqdm import tqdm
+
+    todo = []
+    for data in setup.trials:
+        for loss in setup.objectives:
+            path = cell_path(out, loss, data)
+            done = _read_cell(path) if path.exists() else None
+            enough = done and (len(done["returns"]) >= setup.config.seeds or done["best"] < 0)
+            if not enough:
+                todo.append((loss, data, path, done))
+    failures, seconds = [], []
+    with tqdm(total=len(todo), desc="cells", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for index, (loss, data, path, done) in enumerate(todo):
+            begin = time.perf_counter()
+            try:
+                cell = _cell(setup, loss, data, done)
+            except UserError:
+                raise
+            except Exception as error:
+                if ":" not in loss:
+                    raise  # a loss of this package: a bug of ours
+                failures.append(f"{loss} on {data}: {_where(error)}")
+                bar.write(f"error: {failures[-1]}", file=sys.stderr)
+                continue
+            seconds.append(time.perf_counter() - begin)
+            cell["seconds"] = round(seconds[-1] + (done or {}).get("seconds", 0.0), 1)
+            _write(path, cell)
+            left = duration(st.mean(seconds) * (len(todo) - index - 1))
+            bar.update()
+            line = (
+                f"{loss:<16} {data:<12} {_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
+            )
+            bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+    return failures
+
+
+def _read_cell(path: Path) -> dict:
+    cell = read_json(path)
+    keys = {"loss", "data", "grid", "tuning", "best", "returns", "curves", "margins"}
+    if not isinstance(cell, dict) or keys - cell.keys():
+        raise UserError(f"{path} is not a cell: delete it and --resume")
+    return cell
+
+
+def _write(path: Path, cell: dict) -> None:
+    from torchmpo.files import write_atomic
+
+    write_atomic(path, json.dumps(cell) + "\n")
+
+
+def _cell(setup: Setup, loss: str, data: str, done: dict | None) -> dict:
+    from torchmpo.suite import run_cell
+
+    objective, trial = setup.objectives[loss], setup.trials[data]
+    seeds = setup.config.seeds
+    cell = run_cell(trial, objective, setup.grids[loss], seeds, setup.protocol, done)
+    return cell | {"loss": loss}  # all learned objectives have one name
+
+
+@contextmanager
+def _blame(loss: str) -> Iterator[None]:
+    """Anything a user's own loss raises when it is imported and tried is their mistake."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        if ":" not in loss:
+            raise  # a loss of this package: a bug of ours
+        raise UserError(f"{loss}: {_where(error)}") from error
+
+
+def _where(error: Exception) -> str:
+    """What a user's loss raised, and in which line of theirs."""
+    # Not theirs: this package, and what imports a module.
+    others = (f"{Path(__file__).parent}{os.sep}", str(Path(importlib.__file__).parent), "<frozen")
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        f for f in frames if not f.filename.startswith(others) and "/torch/" not in f.filename
+    ]
+    text = " ".join(str(error).split()) or "no message"
+    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {text[:300]}{place}"
+
+
+def _summary(cell: dict, agents: dict) -> str:
+    finite = [st.mean(row) for row in cell["returns"] if row is not None]
+    diverged = len(cell["returns"]) - len(finite)
+    if not finite:
+        return "every training diverged"
+    mean = st.mean(finite)
+    se = st.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
+    low, high = (st.mean(agents[role]) for role in ("original", "target"))
+    note = f", {diverged} diverged" if diverged else ""
+    return f"return {mean:7.0f} ± {se:<5.0f} score {(mean - low) / (high - low):6.2f}{note}"
+
+
+def report(setup: Setup, out: Path) -> None:
+    """Leaderboard and page of the cells that are there."""
+    from torchmpo.page import write_page
+    from torchmpo.statistics import leaderboard, write_leaderboard
+
+    paths = [cell_path(out, loss, data) for data in setup.trials for loss in setup.objectives]
+    cells = [_read_cell(path) for path in paths if path.exists()]
+    if not cells:
+        return
+    board = leaderboard(cells, read_json(out / "anchors.json"))
+    write_leaderboard(board, out)
+    write_page(out)
+    print(f"report: {out / 'report.html'}   table: {out / 'leaderboard.csv'}", flush=True)
+
+
+COMMAND = Command(
+    program="python -m torchmpo.diagnose",
+    description="How good is a preference loss, and on which data does it break?",
+    settings=DiagnoseConfig,
+    presets=PRESETS,
+    out="runs/diagnose",
+    place=GROWS,
+    default_preset="quick",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    return COMMAND.main(argv, Setup.of, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,424 @@
+"""The page of a diagnose run: one file that opens from disk, with every table and figure inline.
+
+It asks nothing of the network (its Content-Security-Policy forbids it) and can be read without
+JavaScript, which only makes the tables sortable. Its numbers are those of the run's JSON files.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torchmpo import suite_figures as figures
+from torchmpo.commandline import read_json
+from torchmpo.errors import UserError
+from torchmpo.files import write_atomic
+from torchmpo.findings import (
+    TASKS,
+    Run,
+    diverged_text,
+    findings,
+    headline,
+    interval,
+    leads,
+    name_html,
+    number,
+    protocol,
+    rank_text,
+    setting,
+)
+from torchmpo.suite_figures import finite
+
+HERE = Path(__file__).parent
+STYLE, SCRIPT = (HERE / "page.css").read_text("utf-8"), (HERE / "page.js").read_text("utf-8")
+
+
+def write_page(folder: str | Path) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` and ``*.svg`` of a run of the diagnostic suite.
+
+    Args:
+        folder: of the run: ``leaderboard.json``, and where there are, ``cells/*.json``,
+            ``anchors.json``, ``config.yaml`` and ``statistics.json``. The leaderboard decides which
+            cells are shown.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    folder = Path(folder)
+    board = read_json(folder / "leaderboard.json")
+    run = Run(
+        board,
+        [read_json(path) for path in sorted(folder.glob("cells/*.json"))],
+        _optional(folder / "anchors.json"),
+        _config(folder / "config.yaml"),
+        _optional(folder / "statistics.json"),
+        folder / "figures",
+    )
+    run.figures.mkdir(exist_ok=True)
+    for old in [*run.figures.glob("*.png"), *run.figures.glob("*.svg")]:
+        old.unlink()  # of a data kind that is no longer in the run
+    path = folder / "report.html"
+    write_atomic(path, _page(run))
+    return path
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def cell(text: str, key: Any = "", kind: str = "", style: str = "") -> str:
+    """A ``<td>``; ``key`` is what it is sorted by, ``text`` is HTML."""
+    key = key if finite(key) else escape(str(key or ""))
+    extra = f' class="{kind}"' * bool(kind) + f' style="{style}"' * bool(style)
+    return f'<td data-sort="{key}"{extra}>{text}</td>'
+
+
+def table(head: Sequence[str], rows: Iterable[str], caption: str, kind: str = "sortable") -> str:
+    """A table in a box of its own that scrolls; ``head`` and ``rows`` are HTML.
+
+    A title that begins with ``#`` is of numbers, of which the highest come first.
+    """
+    titles = []
+    for title in head:
+        mark = ' class="number" data-first="descending"' if title.startswith("#") else ""
+        titles.append(f'<th scope="col"{mark}>{title.removeprefix("#")}</th>')
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="wide"><table class="{kind}"><caption>{caption}</caption>'
+        f"<thead><tr>{''.join(titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _line(loss: str) -> str:
+    return f'<th scope="row" data-sort="{escape(loss)}">{name_html(loss)}</th>'
+
+
+def matrix(run: Run) -> str:
+    """Loss × data kind."""
+
+    def score(row: Mapping | None) -> str:
+        if row is None:
+            return cell("not run", kind="score none")
+        mean = row["score"]["mean"]
+        parts = [f"<b>{number(mean, 2)}</b> <small>{interval(row['score'])}</small>"]
+        if "rank" not in row:
+            iqm = row["iqm"]
+            parts.append(f"<small>IQM {number(iqm['value'], 2)} {interval(iqm)}</small>")
+        elif not finite(row["return"]["mean"]):
+            parts = [f"<b>✕ diverged</b> <small>counted as {number(mean, 2)}</small>"]
+        elif row["diverged"]:
+            parts.append(f"<small><b>✕ {diverged_text(row)}</b></small>")
+        if "rank" in row:
+            parts.append(f"<small>rank {rank_text(row)}</small>")
+        tint = min(abs(mean), 1) * 55 if finite(mean) else 0
+        kind = "score below" if tint and mean < 0 else "score"
+        kind += " lead" if "rank" in row and leads(row) and len(run.losses) > 1 else ""
+        return cell("<br>".join(parts), mean, kind, f"--tint:{tint:.0f}%")
+
+    pooled = len(run.kinds) > 1 and bool(run.overall)
+    head = ["loss", *["#all data"] * pooled, *(f"#{escape(kind)}" for kind in run.kinds)]
+    lines = []
+    for loss in run.losses:
+        every = [score(run.overall.get(loss))] * pooled
+        own = [score(run.rows.get((loss, kind))) for kind in run.kinds]
+        lines.append("".join([_line(loss), *every, *own]))
+    caption = "Normalised score (mean over seeds), interval, and rank among the losses"
+    return table(head, lines, caption, "sortable matrix")
+
+
+def full_table(run: Run) -> str:
+    """Every row of the leaderboard with all its numbers."""
+    head = ["loss", "data", "#return ± s.e.", "#score", "#IQM", "rank"]
+    head += ["best setting", "#trials", "#seeds", "#diverged"]
+    lines = []
+    for kind in run.kinds:
+        for row in run.on(kind):
+            value, score, iqm, rank = row["return"], row["score"], row["iqm"], row["rank"]
+            error = f" ± {number(value['se'])}" if finite(value["se"]) else ""
+            lost = " diverged" * bool(row["diverged"])
+            columns = [
+                cell(escape(kind), run.kinds.index(kind)),
+                cell(f"{number(value['mean'])}{error}", value["mean"], "number"),
+                cell(f"{number(score['mean'], 2)} {interval(score)}", score["mean"], "number"),
+                cell(f"{number(iqm['value'], 2)} {interval(iqm)}", iqm["value"], "number"),
+                cell(rank_text(row), rank["best"] + rank["worst"] / 1000),
+                cell(_setting(row["best"]), setting(row["best"]), "text"),
+                *(cell(number(row[k]), row[k], "number") for k in ("trials", "seeds")),
+                cell(number(row["diverged"]), row["diverged"], f"number{lost}"),
+            ]
+            lines.append(_line(row["loss"]) + "".join(columns))
+    return table(head, lines, "Every loss on every kind of data")
+
+
+def tuning(run: Run) -> str:
+    """For each loss, the mean return of every setting on every kind of data."""
+    parts = []
+    for loss in run.losses:
+        cells = [run.cells[loss, kind] for kind in run.kinds if (loss, kind) in run.cells]
+        grids: dict[str, list[Mapping]] = {}  # one, unless settings changed between the kinds
+        for c in cells:
+            grids.setdefault(json.dumps(c["grid"]), []).append(c)
+        tables = []
+        for same in grids.values():
+            head = ["setting", *(f"#{escape(c['data'])}" for c in same)]
+            lines = [
+                f'<th scope="row" data-sort="{i}">{_setting(values)}</th>'
+                + "".join(_trial(c["tuning"][i], i == c["best"]) for c in same)
+                for i, values in enumerate(same[0]["grid"])
+            ]
+            caption = "Mean return of each setting in tuning; the best is marked"
+            tables.append(table(head, lines, caption))
+        if tables:
+            parts.append(_fold(name_html(loss), "".join(tables)))
+    return "\n".join(parts)
+
+
+def _setting(values: Mapping | None) -> str:
+    return escape(setting(values)).replace(" = ", "&nbsp;=&nbsp;")  # lines break between them
+
+
+def _trial(returns: Sequence, best: bool) -> str:
+    known = [r for r in returns if finite(r)]
+    if not known or len(known) < len(returns):
+        lost = "diverged" if len(returns) == 1 else f"{len(returns) - len(known)} diverged"
+        return cell(f'<small class="diverged">✕ {lost}</small>', kind="number")
+    mean = sum(known) / len(known)
+    seeds = f" <small>({', '.join(map(number, known))})</small>" if len(known) > 1 else ""
+    text = f"<mark>{number(mean)}</mark>" if best else number(mean)
+    return cell(text + seeds, mean, "number")
+
+
+def agents(run: Run) -> str:
+    """The two agents that made the data, which are 0 and 1 of every score."""
+    lines = []
+    for role, entry in run.board["anchors"].items():
+        returns = [r for r in run.anchors.get(role, []) if finite(r)]
+        ends = [min(returns), max(returns)] if returns else [None, None]
+        numbers = [entry["mean"], entry["se"], *ends, len(returns) or None]
+        zero = {"original": "0", "target": "1"}.get(role, "")
+        cells = [cell(zero, kind="number"), *(cell(number(x), x, "number") for x in numbers)]
+        lines.append(f'<th scope="row">{escape(role)} agent</th>' + "".join(cells))
+    head = ["", "#score", "#mean return", "#s.e.", "#lowest", "#highest", "#episodes"]
+    return table(head, lines, "The agents that made the data", "")
+
+
+def nested(value: Any, caption: str = "") -> str:
+    """Any JSON value: a dictionary of dictionaries as one table, the rest as it comes."""
+    if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
+        keys = list(dict.fromkeys(key for inner in value.values() for key in inner))
+        lines = [
+            f'<th scope="row">{escape(str(name))}</th>'
+            + "".join(cell(nested(inner.get(key)), inner.get(key), "number") for key in keys)
+            for name, inner in value.items()
+        ]
+        return table(["", *(f"#{escape(str(key))}" for key in keys)], lines, caption, "")
+    if isinstance(value, Mapping):
+        lines = [
+            f'<th scope="row">{escape(str(k))}</th>{cell(nested(v))}' for k, v in value.items()
+        ]
+        return table(["setting", "value"], lines, caption, "")
+    if isinstance(value, list):
+        return ", ".join(nested(v) for v in value)
+    if isinstance(value, float):
+        return (number(value) if abs(value) >= 1000 else f"{value:.4g}") if finite(value) else "–"
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    return number(value) if isinstance(value, int) else escape(str(value))
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def _page(run: Run) -> str:
+    task = str(run.board["task"])
+    sections = [(*section, _slug(section[0])) for section in _sections(run) if section[2]]
+    links = " ".join(f'<a href="#{slug}">{title}</a>' for title, _, _, slug in sections)
+    body = "\n".join(
+        f'<section id="{slug}"><h2>{title}</h2>\n<p class="note">{note}</p>\n{content}</section>'
+        for title, note, content, slug in sections
+    )
+    answers = "".join(f"<li>{line}</li>" for line in findings(run))
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy += f"; script-src 'sha256-{digest}'"
+    title = f"Preference losses on {escape(TASKS.get(task, task))}"
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{STYLE}</style></head>
+<body><header><h1>{title}</h1>
+<p>{protocol(run)}</p>
+<div class="answer"><p class="headline">{headline(run)}</p><ul>{answers}</ul></div>
+<nav>{links}</nav></header>
+<main>
+{body}
+</main>
+<script>{SCRIPT}</script></body></html>
+"""
+
+
+def _sections(run: Run) -> list[tuple[str, str, str]]:
+    """Title, explanation and content; an empty content is left out."""
+    board = run.board
+    several = len(run.losses) > 1
+    return [
+        (
+            "Leaderboard",
+            "Score: 0 is the return of the original agent, 1 that of the target agent. "
+            "A rank of 1–3 is a tie: the loss’s interval overlaps others’. A bar at the left: no "
+            "other loss is shown to be better on that data.",
+            matrix(run),
+        ),
+        (
+            "Scores",
+            "Interquartile mean over seeds with its interval. Blue: no other loss is shown to be "
+            "better; red: below the original agent. What lies beyond the axis is written at its "
+            "edge.",
+            _draw(run, "intervals", "Scores with intervals", figures.intervals, *_columns(run)),
+        ),
+        (
+            "Probability of improvement",
+            "How probable it is that a run of the loss on the left beats a run of the loss above. "
+            "Blue: above one half, red: below. Bold: the interval excludes one half.",
+            '<div class="row">'
+            + "".join(
+                _captioned(
+                    name_html(kind),
+                    _draw(
+                        run,
+                        f"improvement-{_slug(kind)}",
+                        f"Probability of improvement on {kind}",
+                        figures.improvement,
+                        board["improvement"].get(kind, {}),
+                        [loss for loss in run.losses if (loss, kind) in run.rows],
+                    ),
+                )
+                for kind in run.kinds
+            )
+            + "</div>"
+            if several
+            else "",
+        ),
+        (
+            "All numbers",
+            "A title sorts by its column. Return: mean ± standard error over seeds; score and IQM "
+            "(interquartile mean, which drops a quarter of the seeds at each end) with 95 % "
+            "bootstrap intervals.",
+            full_table(run),
+        ),
+        (
+            "Training",
+            "Mean log-probability per step of chosen and rejected responses, and the share of "
+            "pairs in which the chosen one is more probable. A line is a seed, a cross the end of "
+            "one that diverged. Every panel has its own scale.",
+            _by_kind(run, "curves", "Training curves", figures.curves),
+        ),
+        (
+            "Margins",
+            "Chosen minus rejected mean log-probability at the end, over all seeds; on the right "
+            "the share above 0. The outermost 1 % lie beyond the axes.",
+            _by_kind(run, "margins", "Margins at the end", figures.margins),
+        ),
+        ("Tuning", "The search that came before the fresh seeds.", tuning(run)),
+        (
+            "Agents",
+            "Returns of the two agents whose trajectories are compared.",
+            agents(run)
+            + (
+                _draw(run, "agents", "Returns of the agents", figures.agents, run.anchors)
+                if run.anchors
+                else ""
+            ),
+        ),
+        (
+            "Data",
+            "What the preference data turned out to be.",
+            nested(run.statistics["pools"], "Pools") if run.statistics.get("pools") else "",
+        ),
+        (
+            "Settings",
+            "Everything the run can be repeated from.",
+            _fold("config.yaml", nested(run.config, "Settings of the run")) if run.config else "",
+        ),
+        ("Reading this page", "", READING),
+    ]
+
+
+def _columns(run: Run) -> tuple[dict, list[str]]:
+    """What the figure of intervals shows."""
+    columns: dict[str, dict] = {}
+    if len(run.kinds) > 1 and run.overall:
+        top = next(iter(run.overall.values()))["iqm"]
+        columns["all data"] = {
+            loss: row["iqm"] | {"lead": not (interval(top) and row["iqm"]["high"] < top["low"])}
+            for loss, row in run.overall.items()
+        }
+    for kind in run.kinds:
+        values = {}
+        for row in run.on(kind):
+            lost = {"value": None} if not finite(row["return"]["mean"]) else {}
+            values[row["loss"]] = row["iqm"] | lost | {"lead": leads(row)}
+        columns[kind] = values
+    return columns, run.losses
+
+
+def _by_kind(run: Run, name: str, label: str, draw) -> str:
+    """A figure for each kind of data, the first one open."""
+    parts = []
+    for kind in run.kinds:
+        if cells := run.cells_on(kind):
+            figure = _draw(run, f"{name}-{_slug(kind)}", f"{label} on {kind}", draw, cells)
+            parts.append(_fold(name_html(kind), figure, open=not parts))
+    return "\n".join(parts)
+
+
+def _draw(run: Run, name: str, label: str, draw, *data: Any) -> str:
+    return f"<figure>{figures.save(run.figures, name, label, draw, *data)}</figure>"
+
+
+def _captioned(title: str, figure: str) -> str:
+    return figure.replace("<figure>", f"<figure><figcaption>{title}</figcaption>", 1)
+
+
+def _fold(summary: str, content: str, open: bool = False) -> str:
+    return f"<details{' open' * open}><summary>{summary}</summary>{content}</details>"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
+
+
+def _optional(path: Path) -> Any:
+    return read_json(path) if path.exists() else {}
+
+
+def _config(path: Path) -> Mapping:
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    return config if isinstance(config, Mapping) else {}
+
+
+READING = """<dl>
+<dt>Score</dt><dd>(R − R<sub>original</sub>) / (R<sub>target</sub> − R<sub>original</sub>), where R
+is the mean return of one seed’s episodes.</dd>
+<dt>Interval</dt><dd>95 % percentile bootstrap over seeds, resampled within each kind of data. With
+few seeds such intervals are too narrow, and what they separate may not last with more.</dd>
+<dt>Rank</dt><dd>From one more than the number of losses whose interval lies wholly above, to the
+number of losses whose interval does not lie wholly below.</dd>
+<dt>Diverged</dt><dd>A seed whose training did not stay finite counts as the worst run that any loss
+finished on that kind of data.</dd>
+<dt>IQM, probability of improvement</dt><dd>As in Agarwal et al., Deep Reinforcement Learning at the
+Edge of the Statistical Precipice (2021), arXiv:2108.13264.</dd></dl>"""
