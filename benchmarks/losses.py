@@ -44,6 +44,18 @@ def nca_pair(c, r, rc, rr, beta=0.1):
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
+def rpo(c, r, rc, rr, c_mean, beta=0.1, sft_coef=1.0):
+    return -logsigmoid(beta * ((c - rc) - (r - rr))) - sft_coef * c_mean
+
+
+def smpo(c, r, rc, rr, p, beta=0.1, scale=1.0):
+    return -logsigmoid(scale * (2 * p - 1) * beta * ((c - rc) - (r - rr)))
+
+
+def dpo_positive_reference(c, r, rc, rr, beta=0.1):
+    return -logsigmoid(beta * ((c - r) - torch.relu(rc - rr)))
+
+
 def rrhf(c, r, sft_coef=1.0):
     return torch.relu(r - c) - sft_coef * c
 
@@ -67,7 +79,10 @@ def orpo(c, r, po_coef=0.1):
     return -c - po_coef * logsigmoid(chosen - rejected)
 
 
-RIVALS = (dpo, ipo, hinge_dpo, nca_pair, rrhf, simpo, slic_hf, cpo, orpo)
+RIVALS = (
+    *(dpo, ipo, hinge_dpo, nca_pair, rpo, smpo, dpo_positive_reference),
+    *(rrhf, simpo, slic_hf, cpo, orpo),
+)
 # Settings under which ours computes the rival's formula.
 SETTINGS = {"ipo": {"reduction": "sum"}}
 

@@ -51,7 +51,7 @@ class ThreeLeggedAnt(Ant):
         ValueError: no such leg, or a negative penalty.
     """
 
-    default_penalty = 25.8
+    default_penalty = 18.5
 
     def __init__(
         self, num_envs: int = 512, *, leg: int = 4, penalty: float = default_penalty, **kwargs

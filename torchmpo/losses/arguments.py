@@ -23,7 +23,7 @@ def same_shape(optional: Sequence[str] = (), /, **tensors: Tensor | None) -> Non
 
     Raises:
         ValueError: one is missing or no tensor, two shapes differ (the message prints both), there
-            is a dimension too many, or log-probabilities are integers.
+            is a dimension too many, or the first, if log-probabilities, are integers.
     """
     shape, first = None, ""
     for name, tensor in tensors.items():
@@ -33,12 +33,12 @@ def same_shape(optional: Sequence[str] = (), /, **tensors: Tensor | None) -> Non
             raise ValueError(f"{name} must be a tensor [batch]; got {_kind(tensor)}")
         if shape is None:
             shape, first = tensor.shape, name
+            if name.endswith("logps") and not tensor.is_floating_point():
+                raise ValueError(f"{name} must be floating point; got {tensor.dtype}")
         elif tensor.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, but {first} has {tuple(shape)}"
             )
-        if name.endswith("logps") and not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating point; got {tensor.dtype}")
     if shape is not None and len(shape) > 1:
         raise ValueError(
             f"{first} must be [batch]; got shape {tuple(shape)}: "
@@ -66,9 +66,13 @@ def _check(fits: Callable[[float], bool], what: str, values: dict[str, Scalar]) 
             raise ValueError(f"{name} must be {what}; got {value!r}")
 
 
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
 def check_positive(**values: Scalar) -> None:
     """Refuse what is not in (0, ∞)."""
-    _check(lambda v: 0 < v < math.inf, "positive and finite", values)
+    _check(_positive, "positive and finite", values)
 
 
 def check_non_negative(**values: Scalar) -> None:

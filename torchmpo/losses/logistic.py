@@ -96,11 +96,11 @@ def logistic_preference_loss(
     ref_chosen, ref_rejected = ref_chosen_logps.detach(), ref_rejected_logps.detach()
     if _set("ref_coef", ref_coef, 1.0, chosen_logps):
         ref_chosen, ref_rejected = ref_coef * ref_chosen, ref_coef * ref_rejected
-    z = beta * ((chosen_logps - ref_chosen) - (rejected_logps - ref_rejected))
-    if _set("margin", margin, 0.0, z):
-        z = z - margin
-    if _set("scale", scale, 1.0, z):
-        z = scale * z
+    scaled = _set("scale", scale, 1.0, chosen_logps)
+    factor = scale * beta if scaled else beta
+    z = factor * ((chosen_logps - ref_chosen) - (rejected_logps - ref_rejected))
+    if _set("margin", margin, 0.0, chosen_logps):
+        z = z - (scale * margin if scaled else margin)
     loss = -logsigmoid(z)
     if _set("label", label, 1.0, z):
         loss = label * loss - (1 - label) * logsigmoid(-z)
@@ -499,14 +499,10 @@ def dpo_positive_reference_loss(
         ref_chosen_logps=ref_chosen_logps,
         ref_rejected_logps=ref_rejected_logps,
     )
-    agrees = ref_chosen_logps > ref_rejected_logps
+    # Only the reference's margin counts, so it may stand on one side.
+    margin = torch.relu(ref_chosen_logps - ref_rejected_logps)
     return logistic_preference_loss(
-        chosen_logps,
-        rejected_logps,
-        ref_chosen_logps,
-        ref_rejected_logps,
-        beta=beta,
-        ref_coef=agrees.to(chosen_logps.dtype),
+        chosen_logps, rejected_logps, margin, torch.zeros_like(margin), beta=beta
     )
 
 
