@@ -13,7 +13,7 @@ from torchmpo_envs.hopper import Hopper
 __all__ = ["AGENTS", "EXPERTS", "TASKS", "Ant", "Hopper", "ThreeLeggedAnt", "expert_path"]
 
 TASKS = {"ant": Ant, "hopper": Hopper, "tla": ThreeLeggedAnt}
-EXPERTS = ("ant_original", "tla_target")
+EXPERTS = ("ant_original", "tla_target", "hopper_bad", "hopper_target")
 # The worse and the better agent whose trajectories are compared in each task.
 AGENTS = {
     "ant": ("ant_original", "tla_target"),
