@@ -1,13 +1,16 @@
 """Train the agents whose trajectories become preference data, with TorchRL's PPO.
 
-    python experiments/train_experts.py original --std_floor 0.2 --std_floor_end 0.05 --entropy 0.004
+    python experiments/train_experts.py original --std_floor 0.2 --std_floor_end 0.05 \\
+        --entropy 0.004                                            # Ant
     python experiments/train_experts.py target --std_floor 0.06    # from the original
     python experiments/train_experts.py hopper_bad --learning_rate 3e-4 --entropy 0
-    python experiments/train_experts.py hopper_target --learning_rate 3e-4 --entropy 0
+    python experiments/train_experts.py hopper_target --learning_rate 3e-4 --entropy 0 \\
+        --steps 6000000
 
 Hopper's two end when their return is near 900 and 2,100. Each run logs to
 ``runs/experts/<agent>/log.csv``, checkpoints as it goes and resumes by itself, and ends by writing
-weights and card to ``envs/torchmpo_envs/experts/``. The original agent's card also records k, the weight of the costly leg: the one at which that agent keeps 1700/6000 of its return.
+weights and card to ``envs/torchmpo_envs/experts/``. The original agent's card also records k, the
+weight of the costly leg: the one at which that agent keeps 1700/6000 of its return.
 """
 
 import argparse
