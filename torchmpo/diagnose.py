@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,6 +147,7 @@ class Setup:
         from torchmpo.objective import Objective, resolve
         from torchmpo.preferences import check_space, parse_kind
         from torchmpo.suite import Protocol
+        from torchmpo.trial import trial_of
 
         counts = ("seeds", "trials", "tuning_seeds", "tuning_episodes", "episodes", "epochs")
         for name in counts:
@@ -171,12 +172,13 @@ class Setup:
             kinds = _words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
-            if config.pairs < config.minibatch_pairs:
-                raise UserError(
-                    f"pairs ({config.pairs}) must be at least minibatch_pairs "
-                    f"({config.minibatch_pairs})"
-                )
-            trial = make_trial(config, kinds[0])
+            # SFT is for losses that need a reference only, see cell_trial.
+            trial = trial_of(
+                replace(config, sft_epochs=0),
+                data=kinds[0],
+                num_threads=config.num_threads,
+                start=config.start or STARTS.get(config.task, ""),  # the pool refuses others
+            )
             trial.policy  # noqa: B018  a damaged file of the agent shows here
             trials = {kind: trial.changed(data=kind) for kind in kinds}
             check_space(trial.pool, config.cache_dir)
@@ -184,34 +186,6 @@ class Setup:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
         return Setup(config, objectives, grids, trials, protocol)
-
-
-def make_trial(config: DiagnoseConfig, data: str) -> "Trial":
-    """The task, one kind of its data, and the training."""
-    from torchmpo.inner import InnerConfig
-    from torchmpo.preferences import PoolConfig
-    from torchmpo.trial import Trial
-
-    settings = {f.name: getattr(config, f.name) for f in fields(InnerConfig)}
-    settings["sft_epochs"] = 0  # only where a loss needs a reference, see cell_trial
-    pool = PoolConfig(
-        task=config.task,
-        pairs=config.pairs,
-        max_steps=config.episode_steps,
-        behaviour_std=config.behaviour_std,
-        seed=config.seed,
-    )
-    return Trial(
-        pool=pool,
-        data=data,
-        inner=InnerConfig(**settings),
-        policy_std=config.policy_std,
-        policy_std_kind=config.policy_std_kind,
-        sample=config.sample,
-        num_threads=config.num_threads,
-        cache_dir=config.cache_dir,
-        start=config.start or STARTS[config.task],
-    )
 
 
 def _words(name: str, text: str) -> list[str]:

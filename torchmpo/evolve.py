@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,17 +145,13 @@ class Setup:
         from torchmpo.objective import MirrorObjective
         from torchmpo.preferences import check_space, parse_kind
         from torchmpo.search import SearchConfig
+        from torchmpo.trial import trial_of
 
         for name in ("episodes", "final_episodes"):
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
         if config.final_seeds < 2:
             raise UserError(f"final_seeds must be at least 2; got {config.final_seeds}")
-        if config.pairs < config.minibatch_pairs:
-            raise UserError(
-                f"pairs ({config.pairs}) must be at least minibatch_pairs "
-                f"({config.minibatch_pairs})"
-            )
         if config.epochs == config.sft_epochs == 0:
             raise UserError("epochs and sft_epochs are both 0: nothing would be trained")
         num_threads = _threads(config)
@@ -175,7 +171,8 @@ class Setup:
             )
             parse_kind(config.data)
             # While this process works, in the final comparison, the actors are idle.
-            trial = make_trial(config, num_threads * max(1, config.num_actors))
+            threads = num_threads * max(1, config.num_actors)
+            trial = trial_of(config, data=config.data, num_threads=threads)
             trial.policy  # noqa: B018  a damaged file of the agent shows here
             check_space(trial.pool, config.cache_dir)
         except ValueError as error:
@@ -183,30 +180,6 @@ class Setup:
         if objective.dim == 0:
             raise UserError("learn is empty: name at least one function, or null for all")
         return Setup(config, objective, search, trial, num_threads)
-
-
-def make_trial(config: EvolveConfig, num_threads: int = 0) -> "Trial":
-    """The part of the settings that says how an objective is tried."""
-    from torchmpo.inner import InnerConfig
-    from torchmpo.preferences import PoolConfig
-    from torchmpo.trial import Trial
-
-    return Trial(
-        pool=PoolConfig(
-            task=config.task,
-            pairs=config.pairs,
-            max_steps=config.episode_steps,
-            behaviour_std=config.behaviour_std,
-            seed=config.seed,
-        ),
-        data=config.data,
-        inner=InnerConfig(**{f.name: getattr(config, f.name) for f in fields(InnerConfig)}),
-        policy_std=config.policy_std,
-        policy_std_kind=config.policy_std_kind,
-        sample=config.sample,
-        num_threads=num_threads,
-        cache_dir=config.cache_dir,
-    )
 
 
 def _threads(config: EvolveConfig) -> int:

@@ -169,6 +169,39 @@ class Trial:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
+def trial_of(config: Any, **settings: Any) -> Trial:
+    """The trial that a command's settings describe.
+
+    Args:
+        config: has the fields of ``InnerConfig``, those of ``PoolConfig`` (``max_steps`` called
+            ``episode_steps``), the policy's and ``sample``, under the names the commands share.
+        **settings: the rest of :class:`Trial`: ``data``, ``num_threads``, ``start``.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+    if config.pairs < config.minibatch_pairs:
+        raise UserError(
+            f"pairs ({config.pairs}) must be at least minibatch_pairs ({config.minibatch_pairs})"
+        )
+    names = [f.name for f in dataclasses.fields(InnerConfig)]
+    return Trial(
+        pool=PoolConfig(
+            task=config.task,
+            pairs=config.pairs,
+            max_steps=config.episode_steps,
+            behaviour_std=config.behaviour_std,
+            seed=config.seed,
+        ),
+        inner=InnerConfig(**{name: getattr(config, name) for name in names}),
+        policy_std=config.policy_std,
+        policy_std_kind=config.policy_std_kind,
+        sample=config.sample,
+        cache_dir=config.cache_dir,
+        **settings,
+    )
+
+
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
     """The physics has its own threads; for tensors this small torch's only wait for each other."""
