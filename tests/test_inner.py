@@ -287,6 +287,16 @@ def test_a_member_that_becomes_nan_leaves_the_others_as_they_are():
         assert torch.equal(value[[0, 2, 3]], healthy[name][[0, 2, 3]])
 
 
+def test_a_member_whose_gradient_norm_overflows_becomes_nan():
+    policy, data, objective = make_policy(), make_data(), Objective(orpo_loss)
+    start = stack_policies(policy.trainable(), 2)
+    own = {"po_coef": torch.tensor([0.1, 1e200], dtype=torch.float64)}
+    trained = train_policies(policy, start, objective, own, data, config(), 0)
+    for value in trained.values():
+        assert value[0].isfinite().all()
+        assert value[1].isnan().all()
+
+
 @pytest.mark.parametrize("steps", [3, 8, 40])
 def test_random_time_steps_estimate_the_mean_without_bias(steps):
     policy, data = make_policy(), make_data()

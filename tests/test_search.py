@@ -12,16 +12,13 @@ import torch
 from evotorch.tools.ranking import rank
 
 from torchmpo.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from torchmpo.cluster import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.errors import UserError
 from torchmpo.files import write_atomic
 from torchmpo.search import (
-    Fitness,
     SearchConfig,
-    VectorProblem,
     ask,
     centre_of,
-    chunk_rows,
-    ray_actors,
     search,
     shape_fitness,
     start,
@@ -233,7 +230,8 @@ def test_write_atomic_leaves_the_old_file_when_interrupted(tmp_path, monkeypatch
 KILLED = """
     import os, signal, sys
     import torch
-    from torchmpo.search import Fitness, SearchConfig, VectorProblem, search
+    from torchmpo.cluster import Fitness, VectorProblem
+    from torchmpo.search import SearchConfig, search
 
     torch.set_num_threads(1)
     target = torch.linspace(-0.5, 0.5, 5)

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from torchmpo.suite import Protocol
     from torchmpo.trial import Trial
 
-# The task decides where training starts, as in arXiv 2411.06568.
+# The task decides where training starts and how many pairs there are, as in arXiv 2411.06568.
 STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
+PAIRS = {"tla": 1280, "ant": 1280, "hopper": 5120}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class DiagnoseConfig:
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
         grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
-        pairs: preference pairs.
+        pairs: preference pairs; null for the task's own: 1,280, hopper 5,120.
         episode_steps: time limit of an episode, in data and evaluation.
         behaviour_std: standard deviation of the actions in the data.
         start: original (agent) or scratch; null for the task's own.
@@ -75,7 +76,7 @@ class DiagnoseConfig:
     tuning_episodes: int = 16
     episodes: int = 16
     grid: str | None = None
-    pairs: int = 128
+    pairs: int | None = 128
     episode_steps: int = 1000
     behaviour_std: float = 0.1
     start: str | None = None
@@ -116,7 +117,7 @@ PRESETS: dict[str, dict] = {
     "full": {
         "losses": "rrhf,slic_hf,dpo,ipo,cpo,orpo,r_dpo,simpo,sft,lpo,colpo",
         "data": "base,mixed,noisy:0.1,noisy:0.2,noisy:0.3",
-        "pairs": 1280,
+        "pairs": None,
         "steps_per_trajectory": None,
         "episodes": 100,
     },
@@ -172,12 +173,15 @@ class Setup:
             kinds = _words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
+            pairs = config.pairs
+            if pairs is None:
+                pairs = PAIRS.get(config.task, config.minibatch_pairs)  # the pool refuses others
             # SFT is for losses that need a reference only, see cell_trial.
             trial = trial_of(
-                replace(config, sft_epochs=0),
+                replace(config, sft_epochs=0, pairs=pairs),
                 data=kinds[0],
                 num_threads=config.num_threads,
-                start=config.start or STARTS.get(config.task, ""),  # the pool refuses others
+                start=config.start or STARTS.get(config.task, "original"),
             )
             trial.policy  # noqa: B018  a damaged file of the agent shows here
             trials = {kind: trial.changed(data=kind) for kind in kinds}

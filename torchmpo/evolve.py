@@ -203,7 +203,7 @@ def run(setup: Setup, out: Path) -> None:
     """Search, compare, save: goes on from whatever ``out`` holds already."""
     import torch
 
-    from torchmpo import search
+    from torchmpo import cluster, search
     from torchmpo.trial import MirrorFitness
 
     config, objective = setup.config, setup.objective
@@ -213,17 +213,17 @@ def run(setup: Setup, out: Path) -> None:
     if config.num_actors > 1:
         trial = replace(trial, num_threads=setup.num_threads)
     evaluate = MirrorFitness(trial, objective, config.episodes, config.seed)
-    with search.ray_actors(config.num_actors, setup.num_threads):
-        problem = search.VectorProblem(
+    with cluster.ray_actors(config.num_actors, setup.num_threads):
+        problem = cluster.VectorProblem(
             evaluate,
             objective.dim,
-            chunk=search.chunk_rows(config.population, config.chunk_size),
+            chunk=cluster.chunk_rows(config.population, config.chunk_size),
             num_actors=config.num_actors,
             num_threads=setup.num_threads,
         )
         with Progress(config.generations) as progress:
             found = search.search(
-                search.Fitness(problem),
+                cluster.Fitness(problem),
                 objective.vector.detach(),
                 setup.search,
                 out,

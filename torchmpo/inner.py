@@ -49,7 +49,8 @@ class InnerConfig:
         minibatch_pairs: pairs per update. Every epoch visits the pairs in a new order; those that
             do not fill a last minibatch are left out of that epoch.
         learning_rate: Adam's step size (> 0). Each phase starts with fresh Adam moments.
-        max_grad_norm: limit on the gradient norm of each member (> 0).
+        max_grad_norm: limit on the gradient norm of each member (> 0). A norm that overflows makes
+            the member NaN.
         steps_per_trajectory: time steps drawn per trajectory and update; ``None`` takes all.
         chunk_size: at most this many members are trained at once. Large chunks leave the cache,
             small ones spend their time between operations.
@@ -310,7 +311,10 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
             params, objective_params, buffers, batch, progress
         )
         squares = torch.stack([g.square().flatten(1).sum(1) for g in grads.values()])
-        clip = (config.max_grad_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+        norm = squares.sum(0).sqrt()
+        clip = (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        # A norm that overflows would scale every gradient to 0, and the member would seem trained.
+        clip = clip.where(norm.isfinite(), math.nan)
         grads = {name: g * clip.view(-1, *(1,) * (g.ndim - 1)) for name, g in grads.items()}
         m = {name: torch.lerp(average[name], g, 1 - BETA1) for name, g in grads.items()}
         v = {name: BETA2 * square[name] + (1 - BETA2) * g * g for name, g in grads.items()}
