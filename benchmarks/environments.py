@@ -8,9 +8,9 @@ Ours is ``step_and_maybe_reset`` of the environment, with everything TorchRL doe
 yardstick is the bare physics, ``mujoco.batch`` or MuJoCo Warp: the same model, start states and
 actions, no observations, rewards or resets.
 The rivals that users have are EnvPool (optional: ``pip install envpool==1.2.5``, the last for
-Python 3.11) and Gymnasium's AsyncVectorEnv, both with the RK4 model and without contact forces; the
-latter takes a process per environment, so it gets 16 of them. The rival of Warp is up to 1024 of
-our environments on the CPU's threads.
+Python 3.11), Gymnasium's AsyncVectorEnv and TorchRL's ParallelEnv, all with the RK4 model and
+without contact forces; the latter two take a process per environment, so they get 16 of them. The
+rival of Warp is up to 1024 of our environments on the CPU's threads.
 Contestants take turns, each repeat gives one ratio to bare stepping, and medians are reported: so
 a busy machine changes the steps per second but hardly the ratios.
 """
@@ -30,6 +30,7 @@ import mujoco.batch
 import numpy as np
 import torch
 from tensordict import TensorDict
+from torchrl.envs import GymWrapper, ParallelEnv
 
 from torchmpo_envs import Ant, Hopper
 from torchmpo_envs.physics import start_physics
@@ -44,7 +45,7 @@ TASKS = {
     ),
     "hopper": (Hopper, "Hopper-v5", {}, {}),
 }
-PROCESSES = 16  # of AsyncVectorEnv
+PROCESSES = 16  # of AsyncVectorEnv and of ParallelEnv
 ON_THREADS = 1024  # environments on the CPU that Warp is measured against
 BARE = {"threads": "bare mujoco.batch", "warp": "bare MuJoCo Warp"}
 
@@ -124,6 +125,26 @@ class VectorEnv:
             self.env.step(action)
 
 
+def wrapped(make):
+    return GymWrapper(make())
+
+
+class Processes:
+    """TorchRL's loop over a process per environment of Gymnasium; draws its own start states."""
+
+    def __init__(self, make, num_envs):
+        self.num_envs = num_envs
+        self.env = ParallelEnv(num_envs, partial(wrapped, make), mp_start_method="fork")
+        self.env.start()
+
+    def reset(self, start):
+        self.state = self.env.reset()
+
+    def run(self, actions):
+        for action in torch.from_numpy(actions[:, : self.num_envs]).float():
+            _, self.state = self.env.step_and_maybe_reset(self.state.set("action", action))
+
+
 def on_threads(task, num_envs):
     """(integrator, name) → contestant; bare stepping first in each group."""
     ours, name, settings, envpool_settings = TASKS[task]
@@ -132,6 +153,7 @@ def on_threads(task, num_envs):
     # hundred MB each. So fork, before any thread exists.
     robots = gymnasium.vector.AsyncVectorEnv([make_rival] * PROCESSES, context="fork")
     processes = VectorEnv(robots, PROCESSES)
+    torchrl = Processes(make_rival, PROCESSES)
     found = {}
     for integrator in ("RK4", "implicitfast"):
         found[integrator, BARE["threads"]] = Bare(ours, num_envs, integrator)
@@ -145,6 +167,7 @@ def on_threads(task, num_envs):
         pool = envpool.make_gymnasium(name, **threads, **envpool_settings)
         found["RK4", "EnvPool"] = VectorEnv(pool, num_envs)
     found["RK4", "Gymnasium AsyncVectorEnv"] = processes
+    found["RK4", "TorchRL ParallelEnv"] = torchrl
     return found
 
 
@@ -179,7 +202,7 @@ def measure(task, found, num_envs, steps, repeats):
             if repeat > 0:  # the first warms up
                 speeds.setdefault(key, []).append(contestant.num_envs * steps / seconds)
     for contestant in found.values():
-        if isinstance(contestant, VectorEnv):
+        if isinstance(contestant, (VectorEnv, Processes)):
             contestant.env.close()
     return speeds
 
