@@ -46,8 +46,10 @@ FIXED = {
     "preference_probs": 0.8,
     "progress": 0.5,
 }
-# What a picture shows instead of defaults and FIXED values at which a loss is DPO.
+# What a picture shows instead of defaults and FIXED values at which a loss is DPO, or hardly more
+# than SFT.
 SHOWN: dict[str, dict] = {
+    "closed_form": {"sigmoid_coef": 0.5, "beta": 4.0, "softplus_coef": 0.5, "threshold": 1.0},
     "robust_dpo": {"label_smoothing": 0.2},
     "dpo_gamma": {"ref_coef": 0.5},
     "f_dpo": {"divergence": "js"},

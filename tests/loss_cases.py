@@ -18,6 +18,18 @@ SETTINGS = {
     "simpo": [{"beta": 1.3, "target_margin": 0.2}],
     "alpha_po": [{"beta": 1.3, "alpha": 0.6, "target_margin": 0.2}],
     "colpo": [{"po_coef": 0.8, "delta": 1.5, "threshold": -2.0}],
+    "closed_form": [
+        {
+            "sft_coef": 0.7,
+            "sigmoid_coef": 0.4,
+            "beta": 1.3,
+            "target_margin": 0.2,
+            "linear_coef": 0.3,
+            "softplus_coef": 0.6,
+            "sharpness": 2.5,
+            "threshold": -0.4,
+        }
+    ],
     "dpo": [{"beta": 0.3, "label_smoothing": 0.1}],
     "robust_dpo": [{"beta": 0.3, "label_smoothing": 0.1}],
     "r_dpo": [{"beta": 0.3, "alpha": 0.2}],

@@ -82,6 +82,25 @@ def colpo(c, r, *, po_coef, delta, threshold):
     return -c + po_coef * max(0.0, goal - (c - r))
 
 
+def closed_form(
+    c,
+    r,
+    *,
+    sft_coef,
+    sigmoid_coef,
+    beta,
+    target_margin,
+    linear_coef,
+    softplus_coef,
+    sharpness,
+    threshold,
+):
+    fading = sigmoid_coef * log_sigmoid(beta * (c - r) - target_margin)
+    z = sharpness * (c - r - threshold)
+    growing = softplus_coef * (max(z, 0.0) + math.log1p(math.exp(-abs(z)))) / sharpness
+    return -(sft_coef * c + fading + linear_coef * (c - r) + growing)
+
+
 # The logistic loss of the reference-adjusted margin, and its modifications.
 
 

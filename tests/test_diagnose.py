@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 
-from torchmpo import diagnose, suite
+from torchmpo import diagnose, preferences, suite
 from torchmpo.diagnose import GROWS, PRESETS, DiagnoseConfig, Setup, cell_path, main
 from torchmpo.losses import LOSSES
 from torchmpo.objective import MirrorObjective
+from torchmpo.trial import STARTS
 from torchmpo_envs import TASKS
 
 OWN = textwrap.dedent(
@@ -44,6 +45,33 @@ OWN = textwrap.dedent(
 
     def four_steps(chosen_step_logps):
         return -(chosen_step_logps + torch.zeros(4)).mean(-1)  # the line in question
+
+    def same_size(chosen_mean_logps):
+        return -chosen_mean_logps.mean() + torch.zeros(3)  # as many as it is tried with
+
+    def branches(chosen_mean_logps):
+        if chosen_mean_logps.sum() < 0:  # vmap cannot
+            return -chosen_mean_logps
+        return chosen_mean_logps
+
+    def refuses(chosen_mean_logps):
+        if len(chosen_mean_logps) != 3:
+            raise ValueError("three pairs, please")
+        return -chosen_mean_logps
+
+    calls = 0
+
+    def raises_later(chosen_mean_logps, *, strength=1.0):
+        global calls
+        calls += 1
+        if calls > 8:
+            raise ArithmeticError("out of numbers")  # after some updates
+        return -chosen_mean_logps * strength
+
+    def narrow(chosen_mean_logps, *, strength=1.0):
+        if not isinstance(strength, torch.Tensor) and not strength < 5:
+            raise ValueError(f"strength must be below 5; got {strength}")
+        return -chosen_mean_logps * strength
 
     def votes(chosen_logps, preference_probs):
         return -chosen_logps * preference_probs
@@ -140,6 +168,21 @@ def cells(folder="run"):
         ("--losses own_losses:nothing", "must return one value per pair, [batch]; got NoneType"),
         ("--losses own_losses:misnamed", "did you mean 'chosen_logps'?"),
         ("--losses own_losses:raises", "RuntimeError: this loss is not finished"),
+        (
+            "--losses own_losses:four_steps",
+            "own_losses:four_steps: RuntimeError: The size of tensor",
+        ),
+        ("--losses own_losses:same_size", "same_size must return one value per pair, [2] in train"),
+        ("--losses own_losses:branches", "own_losses:branches: RuntimeError: vmap: It looks like"),
+        ("--losses own_losses:refuses", "own_losses:refuses: ValueError: three pairs, please (/"),
+        (
+            "--losses own_losses:narrow --trials 8",
+            "own_losses:narrow: strength must be below 5; got",
+        ),
+        (
+            "--losses own_losses:narrow --trials 8",
+            "from the suite's own trials: give others by --gr",
+        ),
         ("--losses own_losses:votes", "own_losses:votes: the inner loop cannot supply preference"),
         ("--losses sft,smpo", "smpo: the inner loop cannot supply preference_probs"),
         ("--losses a/folder", "a/folder is not a readable saved objective"),
@@ -158,7 +201,7 @@ def cells(folder="run"):
         ("--epochs 0", "epochs must be at least 1; got 0"),
         ("--sft_epochs -1", "sft_epochs and num_threads must not be negative"),
         ("--num_threads -1", "sft_epochs and num_threads must not be negative"),
-        ("--pairs 0", "pairs (0) must be at least"),
+        ("--pairs 0", "pairs and max_steps must be at least 1; got 0"),
         ("--pairs 1", "pairs (1) must be at least minibatch_pairs (2)"),
         ("--minibatch_pairs 0", "minibatch_pairs must be at least 1; got 0"),
         ("--episode_steps 0", "must be at least 1; got"),
@@ -283,8 +326,18 @@ def test_the_task_decides_where_training_starts(no_run):
     call("--preset smoke --out one")
     call("--preset smoke --start scratch --out two")
     assert [setup.trials["base"].start for setup in no_run] == ["original", "scratch"]
-    assert diagnose.STARTS.keys() == TASKS.keys()
-    assert diagnose.STARTS["hopper"] == "scratch"
+    assert STARTS.keys() == TASKS.keys()
+    assert STARTS["hopper"] == "scratch"
+
+
+def test_own_trials_instead_of_those_that_the_loss_refuses(capsys, no_run):
+    Path("grid.yaml").write_text("own_losses:narrow: [{strength: 2}, {strength: 3}]")
+    flags = "--preset smoke --losses own_losses:narrow --trials 8 --grid grid.yaml"
+    assert call(flags) == 0
+    Path("grid.yaml").write_text("own_losses:narrow: [{strength: 2}, {strength: 9}]")
+    error = one_line_error(capsys, flags.replace("smoke", "smoke --out other"))
+    assert "own_losses:narrow: ValueError: strength must be below 5; got 9.0 (/" in error
+    assert "the suite's own trials" not in error
 
 
 def test_own_trials(no_run):
@@ -341,23 +394,35 @@ def test_resume_with_settings_that_may(no_run):
     assert set(more) == set(GROWS)
     flags = [word for name, value in more.items() for word in (f"--{name}", str(value))]
     assert main(["--out", "run", "--resume", *flags]) == 0
+    more |= {"losses": "sft,dpo,cpo", "data": "base,noisy:0.3,mixed"}  # those of the run stay
     assert asdict(no_run[1].config) == asdict(DiagnoseConfig(**PRESETS["smoke"] | more))
+    assert list(no_run[1].objectives) == ["sft", "dpo", "cpo"]
+    assert main(["--out", "run", "--resume", "--losses", "dpo,cpo"]) == 0
+    assert no_run[2].config.losses == "sft,dpo,cpo"
+    # What is no longer wanted is taken out of the file.
+    path = Path("run/config.yaml")
+    path.write_text(path.read_text().replace("losses: sft,dpo,cpo", "losses: cpo"))
+    assert main(["--out", "run", "--resume", "--losses", " sft, cpo"]) == 0
+    assert no_run[3].config.losses == "cpo,sft"
     assert yaml.safe_load(Path("run/config.yaml").read_text())["seeds"] == 7
 
 
 def test_resuming_a_finished_run_computes_nothing(reports, monkeypatch):
     assert tiny() == 0
     finished = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in Path("run").glob("*/*.json")}
-    anchors = Path("run/anchors.json").stat().st_mtime_ns
+    others = [Path("run", name) for name in ("anchors.json", "statistics.json")]
+    stamps = [path.stat().st_mtime_ns for path in others]
     assert len(finished) == 4
     for name in ("run_cell", "anchors"):
         monkeypatch.setattr(suite, name, None)  # cannot be called
+    monkeypatch.setattr(preferences, "pool_folder", lambda *_: Path.cwd())  # and no data is read
+    monkeypatch.setattr(preferences, "_load", None)
     for again in ("", "--seeds 1", "--num_threads 2"):
         assert tiny(again) == 0
     assert finished == {
         p: (p.read_bytes(), p.stat().st_mtime_ns) for p in Path("run").glob("*/*.json")
     }
-    assert Path("run/anchors.json").stat().st_mtime_ns == anchors
+    assert [path.stat().st_mtime_ns for path in others] == stamps
     assert len(reports) == 4  # the report is made every time
 
 
@@ -372,10 +437,12 @@ def test_a_run_grows_by_losses_data_and_seeds(reports, monkeypatch):
         return run_cell(trial, objective, grid, seeds, protocol, done)
 
     monkeypatch.setattr(suite, "run_cell", counted)
-    assert tiny("--losses sft,simpo") == 0
+    assert tiny("--losses simpo") == 0
     assert calls == [("simpo", "base", 0, 2)]
     calls.clear()
-    assert tiny("--data base,mixed") == 0
+    assert list(statistics()) == ["base"]
+    assert tiny("--data mixed") == 0
+    assert list(statistics()) == ["base", "mixed"]
     assert calls == [("sft", "mixed", 0, 2), ("simpo", "mixed", 0, 2)]
     before = cells()
     assert before["sft__base"] == first["sft__base"]
@@ -412,6 +479,37 @@ def test_a_damaged_cell_is_named_and_nothing_is_lost(capsys, reports, content):
     assert cells() == before
 
 
+def statistics():
+    return json.loads(Path("run/statistics.json").read_text())["kinds"]
+
+
+def test_the_data_is_described(reports):
+    assert tiny("--losses sft --data base,noisy:1 --pairs 6") == 0
+    found = statistics()
+    assert [kind["pairs"] for kind in found.values()] == [6, 6]
+    assert [kind["flipped"] for kind in found.values()] == [0.0, 1.0]
+    assert found["base"]["agents"] == found["noisy:1"]["agents"]
+    # A run from before there were statistics gets them when it goes on.
+    before = Path("run/statistics.json").read_bytes()
+    Path("run/statistics.json").unlink()
+    assert tiny() == 0
+    assert Path("run/statistics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"edges": {}, "kinds', "[]", '"text"', '{"kinds": {}}'])
+def test_damaged_statistics_are_named(capsys, reports, content):
+    assert tiny("--losses sft --data base") == 0
+    path = Path("run/statistics.json")
+    before = path.read_bytes()
+    path.write_text(content)
+    error = one_line_error(capsys, "--out run --resume")
+    assert str(path) in error
+    assert "delete it and --resume" in error
+    path.unlink()
+    assert tiny() == 0
+    assert path.read_bytes() == before
+
+
 def test_damaged_anchors_are_named(capsys, reports):
     assert tiny("--data base") == 0
     before = Path("run/anchors.json").read_text()
@@ -425,19 +523,28 @@ def test_damaged_anchors_are_named(capsys, reports):
 # --- faults ---
 
 
-def test_a_loss_that_raises_in_training_leaves_the_other_cells(capsys, reports, folders):
-    flags = f"{TINY} --losses sft,own_losses:four_steps,own_losses:fine --data base"
+def test_a_loss_that_raises_in_training_leaves_the_other_cells(
+    capsys, reports, folders, monkeypatch
+):
+    import own_losses  # pyright: ignore
+
+    monkeypatch.setattr(own_losses, "calls", 0)
+    flags = f"{TINY} --losses sft,own_losses:raises_later,own_losses:fine --data base"
     error = one_line_error(capsys, flags, code=1)
-    line = OWN.splitlines().index(next(x for x in OWN.splitlines() if "in question" in x)) + 1
-    assert error.startswith("error: own_losses:four_steps on base: RuntimeError: The size of")
-    assert error.endswith(f" ({folders}/own_losses.py, line {line})\n")
+    assert own_losses.calls == 9
+    line = OWN.splitlines().index(next(x for x in OWN.splitlines() if "some updates" in x)) + 1
+    told = "error: own_losses:raises_later on base: ArithmeticError: out of numbers"
+    assert error == f"{told} ({folders}/own_losses.py, line {line})\n"
     assert list(cells()) == ["own_losses-fine__base", "sft__base"]
     assert len(reports) == 1
     # It is tried again, and nothing else is.
     before = cells()
+    own_losses.calls = 0
     one_line_error(capsys, "--out run --resume", code=1)
     assert cells() == before
-    assert tiny("--losses sft,own_losses:fine") == 0
+    path = Path("run/config.yaml")
+    path.write_text(path.read_text().replace("own_losses:raises_later,", ""))
+    assert tiny() == 0
 
 
 def test_a_bug_of_ours_is_not_blamed_on_a_loss(reports, monkeypatch):
@@ -450,14 +557,58 @@ def test_a_bug_of_ours_is_not_blamed_on_a_loss(reports, monkeypatch):
 
 
 def test_a_loss_that_diverges_everywhere_is_a_cell_like_any_other(capsys, reports):
-    assert tiny("--losses own_losses:explodes,sft --data base --trials 1") == 0
+    Path("grid.yaml").write_text("own_losses:explodes: [{power: 100}, {power: 200}]")
+    assert tiny("--losses own_losses:explodes,sft --data base --grid grid.yaml") == 0
     assert "every training diverged" in capsys.readouterr().out
     cell = cells()["own_losses-explodes__base"]
-    assert (cell["best"], cell["tuning"], cell["returns"]) == (-1, [[None]], [])
+    assert (cell["best"], cell["tuning"], cell["returns"]) == (-1, [[None], [None]], [])
     stamp = Path("run/cells/own_losses-explodes__base.json").stat().st_mtime_ns
     assert tiny("--seeds 3") == 0  # there is no setting that more seeds could be run with
     assert Path("run/cells/own_losses-explodes__base.json").stat().st_mtime_ns == stamp
     assert len(cells()["sft__base"]["returns"]) == 3
+
+
+def test_a_loss_whose_only_setting_diverges(capsys):
+    """There is nothing to tune, so that its seeds are tried, and the report copes."""
+    assert tiny("--losses own_losses:explodes,sft --data base --trials 1") == 0
+    assert "every training diverged" in capsys.readouterr().out
+    cell = cells()["own_losses-explodes__base"]
+    assert (cell["best"], cell["tuning"], cell["returns"]) == (0, [], [None, None])
+    assert cells()["sft__base"]["tuning"] == []
+    rows = json.loads(Path("run/leaderboard.json").read_text())["rows"]
+    assert {r["loss"]: (r["trials"], r["diverged"]) for r in rows} == {
+        "sft": (0, 0),
+        "own_losses:explodes": (0, 2),
+    }
+    assert "nothing to tune" in Path("run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["statistics.json", "anchors.json", "leaderboard.json", "leaderboard.csv", "curves-base.svg",
+     "report.html"],
+)  # fmt: skip
+def test_disk_full_at_any_file_loses_nothing(capsys, monkeypatch, file):
+    replace_file = os.replace
+
+    def full(old, new):
+        if Path(new).name == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    error = one_line_error(capsys, f"{TINY} --losses sft --data base")
+    assert error.startswith("error: No space left on device: run/")
+    assert error.endswith(f"{file}\n")
+    before = cells()
+    assert len(before) == (0 if file in ("statistics.json", "anchors.json") else 1)
+    monkeypatch.setattr(os, "replace", replace_file)
+    if before:
+        monkeypatch.setattr(suite, "run_cell", None)  # cannot be called
+    assert tiny() == 0
+    assert {name: cells()[name] for name in before} == before
+    assert Path("run/report.html").exists()
+    assert not list(Path("run").rglob(".*"))
 
 
 def test_full_disk_is_one_line_and_the_run_goes_on_later(capsys, reports, monkeypatch):
@@ -587,14 +738,15 @@ def test_a_run_killed_at_any_write_gives_the_same_cells(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[-1])
-    assert kills == 8  # before and after each of config.yaml, anchors.json and two cells
+    # Before and after each of config.yaml, statistics.json, anchors.json and two cells.
+    assert kills == 10
     whole = cells(tmp_path / "whole")
     assert list(whole) == ["dpo__base", "sft__base"]
     for kill in range(1, kills + 1):
         killed = tmp_path / f"killed-{kill}"
         assert cells(killed) == whole
         assert not list(killed.rglob(".*"))  # no temporary file is left
-        for name in ("config.yaml", "anchors.json"):
+        for name in ("config.yaml", "statistics.json", "anchors.json"):
             assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -610,10 +762,25 @@ def test_the_command_as_a_user_calls_it(tmp_path, folders):
     assert {p.name for p in Path("run").iterdir()} >= {
         "config.yaml",
         "anchors.json",
+        "statistics.json",
         "leaderboard.json",
         "leaderboard.csv",
         "report.html",
         "figures",
     }
     assert len(result.stdout.splitlines()) == 3
+    board = json.loads(Path("run/leaderboard.json").read_text())
+    assert (board["pairs"], board["start"]) == (4, "original")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["start"] is None
     assert not list(Path("run").rglob(".*"))
+
+
+def test_a_task_on_which_the_agents_cannot_be_told_apart_is_run_to_the_end(capsys):
+    """Fifty steps of Hopper; and on Ant, the original is the better agent."""
+    assert call("--preset smoke --task hopper --num_threads 1 --out run") == 0
+    told = capsys.readouterr()
+    assert "score" not in told.out
+    assert told.err.startswith("note: there are no scores, because the target agent's mean return")
+    board = json.loads(Path("run/leaderboard.json").read_text())
+    assert (board["scaled"], board["start"], len(board["rows"])) == (False, "scratch", 4)
+    assert "Returns stand in their place" in Path("run/report.html").read_text()

@@ -10,13 +10,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import torchmpo
 from torchmpo import evolve
-from torchmpo.evolve import COMMAND, PRESETS, EvolveConfig, Setup, final_returns, main
-from torchmpo.trial import Trial
+from torchmpo.evolve import COMMAND, PRESETS, EvolveConfig, Setup, main
+from torchmpo.suite import cell_trial
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -77,7 +76,20 @@ def one_line_error(capsys, argv):
         ("--pairs 1", "pairs (1) must be at least minibatch_pairs (2)"),
         ("--pairs 0 --minibatch_pairs 0", "must be at least 1"),
         ("--chunk_size 0", "chunk_size must be at least 1; got 0"),
-        ("--epochs -1", "epochs must not be negative; got -1"),
+        ("--epochs 0", "epochs must be at least 1; got 0"),
+        ("--sft_epochs -1", "sft_epochs and held_out_every must not be negative"),
+        ("--held_out_seeds 0", "held_out_seeds must be at least 1; got 0"),
+        ("--rival_trials 0", "rival_trials must be at least 1; got 0"),
+        ("--rivals sftt", "unknown loss 'sftt': did you mean 'sft'?"),
+        ("--rivals ,", "rivals is empty: name at least one"),
+        ("--combine max", "combine must be mean or worst; got 'max'"),
+        ("--optimizer adam", "optimizer must be es or cmaes; got 'adam'"),
+        ("--space networks", "'networks'"),
+        ("--space hyper", "start"),
+        ("--warm_start simpo", "a one-step network holds orpo, sft, cpo"),
+        ("--warm_start runs/none/objective", "neither a loss of this space nor the folder"),
+        ("--data base,noizy:0.3", "unknown data 'noizy:0.3'"),
+        ("--start nowhere", "start must be original or scratch; got 'nowhere'"),
         ("--num_actors -1", "num_actors and num_threads must not be negative"),
         (f"--num_actors {CORES + 1}", f"exceeds the {CORES} cores of this machine"),
         (f"--num_actors 2 --num_threads {CORES}", f"2 × {CORES} exceeds the {CORES} cores"),
@@ -274,6 +286,7 @@ def test_smoke_run_killed_again_and_again_gives_the_same_bytes(tmp_path):
     for name in (
         "config.yaml",
         "log.csv",
+        "rivals.json",
         "comparison.json",
         "objective/objective.safetensors",
         "objective/card.json",
@@ -285,7 +298,7 @@ def test_smoke_run_killed_again_and_again_gives_the_same_bytes(tmp_path):
     objective = torchmpo.resolve(killed / "objective")
     assert objective.card["comparison"] == {**json.loads((whole / "comparison.json").read_text())}
     assert "generation   2/2" in result.stdout
-    assert "vs SFT: " in result.stdout
+    assert "vs sft, tuned: " in result.stdout
 
 
 @pytest.mark.skipif(CORES < 2, reason="two actors need two cores")
@@ -318,18 +331,41 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys, no_run):
     assert "file" in one_line_error(capsys, ["--out", "file/run"])
 
 
-def test_the_final_comparison_uses_other_data():
-    setup = Setup.of(EvolveConfig(**PRESETS["smoke"]))
-    used = []
-    zeros = torch.zeros(2 * setup.config.final_seeds)
+def test_a_search_of_coefficients_on_two_kinds_of_data(capsys):
+    """CMA-ES over closed_form_loss, the worst of two kinds, with curves for TensorBoard."""
+    flags = (
+        "--preset smoke --pairs 2 --episode_steps 10 --num_threads 1 --out run --space closed_form"
+    )
+    more = "--optimizer cmaes --data noisy:0.3,mixed --combine worst --tensorboard true"
+    assert main(f"{flags} {more}".split()) == 0
+    objective = torchmpo.resolve("run/objective")
+    assert objective.inputs == {"chosen_mean_logps", "rejected_mean_logps"}
+    comparison = json.loads(Path("run/comparison.json").read_text())
+    both = [comparison["data"][kind]["objectives"] for kind in ("noisy:0.3", "mixed")]
+    assert all("orpo, tuned" in objectives for objectives in both)
+    assert list(Path("run/tensorboard").glob("events.out.tfevents.*"))
+    log = Path("run/log.csv").read_text().splitlines()
+    assert log[0].endswith(",held_out")
+    assert not any(row.endswith(",") for row in log[1:])  # --held_out_every 1
+    assert "start (closed form)" in capsys.readouterr().out
 
-    def train(trial, *_):
-        used.append(trial.pool)
-        return {"weights": zeros}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trial, "train", train)
-        patch.setattr(Trial, "evaluate", lambda *_: zeros[:3, None])
-        final_returns(setup, torch.zeros(setup.objective.dim))
-    assert used
-    assert all(pool.seed != setup.trial.pool.seed for pool in used)
+def test_hopper_starts_from_scratch_and_robots_with_legs_from_the_original(no_run):
+    for task, start in (("hopper", "scratch"), ("tla", "original")):
+        assert main(["--task", task, "--pairs", "null", "--out", task]) == 0
+        trial = no_run[-1][0].trials[0]
+        assert trial.start == start
+        assert trial.pool.pairs == {"hopper": 5120, "tla": 1280}[task]
+
+
+def test_an_objective_with_a_reference_starts_with_sft(no_run):
+    assert main(["--steps", "two", "--sft_epochs", "9", "--epochs", "11"]) == 0
+    setup = no_run[0][0]
+    trial = cell_trial(setup.trials[0], setup.space.objective, setup.protocol)
+    assert (trial.inner.sft_epochs, trial.inner.epochs) == (9, 2)
+
+
+def test_rivals_get_as_many_trainings_as_the_search_if_asked(no_run):
+    flags = "--rival_trials null --rivals sft,orpo,cpo --population 20 --generations 6"
+    assert main(flags.split()) == 0
+    assert no_run[0][0].rival_trials == 40

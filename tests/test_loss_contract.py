@@ -42,6 +42,19 @@ SIGNATURES = {
     "simpo": (MEANS, {"beta": 2.0, "target_margin": 0.5}),
     "alpha_po": (MEANS, {"beta": 2.0, "alpha": 0.25, "target_margin": 0.5}),
     "colpo": (MEANS, {"po_coef": 0.5, "delta": 10.0, "threshold": -1.2}),
+    "closed_form": (
+        MEANS,
+        {
+            "sft_coef": 1.0,
+            "sigmoid_coef": 0.1,
+            "beta": 1.0,
+            "target_margin": 0.0,
+            "linear_coef": 0.0,
+            "softplus_coef": 0.0,
+            "sharpness": 16.0,
+            "threshold": 0.0,
+        },
+    ),
     "dpo": (PAIR, {"beta": 0.1, "label_smoothing": 0.0}),
     "robust_dpo": (PAIR, {"beta": 0.1, "label_smoothing": 0.0}),
     "r_dpo": ((*PAIR, *LENGTHS), {"beta": 0.1, "alpha": 0.05}),
@@ -337,6 +350,7 @@ def test_tensors_as_hyper_parameters_equal_numbers(name, hyper, dtype):
 INTEGERS = {
     **dict.fromkeys(("beta", "sft_coef", "po_coef", "delta", "ref_coef", "scale", "eta"), 2),
     **dict.fromkeys(("margin_coef", "reward_coef", "sharpness", "tau", "target_margin"), 1),
+    **dict.fromkeys(("sigmoid_coef", "linear_coef", "softplus_coef"), 2),
     **{"threshold": -2, "alpha": 2, "max_coef": 3, "min_coef": 0, "label_smoothing": 0},
 }
 
@@ -589,6 +603,7 @@ RANGES = {
     **dict.fromkeys(("beta", "eta", "scale", "sharpness", "tau"), "positive"),
     **dict.fromkeys(("sft_coef", "po_coef", "delta", "ref_coef"), "non-negative"),
     **dict.fromkeys(("margin_coef", "reward_coef"), "non-negative"),
+    **dict.fromkeys(("sigmoid_coef", "linear_coef", "softplus_coef"), "non-negative"),
     **dict.fromkeys(("target_margin", "threshold"), "finite"),
     **{"label_smoothing": "below ½", "max_coef": "above 1", "min_coef": "in [0, 1)"},
     ("r_dpo", "alpha"): "non-negative",

@@ -214,6 +214,70 @@ def test_orpo_without_preference_is_sft():
     assert_same(L.orpo_loss(c, r, po_coef=0.0), L.sft_loss(c), [c])
 
 
+# Four terms, of which each named loss is one or two.
+NO_TERM = {"sft_coef": 0.0, "sigmoid_coef": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("coefs", "loss"),
+    [
+        ({"sft_coef": 1.0}, lambda c, r: L.sft_loss(c) + 0 * r),
+        (
+            {"sigmoid_coef": 1.0, "beta": 1.7, "target_margin": 0.3},
+            lambda c, r: L.simpo_loss(c, r, beta=1.7, target_margin=0.3),
+        ),
+        (
+            {"sft_coef": 0.7, "sigmoid_coef": 1.0, "beta": 0.3},
+            lambda c, r: L.cpo_loss(c, r, c, beta=0.3, sft_coef=0.7),
+        ),
+        (
+            {"sft_coef": 0.4, "linear_coef": 1.0},
+            lambda c, r: L.lpo_loss(c, r, sft_coef=0.4),
+        ),
+    ],
+)
+def test_closed_form_has_named_losses_among_its_coefficients(coefs, loss):
+    c, r = columns(2)
+    assert_same(L.closed_form_loss(c, r, **NO_TERM | coefs), loss(c, r), [c, r])
+
+
+def test_closed_form_tends_to_slic_hf():
+    c, r = columns(2)
+    assert (c - r - 0.5).abs().min() > 1e-3  # none at the kink
+    beta = 1e5
+    coefs = {"sigmoid_coef": 1 / beta, "beta": beta, "target_margin": beta * 0.5}
+    hinge = L.closed_form_loss(c, r, sft_coef=0.4, **coefs)
+    assert_same(hinge, L.slic_hf_loss(c, r, delta=0.5, sft_coef=0.4), [c, r], rtol=0, atol=1e-4)
+
+
+def test_closed_form_with_a_small_sharpness_is_linear():
+    c, r = columns(2)
+    coefs = {"softplus_coef": 0.6, "sharpness": 1e-6}
+    by_c, by_r = torch.autograd.grad(L.closed_form_loss(c, r, **NO_TERM | coefs).sum(), [c, r])
+    torch.testing.assert_close(by_c, torch.full_like(c, -0.3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(by_r, torch.full_like(r, 0.3), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("coefs", "pulls", "direction"),
+    [
+        # Far below, at half, and far above the middle, Δ̄ = 2.
+        ({"sigmoid_coef": 0.7, "beta": 3.0, "target_margin": 6.0}, (2.1, 1.05, 0.0), -1),
+        ({"linear_coef": 0.7}, (0.7, 0.7, 0.7), 0),
+        ({"softplus_coef": 0.7, "sharpness": 4.0, "threshold": 2.0}, (0.0, 0.35, 0.7), 1),
+    ],
+)
+def test_pull_of_each_term_of_closed_form(coefs, pulls, direction):
+    margin = torch.linspace(-18, 22, 401, dtype=torch.float64)
+    r = torch.full_like(margin, -30.0)
+    c = (r + margin).requires_grad_()
+    loss = L.closed_form_loss(c, r, **NO_TERM | coefs)
+    pull = -torch.autograd.grad(loss.sum(), c)[0]
+    assert pull[[0, 200, 400]].tolist() == pytest.approx(pulls, abs=1e-6)
+    steps = pull.diff()
+    assert {-1: (steps <= 0).all(), 0: (steps == 0).all(), 1: (steps >= 0).all()}[direction]
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1e-9])
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_alpha_po_tends_to_simpo(alpha, kind):

@@ -69,6 +69,21 @@ BY_HAND = [
     ("colpo", (-3.0, -2.0), {}, 3 + 0.5 * 1),
     ("colpo", (-3.0, -4.0), {}, 3.0),
     ("colpo", (-1.2, -1.2), {}, 1.2),  # at the threshold is not above it
+    ("closed_form", (-1.0, -2.0), {}, 1 + 0.1 * softplus(-1)),
+    (
+        "closed_form",
+        (-1.0, -3.0),
+        {
+            "sft_coef": 2.0,
+            "sigmoid_coef": 0.5,
+            "target_margin": 1.0,
+            "linear_coef": 0.25,
+            "softplus_coef": 3.0,
+            "sharpness": 2.0,
+            "threshold": 1.0,
+        },
+        2 + 0.5 * softplus(-1) - 0.5 - 1.5 * softplus(2),
+    ),
     ("dpo", PAIR, {"beta": 0.2}, softplus(-1)),
     (
         "dpo",

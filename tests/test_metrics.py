@@ -79,6 +79,7 @@ REWARDS = {
     "simpo": (2 * CM, 2 * RM),
     "alpha_po": alpha_reward(2, 0.25),
     "colpo": (CM, RM),
+    "closed_form": (CM, RM),
     "dpo_norm": of_means(5.0),
     "ipo": of_means(0.1),
     "discopop": of_sums(0.05),

@@ -76,6 +76,37 @@ def make_folder(folder: Path, cells, config=()) -> dict:
     return json.loads((folder / "leaderboard.json").read_text())
 
 
+def spread(level):
+    keys = ("mean", "sd", "lowest", "5 %", "median", "95 %", "highest")
+    return {key: level + i for i, key in enumerate(keys)}
+
+
+def described(flipped: float) -> dict:
+    """What one kind of data consists of."""
+    agents = {
+        "original": {"trajectories": 1281, "return": spread(1000.0), "length": spread(500.0)}
+        | {"return_counts": [9, 1], "terminated": 0.4567},
+        "target": {"trajectories": 0, "return": dict.fromkeys(spread(0)), "terminated": None}
+        | {"return_counts": [0, 0], "length": dict.fromkeys(spread(0))},
+    }
+    kinds = {"target–target": 0.25, "target–original": 0.512, "original–original": 0.238}
+    return {
+        "pairs": 1280,
+        "pair_kinds": kinds,
+        "target_chosen": 0.9,
+        "flipped": flipped,
+        "margin": spread(-300.0),
+        "margin_counts": [3, 1, 7, 0],
+        "agents": agents,
+    }
+
+
+STATISTICS = {
+    "edges": {"return": [0.0, 1.0, 2.0], "margin": [-2.0, -1.0, 0.0, 1.0, 2.0]},
+    "kinds": {"base": described(0.0), "noisy:0.3": described(0.2876), "gone": described(0.5)},
+}
+
+
 class Page(HTMLParser):
     """Elements, attributes and visible text; complains of what is not well formed."""
 
@@ -150,9 +181,7 @@ def folder(tmp_path_factory) -> Path:
         make_cell("rrhf", "base", 0.3),
     ]
     make_folder(folder, cells, {"data": "noisy:0.3,base"})
-    (folder / "statistics.json").write_text(
-        json.dumps({"pools": {"base": {"pairs": 1280, "realised noise": 0.0123}}})
-    )
+    (folder / "statistics.json").write_text(json.dumps(STATISTICS))
     return folder
 
 
@@ -242,7 +271,16 @@ def test_tuning_agents_data_and_settings_are_shown(page):
     assert marked == ["1,666"] * 7
     assert page.row("original agent") == "original agent 0 1,000 30 970 1,030 2"
     assert page.row("target agent") == "target agent 1 3,000 70 2,930 3,070 2"
-    assert page.rows[page.rows.index(["base", "1,280", "0.0123"]) - 1][1] == "pairs"
+    margin = "−300 −299 −297 −296 −295"
+    assert page.row("noisy:0.3", "1,280") == (
+        f"noisy:0.3 1,280 28.8 % 25.0 % 51.2 % 23.8 % 90.0 % {margin}"
+    )
+    assert page.row("base", "original") == (
+        "base original 1,281 1,000 1,001 1,003 1,004 1,005 502 500 45.7 %"
+    )
+    assert page.row("base", "target") == "base target 0 – – – – – – – –"
+    assert "gone" not in page.visible  # of a data kind that no loss was run on
+    assert "28.8% flipped" in page.visible
     assert page.row("epochs") == "epochs 12"
 
 
@@ -256,7 +294,7 @@ def test_protocol_is_a_sentence(page):
 
 
 def test_figures_are_saved_whole_and_follow_the_scheme(folder, page):
-    names = {"intervals", "agents"} | {
+    names = {"intervals", "agents", "data"} | {
         f"{what}-{kind}"
         for what in ("improvement", "curves", "margins")
         for kind in ("base", "noisy-0.3")
@@ -319,6 +357,68 @@ def test_nothing_finished(tmp_path):
     page = page_of(tmp_path)
     assert "no training of any loss finished" in page.visible
     assert page.row("a", "base").endswith("2 2 2")
+
+
+def test_a_loss_with_nothing_to_tune(tmp_path):
+    cells = [make_cell("dpo", "base", 0.5), make_cell("sft", "base", 0.6)]
+    cells[1] |= {"grid": [{}], "tuning": [], "best": 0}
+    # Once, such a loss was tuned nevertheless.
+    old = make_cell("sft", "mixed", 0.6) | {"grid": [{}, {}], "tuning": [[5.0], [5.0]]}
+    cells += [make_cell("dpo", "mixed", 0.5), old]
+    make_folder(tmp_path, cells)
+    page = page_of(tmp_path)
+    assert "a loss was tuned over 2 settings of its hyper-parameters; the best" in page.visible
+    assert page.row("sft", "base").endswith("defaults nothing to tune 0 5 0")
+    assert page.row("sft", "mixed").endswith("defaults 2 5 0")
+    assert "Nothing to tune on base." in page.visible
+    assert page.rows.count(["defaults", "5"]) == 2
+
+    del cells[2:]
+    for path in (tmp_path / "cells").iterdir():
+        path.unlink()
+    make_folder(tmp_path, cells)
+    assert "hyper-parameters (sft had nothing to tune); the best" in page_of(tmp_path).visible
+    make_folder(tmp_path, cells[1:])
+    words = "There was nothing to tune: on each, a loss was trained on 5 fresh seeds for 12 epochs"
+    assert words in page_of(tmp_path).visible
+
+
+def test_pairs_and_start_are_those_used(tmp_path):
+    config = {"pairs": None, "start": None}
+    board = make_folder(tmp_path, [make_cell("dpo", "base", 0.5)], config)
+    assert "pairs each" not in page_of(tmp_path).visible
+    board |= {"pairs": 5120, "start": "scratch"}
+    (tmp_path / "leaderboard.json").write_text(json.dumps(board))
+    told = page_of(tmp_path).visible
+    assert "(base, 5,120 pairs each)" in told
+    assert "for 12 epochs, from scratch, and judged" in told
+
+
+def test_without_scores_there_are_returns(tmp_path):
+    cells = [
+        make_cell("a", "base", 0.9),
+        make_cell("b", "base", -0.5),
+        make_cell("c", "base", 0.5, diverged=range(5)),
+        make_cell("a", "mixed", 0.5),
+    ]
+    make_folder(tmp_path, cells)
+    anchors = {"original": [1500.0, 1500.0], "target": [900.0, 900.0]}
+    (tmp_path / "anchors.json").write_text(json.dumps(anchors))
+    write_leaderboard(leaderboard(cells, anchors), tmp_path)
+    page = page_of(tmp_path)
+    assert (
+        "No scores: the target agent’s mean return, 900, is not above the original’s, 1,500."
+        in (page.visible)
+    )
+    assert "base: a (2,800 [2,7" in page.visible
+    assert "Worse than the original agent: b on base (0 [−" in page.visible
+    [matrix, *_] = [r for r in page.rows if r[0] == "a"]
+    assert matrix[1].startswith("2,800 [2,7")
+    assert "Score: 0 is" not in page.visible
+    assert "all data" not in page.visible
+    assert page.row("c", "base").startswith("c base – 3 –")
+    assert page.row("original agent").startswith("original agent – 1,500 0")
+    assert not (tmp_path / "figures" / "intervals.svg").exists()
 
 
 def test_a_leaderboard_alone_is_enough(tmp_path):

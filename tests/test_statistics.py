@@ -12,12 +12,12 @@ from hypothesis import strategies as some
 from scipy import stats
 
 from torchmpo import statistics
-from torchmpo.errors import UserError
 from torchmpo.statistics import (
     bootstrap_interval,
     interquartile_mean,
     leaderboard,
     mean_score,
+    plain,
     probability_of_improvement,
     ranks,
     write_leaderboard,
@@ -37,7 +37,7 @@ def cell(loss, data, returns, **other):
     grid = [{"beta": 0.1}, {"beta": 1.23456789}, {"beta": 10.0}]
     return {
         "loss": loss, "task": "tla", "data": data, "grid": grid, "best": 1, "returns": episodes,
-        "tuning": [], "curves": {}, "margins": [], "seconds": 1.0,
+        "tuning": [[0.0]] * 3, "curves": {}, "margins": [], "seconds": 1.0,
     } | other  # fmt: skip
 
 
@@ -424,16 +424,80 @@ def test_no_cells_make_an_empty_board(tmp_path):
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(UserError, match=r"target agent's mean return, 3000, is not above"):
-        leaderboard([], {"original": [3000.0], "target": [3000.0]})
-    with pytest.raises(UserError, match="nan"):
-        leaderboard([], {"original": [math.nan], "target": [3000.0]})
     twice = [cell("a", "base", [1.0, 2.0])] * 2
     with pytest.raises(ValueError, match="two cells"):
         leaderboard(twice, ANCHORS)
     other = cell("b", "base", [1.0, 2.0], task="hopper")
     with pytest.raises(ValueError, match="hopper, tla"):
         leaderboard([twice[0], other], ANCHORS)
+
+
+@pytest.mark.parametrize(
+    ("original", "target"),
+    [([3000.0], [3000.0]), ([3000.0, 3200.0], [1000.0]), ([math.nan], [3000.0])],
+)
+def test_without_a_better_target_there_are_returns_and_ranks_but_no_scores(
+    tmp_path, original, target
+):
+    cells = [*three_losses(), cell("cpo", "base", [None, None])]
+    board = leaderboard(cells, {"original": original, "target": target})
+    scored = leaderboard(cells, ANCHORS)
+    assert (board["scaled"], scored["scaled"]) == (False, True)
+    found, expected = rows_of(board), rows_of(scored)
+    assert found.keys() == expected.keys()
+    for key, row in found.items():
+        assert row["return"] == expected[key]["return"]
+        assert set(row["score"].values()) == set(row["iqm"].values()) == {None}
+    for kind, improvement in board["improvement"].items():
+        for a, others in improvement.items():
+            for b, entry in others.items():
+                assert entry == pytest.approx(scored["improvement"][kind][a][b])
+    assert board["overall"] == []
+    # By Student's t of the returns, as they are shown.
+    intervals = {k: (r["return"]["low"], r["return"]["high"]) for k, r in found.items()
+                 if k[1] == "base" and k[0] != "cpo"}  # fmt: skip
+    assert {k: found[k]["rank"] for k in intervals} == ranks(intervals)
+    last = found["cpo", "base"]["rank"]
+    assert last == {"best": len(intervals) + 1, "worst": len(intervals) + 1,
+                    "rank": len(intervals) + 1}  # fmt: skip
+    order = [found[r["loss"], r["data"]]["rank"]["rank"] for r in board["rows"]
+             if r["data"] == "base"]  # fmt: skip
+    assert order == sorted(order)
+    write_leaderboard(board, tmp_path)
+    line = next(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
+    assert line["score_mean"] == line["iqm_high"] == ""
+    assert float(line["return_mean"])
+
+
+def test_without_scores_ranks_are_by_the_intervals_that_are_shown():
+    """Student's t, which is wider than the bootstrap of three runs."""
+    cells = [cell("a", "base", [10.0, 20.0, 30.0]), cell("b", "base", [40.0, 50.0, 60.0])]
+    places = {}
+    for target in (3000.0, 0.0):
+        board = leaderboard(cells, {"original": [1000.0], "target": [target]})
+        places[target] = {row["loss"]: row["rank"]["worst"] for row in board["rows"]}
+        assert [row["loss"] for row in board["rows"]] == ["b", "a"]
+    assert places == {3000.0: {"b": 1, "a": 2}, 0.0: {"b": 2, "a": 2}}
+
+
+def test_trials_are_those_of_tuning():
+    """A loss with nothing to tune has one setting and had no trial."""
+    cells = [
+        cell("dpo", "base", [1.0, 2.0]),
+        cell("sft", "base", [1.0, 2.0], grid=[{}], tuning=[], best=0),
+    ]
+    rows = rows_of(leaderboard(cells, ANCHORS))
+    assert {loss: row["trials"] for (loss, _), row in rows.items()} == {"dpo": 3, "sft": 0}
+    assert rows["sft", "base"]["best"] == {}
+    assert rows["sft", "base"]["score"] == rows["dpo", "base"]["score"]
+
+
+def test_plain_values_have_no_nan():
+    assert plain({"a": (1.0, math.inf), "b": [math.nan, {"c": "x"}], "d": None}) == {
+        "a": [1.0, None],
+        "b": [None, {"c": "x"}],
+        "d": None,
+    }
 
 
 # Files

@@ -1,5 +1,6 @@
 """A cell of the suite: what its parts give, on a task of twelve steps."""
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -7,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from torchmpo import suite
 from torchmpo.fitness import evaluate_policies
+from torchmpo.grids import grid
 from torchmpo.inner import InnerConfig
-from torchmpo.objective import MirrorObjective, Objective, resolve
+from torchmpo.losses import LOSSES
+from torchmpo.objective import MirrorObjective, Objective, PairLogps, resolve
 from torchmpo.policy import load_policy
 from torchmpo.preferences import PoolConfig, PreferenceDataset
 from torchmpo.suite import (
@@ -22,6 +24,7 @@ from torchmpo.suite import (
     best_setting,
     cell_trial,
     judge,
+    rehearse,
     run_cell,
     tune,
 )
@@ -84,14 +87,17 @@ def test_tuning_is_a_training_of_each_setting_alone(trial):
 def test_all_losses_are_tuned_and_judged_in_the_same_conditions(trial, monkeypatch):
     trainings, evaluations = spy(monkeypatch, "train"), spy(monkeypatch, "evaluate")
     seen = []
-    for name, setting in (("simpo", GRID[0]), ("sft", {}), ("orpo", {"po_coef": 1.0})):
+    orpo = [{"po_coef": 1.0}, {"po_coef": 2.0}]
+    ipo = [{"beta": 1.0}, {"beta": 100.0}]
+    for name, settings in (("simpo", GRID), ("orpo", orpo), ("ipo", ipo), ("sft", [{}, {}])):
         trainings.clear()
         evaluations.clear()
-        run_cell(trial, resolve(name), [setting, setting], 3, PROTOCOL)
+        run_cell(trial, resolve(name), settings, 3, PROTOCOL)
         seeds = [args[3] for args, _ in trainings]
         states = [(args[1], args[2]) for args, _ in evaluations]
         seen.append((seeds, states))
     assert seen[0] == seen[1] == seen[2]
+    assert seen[3] == ([seen[0][0][-1]], [seen[0][1][-1]])  # nothing to tune: the final seeds alone
     tuning, final = seen[0][0][:2], seen[0][0][2]
     assert len({*tuning, *final}) == 5  # final seeds are fresh, and none is used twice
     assert len({state for _, state in seen[0][1]}) == 3
@@ -212,7 +218,7 @@ def test_a_cell_is_what_its_parts_give(trial):
 
 
 def test_the_same_cell_twice_is_the_same(trial):
-    objective, setting = resolve("dpo"), [{"beta": 0.1, "label_smoothing": 0.0}]
+    objective, setting = resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}]
     first = run_cell(trial, objective, setting, 2, PROTOCOL)
     torch.rand(7)
     state = torch.get_rng_state()
@@ -264,9 +270,74 @@ def test_what_is_finished_is_not_done_again(trial, monkeypatch):
 def test_a_learned_objective_has_a_cell_too(trial):
     objective = MirrorObjective(units=4)
     cell = run_cell(trial, objective, [{}, {}], 2, PROTOCOL)
-    close(cell["tuning"][0], cell["tuning"][1])
     orpo = run_cell(trial, resolve("orpo"), [{"po_coef": 0.1}], 2, PROTOCOL)
     close(cell["returns"], orpo["returns"])  # at first, a learned objective is ORPO
+
+
+@pytest.mark.parametrize("settings", [[{}], [{}, {}, {}]])
+def test_a_loss_with_nothing_to_tune_is_not_tuned(trial, monkeypatch, settings):
+    trainings = spy(monkeypatch, "train")
+    cell = run_cell(trial, resolve("sft"), settings, 2, PROTOCOL)
+    assert [args[2] for args, _ in trainings] == [2]  # two policies, and no others
+    assert (cell["grid"], cell["tuning"], cell["best"]) == ([{}], [], 0)
+    assert cell["returns"] == judge(trial, resolve("sft"), {}, [0, 1], PROTOCOL)["returns"]
+    # A cell that was tuned in vain, as they once were, gains seeds like any other.
+    old = cell | {"grid": [{}] * 8, "tuning": [[1.0]] * 8, "best": 3}
+    more = run_cell(trial, resolve("sft"), settings, 3, PROTOCOL, old)
+    assert (more["grid"], more["tuning"], more["best"]) == ([{}] * 8, [[1.0]] * 8, 3)
+    assert more["returns"][:2] == cell["returns"]
+    assert len(more["returns"]) == 3
+
+
+def test_the_only_setting_may_diverge(trial):
+    cell = run_cell(trial, Objective(volatile), [{"power": 100.0}] * 2, 2, PROTOCOL)
+    assert (cell["best"], cell["tuning"]) == (0, [])
+    assert cell["returns"] == cell["margins"] == [None, None]
+
+
+def same_size(chosen_mean_logps, rejected_mean_logps):
+    """Right for three pairs, on which a loss is tried when it is found."""
+    return (rejected_mean_logps - chosen_mean_logps).mean() + torch.zeros(3)
+
+
+def branches(chosen_mean_logps, *, power=1.0):
+    """Fine outside vmap."""
+    return -power * chosen_mean_logps if chosen_mean_logps.sum() < 0 else chosen_mean_logps
+
+
+def test_a_rehearsal_finds_what_would_fail_in_training_only(trial):
+    with pytest.raises(ValueError, match=r"one value per pair, \[2\] in training; got \(3,\)"):
+        rehearse(Objective(same_size), [{}, {}], trial)
+    with pytest.raises(RuntimeError, match="data-dependent control flow"):
+        rehearse(Objective(branches), [{"power": 1.0}], trial)
+
+
+def test_a_rehearsal_passes_what_can_be_trained(trial):
+    for name in LOSSES:
+        if name not in ("smpo", "soft_label_dpo"):  # which need probabilities
+            rehearse(resolve(name), grid(resolve(name), 3), trial)
+    for objective in (MirrorObjective(units=4), MirrorObjective(steps="two", temporal=True)):
+        rehearse(objective, [{}, {}], trial)
+    all_steps = trial.changed(inner=replace(trial.inner, steps_per_trajectory=None))
+    rehearse(resolve("simpo"), GRID, all_steps)
+
+
+def test_a_rehearsal_gives_what_training_gives(trial):
+    names = [name for name in PairLogps._fields if name != "preference_probs"]
+    seen = []
+
+    def every(*values):
+        seen.append({n: (v.shape, v.dtype) for n, v in zip(names, values)})
+        return -values[names.index("chosen_mean_logps")]
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    every.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])
+    objective = Objective(every)
+    seen.clear()
+    rehearse(objective, [{}], trial)
+    [rehearsed] = seen
+    trial.train(objective, {}, 1, 0)
+    assert seen[-1] == rehearsed
 
 
 def test_from_scratch_the_seeds_start_apart(trial):
@@ -418,10 +489,6 @@ def test_likelihoods_under_a_learned_sigma_are_each_members_own(trial):
 
 def test_every_part_of_the_protocol_is_used(trial):
     protocol = Protocol(tuning_seeds=1, tuning_episodes=1, episodes=3, sft_epochs=1, seed=5)
-    cell = run_cell(trial, resolve("dpo"), [{"beta": 0.1, "label_smoothing": 0.0}], 1, protocol)
-    assert [len(row) for row in cell["tuning"]] == [1]
+    cell = run_cell(trial, resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}], 1, protocol)
+    assert [len(row) for row in cell["tuning"]] == [1, 1]
     assert [len(row) for row in cell["returns"]] == [3]
-    assert suite._jsonable({"a": (1.0, math.inf), "b": [math.nan]}) == {
-        "a": [1.0, None],
-        "b": [None],
-    }

@@ -1,4 +1,4 @@
-"""A trial: where training starts, and what two trials share."""
+"""A trial: where training starts, and what two trials share; the fitness of objectives."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -8,10 +8,10 @@ import torch
 
 from torchmpo.errors import UserError
 from torchmpo.inner import InnerConfig
-from torchmpo.objective import resolve
+from torchmpo.objective import MirrorObjective, resolve
 from torchmpo.preferences import PoolConfig
 from torchmpo.seeding import derive_seed
-from torchmpo.trial import Trial
+from torchmpo.trial import ObjectiveFitness, Trial, check_combine, combined
 
 INNER = InnerConfig(epochs=1, compile=False, steps_per_trajectory=4)
 
@@ -180,3 +180,135 @@ def test_seeds_of_other_streams_are_not_reused(trial):
         torch.manual_seed(derive_seed(9))
         naive = torch.nn.Linear(*reversed(start["layers.0.weight"].shape[1:])).weight
     assert not torch.equal(start["layers.0.weight"][0], naive)
+
+
+# --- the fitness of objectives ---
+
+
+class Scaled:
+    """A search space: the vectors of a mirror objective, in another unit."""
+
+    name, start_name = "scaled", "ORPO"
+
+    def __init__(self):
+        self.objective = MirrorObjective(learn=("psi",))
+        self.dim = self.objective.dim
+
+    def parameters(self, vectors):
+        return vectors / 2
+
+
+@pytest.fixture
+def space():
+    return Scaled()
+
+
+@pytest.fixture
+def vectors(space):
+    return torch.randn(3, space.dim, generator=torch.Generator().manual_seed(0))
+
+
+def test_fitness_is_the_mean_return_under_what_the_space_makes_of_a_vector(trial, space, vectors):
+    params = trial.train(space.objective, vectors / 2, 3, derive_seed(7, "inner", 5))
+    expected = trial.evaluate(params, 2, derive_seed(7, "episodes", 5)).mean(1)
+    fitness = ObjectiveFitness([trial], space, 2, seed=7)
+    assert torch.equal(fitness(vectors, 5), expected)
+    assert not torch.equal(fitness(vectors, 6), expected)
+    assert len(set(expected.tolist())) == 3
+
+
+@pytest.mark.parametrize("combine", ["mean", "worst"])
+def test_kinds_of_data_are_judged_on_the_same_seeds_and_combined(trial, space, vectors, combine):
+    trials = [trial, trial.changed(data="noisy:1")]
+    alone = [ObjectiveFitness([t], space, 2, seed=7)(vectors, 1) for t in trials]
+    assert not torch.equal(*alone)
+    expected = (alone[0] + alone[1]) / 2 if combine == "mean" else torch.minimum(*alone)
+    together = ObjectiveFitness(trials, space, 2, seed=7, combine=combine)(vectors, 1)
+    torch.testing.assert_close(together, expected)
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"), [("mean", [2.0, torch.nan]), ("worst", [1.0, torch.nan])]
+)
+def test_a_failure_on_one_kind_is_a_failure(combine, expected):
+    for returns in ([[1.0, torch.nan], [3.0, 5.0]], [[3.0, 5.0], [1.0, torch.nan]]):
+        result = combined(torch.tensor(returns), combine)
+        torch.testing.assert_close(result, torch.tensor(expected), equal_nan=True)
+
+
+def test_one_kind_is_its_own_combination():
+    returns = torch.randn(1, 5)
+    for combine in ("mean", "worst"):
+        assert torch.equal(combined(returns, combine), returns[0])
+
+
+def test_bad_fitness_is_refused(trial, space):
+    with pytest.raises(UserError, match="combine must be mean or worst; got 'best'"):
+        check_combine("best")
+    with pytest.raises(UserError, match="combine must be"):
+        ObjectiveFitness([trial], space, 2, 0, "best")
+    with pytest.raises(UserError, match="at least one kind"):
+        ObjectiveFitness([], space, 2, 0)
+
+
+class Store:
+    """A place for tensors that other processes could read."""
+
+    def __init__(self):
+        self.put_tensors, self.reads = [], []
+
+    def put(self, tensors):
+        number = len(self.put_tensors)
+        self.put_tensors.append({name: t.clone() for name, t in tensors.items()})
+        return Reference(self, number)
+
+
+class Reference:
+    def __init__(self, store, number):
+        self.store, self.number = store, number
+
+    def __call__(self):
+        self.store.reads.append(self.number)
+        return self.store.put_tensors[self.number]
+
+    def __deepcopy__(self, memo):  # what is pickled is a reference, not the store
+        return self
+
+
+def test_shared_data_are_put_once_and_read_instead_of_files(trial, space, vectors, monkeypatch):
+    trials = [trial, trial.changed(data="noisy:0.5"), trial.changed(data="mixed")]
+    fitness, store = ObjectiveFitness(trials, space, 2, seed=7), Store()
+    expected = fitness(vectors, 0)
+    shared = fitness.share(store.put)
+    assert len(store.put_tensors) == 1
+    assert fitness.trials == shared.trials  # where data lie is no part of what a trial is
+
+    def no_files(*_, **__):
+        raise AssertionError("read from a file")
+
+    monkeypatch.setattr("torchmpo.trial.pool_of", no_files)
+    arrived = deepcopy(shared)  # goes the way of a pickle
+    assert set(arrived.__dict__) == {"trials", "space", "episodes", "seed", "combine"}
+    assert torch.equal(arrived(vectors, 0), expected)
+    assert torch.equal(arrived(vectors, 0), expected)
+    assert store.reads == [0]
+    one, two, three = arrived._shared_trials
+    assert one.policy is two.policy is three.policy  # or each would compile its own update
+    assert one.dataset.observation is three.dataset.observation
+
+
+def test_pools_that_differ_are_shared_apart(trial, space):
+    other = trial.changed(pool=replace(trial.pool, seed=5))
+    store = Store()
+    shared = ObjectiveFitness([trial, other], space, 2, seed=7).share(store.put)
+    assert len(store.put_tensors) == 2
+    for own, sent in zip((trial, other), shared.trials):
+        assert torch.equal(sent.trajectories["returns"], own.trajectories["returns"])
+
+
+def test_another_pool_is_not_read_where_this_one_lies(trial):
+    stored = trial.changed(source=lambda: {"returns": torch.zeros(3)})
+    assert stored.changed(data="mixed").source is stored.source
+    fresh = stored.changed(pool=replace(trial.pool, seed=5))
+    assert fresh.source is None
+    assert not torch.equal(fresh.dataset.returns, trial.dataset.returns)

@@ -181,6 +181,18 @@ class Command:
             raise UserError(re.sub(r"<class '(\w+)'>", r"\1", text)) from error
 
 
+def words(name: str, text: str) -> list[str]:
+    """The parts of a comma-separated setting, each once.
+
+    Raises:
+        UserError: there are none.
+    """
+    parts = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not parts:
+        raise UserError(f"{name} is empty: name at least one, separated by commas")
+    return parts
+
+
 def read_json(path: Path) -> Any:
     """A file of a run folder.
 

@@ -2,7 +2,8 @@
 
 Every loss is tuned with the same number of trials on every kind of data, trained again on fresh
 seeds, and judged by the true return. A finished cell (loss × data) is on disk at once; a run goes
-on with ``--resume``, also with more losses, more data or more seeds.
+on with ``--resume``, also with more losses, more data or more seeds: ``--resume --losses x`` adds x
+to the losses of the run. To take a loss out of a run, take it out of its ``config.yaml``.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmpo.commandline import Command, duration, read_json
+from torchmpo.commandline import Command, duration, read_json, words
 from torchmpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,21 +29,22 @@ if TYPE_CHECKING:
     from torchmpo.suite import Protocol
     from torchmpo.trial import Trial
 
-# The task decides where training starts and how many pairs there are, as in arXiv 2411.06568.
-STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
-PAIRS = {"tla": 1280, "ant": 1280, "hopper": 5120}
-
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
     """Settings of a run.
 
     Args:
-        losses: names, references to functions (pkg.mod:fn) or folders of objectives, by commas.
-        data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA.
+        losses: names, references to functions (pkg.mod:fn) or folders of objectives, by commas;
+            with --resume, in addition to those of the run.
+        data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA; with
+            --resume, in addition to those of the run.
         task: tla, hopper or ant.
-        seeds: final trainings per loss and data kind; --resume may raise it.
-        trials: hyper-parameter settings tried per loss and data kind.
+        seeds: final trainings per loss and data kind; --resume may raise it. Seeds added later are
+            those of a longer run up to rounding, which episodes amplify: the same distribution, not
+            the same bits.
+        trials: hyper-parameter settings tried per loss and data kind; a loss with nothing to tune
+            is not tuned.
         tuning_seeds: trainings per trial.
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
@@ -147,7 +149,7 @@ class Setup:
         from torchmpo.inner import check_inputs
         from torchmpo.objective import Objective, resolve
         from torchmpo.preferences import check_space, parse_kind
-        from torchmpo.suite import Protocol
+        from torchmpo.suite import Protocol, rehearse
         from torchmpo.trial import trial_of
 
         counts = ("seeds", "trials", "tuning_seeds", "tuning_episodes", "episodes", "epochs")
@@ -159,45 +161,35 @@ class Setup:
         own = _own_grids(config.grid)
         try:
             objectives, grids = {}, {}
-            for name in _words("losses", config.losses):
+            for name in words("losses", config.losses):
                 with _blame(name):
                     objectives[name] = objective = resolve(name)
                     check_inputs(objective)
-                    grids[name] = own.pop(name, None) or grid(objective, config.trials)
+                    theirs = own.pop(name, None)
+                    grids[name] = theirs or grid(objective, config.trials)
                     if isinstance(objective, Objective):
-                        check_grid(objective, grids[name])
+                        with _suggest_grid(name, built_in=not theirs):
+                            check_grid(objective, grids[name])
                     elif any(grids[name]):
                         raise UserError(f"--grid: {name} is learned; it has no hyper-parameters")
             if own:
                 raise UserError(f"--grid: {', '.join(own)} is not among the losses")
-            kinds = _words("data", config.data)
+            kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
-            pairs = config.pairs
-            if pairs is None:
-                pairs = PAIRS.get(config.task, config.minibatch_pairs)  # the pool refuses others
             # SFT is for losses that need a reference only, see cell_trial.
-            trial = trial_of(
-                replace(config, sft_epochs=0, pairs=pairs),
-                data=kinds[0],
-                num_threads=config.num_threads,
-                start=config.start or STARTS.get(config.task, "original"),
-            )
+            settings = replace(config, sft_epochs=0)
+            trial = trial_of(settings, data=kinds[0], num_threads=config.num_threads)
             trial.policy  # noqa: B018  a damaged file of the agent shows here
             trials = {kind: trial.changed(data=kind) for kind in kinds}
+            for name, objective in objectives.items():
+                with _blame(name):
+                    rehearse(objective, grids[name], trial)
             check_space(trial.pool, config.cache_dir)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
         return Setup(config, objectives, grids, trials, protocol)
-
-
-def _words(name: str, text: str) -> list[str]:
-    """The parts of a comma-separated list, each once."""
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise UserError(f"{name} is empty: name at least one, separated by commas")
-    return words
 
 
 def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
@@ -236,14 +228,31 @@ def run(setup: Setup, out: Path) -> int:
     config = setup.config
     torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     (out / "cells").mkdir(exist_ok=True)
-    first = next(iter(setup.trials.values()))
-    first.dataset  # noqa: B018  all kinds are pairs of the same trajectories
+    _describe_data(setup, out)
     if not (out / "anchors.json").exists():
+        first = next(iter(setup.trials.values()))
         found = anchors(first, max(config.episodes, 16), setup.protocol)
         write_atomic(out / "anchors.json", json.dumps(found) + "\n")
     failed = _cells(setup, out, read_json(out / "anchors.json"))
     report(setup, out)
     return 1 if failed else 0
+
+
+def _describe_data(setup: Setup, out: Path) -> None:
+    """Write ``statistics.json`` for the kinds of data that it does not have yet."""
+    from torchmpo.data_statistics import data_statistics, histogram_edges
+    from torchmpo.files import write_atomic
+
+    path = out / "statistics.json"
+    found = read_json(path) if path.exists() else {"edges": {}, "kinds": {}}
+    if not (isinstance(found, dict) and {"edges", "kinds"} <= found.keys()):
+        raise UserError(f"{path} is not the statistics of a run: delete it and --resume")
+    missing = {kind: trial for kind, trial in setup.trials.items() if kind not in found["kinds"]}
+    for kind, trial in missing.items():
+        found["edges"] = histogram_edges(trial.dataset)
+        found["kinds"][kind] = data_statistics(trial.pool, trial.dataset)
+    if missing:
+        write_atomic(path, json.dumps(found) + "\n")
 
 
 def _cells(setup: Setup, out: Path, agents: dict) -> list[str]:
@@ -309,13 +318,26 @@ def _cell(setup: Setup, loss: str, data: str, done: dict | None) -> dict:
 
 
 @contextmanager
+def _suggest_grid(loss: str, *, built_in: bool) -> Iterator[None]:
+    """A value that the suite chose and the loss refuses is not a mistake in the loss."""
+    try:
+        yield
+    except ValueError as error:
+        if not built_in:
+            raise
+        raise UserError(
+            f"{loss}: {error}; this value is from the suite's own trials: give others by --grid"
+        ) from error
+
+
+@contextmanager
 def _blame(loss: str) -> Iterator[None]:
     """Anything a user's own loss raises when it is imported and tried is their mistake."""
     try:
         yield
-    except ValueError:
-        raise
     except Exception as error:
+        if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
+            raise  # says what is wrong with the settings
         if ":" not in loss:
             raise  # a loss of this package: a bug of ours
         raise UserError(f"{loss}: {_where(error)}") from error
@@ -342,8 +364,9 @@ def _summary(cell: dict, agents: dict) -> str:
     mean = st.mean(finite)
     se = st.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     low, high = (st.mean(agents[role]) for role in ("original", "target"))
+    score = f" score {(mean - low) / (high - low):6.2f}" if low < high else ""
     note = f", {diverged} diverged" if diverged else ""
-    return f"return {mean:7.0f} ± {se:<5.0f} score {(mean - low) / (high - low):6.2f}{note}"
+    return f"return {mean:7.0f} ± {se:<5.0f}{score}{note}"
 
 
 def report(setup: Setup, out: Path) -> None:
@@ -356,12 +379,38 @@ def report(setup: Setup, out: Path) -> None:
     if not cells:
         return
     board = leaderboard(cells, read_json(out / "anchors.json"))
+    trial = next(iter(setup.trials.values()))
+    board |= {"pairs": trial.pool.pairs, "start": trial.start}  # null in the configuration
     write_leaderboard(board, out)
+    if not board["scaled"]:
+        low, high = (board["anchors"][agent]["mean"] for agent in ("original", "target"))
+        print(
+            f"note: there are no scores, because the target agent's mean return, {high:.0f}, is "
+            f"not above the original's, {low:.0f}: losses are ranked by their returns",
+            file=sys.stderr,
+        )
     write_page(out)
     print(f"report: {out / 'report.html'}   table: {out / 'leaderboard.csv'}", flush=True)
 
 
-COMMAND = Command(
+class GrowingCommand(Command):
+    """A command whose run gains losses and data on ``--resume``, and loses none."""
+
+    def parse(self, argv: Sequence[str]) -> tuple[DiagnoseConfig, Path, bool]:
+        """As of any command, with the losses and data of the run before those given."""
+        config, out, resume = super().parse(argv)
+        if resume:
+            stored = self._stored(out)
+            more = {
+                name: ",".join(dict.fromkeys(words(name, stored[name]) + words(name, given)))
+                for name in ("losses", "data")
+                if (given := getattr(config, name)) != stored[name]
+            }
+            config = replace(config, **more)
+        return config, out, resume
+
+
+COMMAND = GrowingCommand(
     program="python -m torchmpo.diagnose",
     description="How good is a preference loss, and on which data does it break?",
     settings=DiagnoseConfig,

@@ -18,6 +18,9 @@ class Run:
     Args:
         board, cells, anchors, config, statistics: contents of the files.
         figures: folder to write to.
+
+    Attributes:
+        scaled: whether there are scores. Without, what is shown in their place are returns.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class Run:
     ):
         self.board, self.anchors, self.config = board, anchors, config
         self.statistics, self.figures = statistics, figures
-        self.rows = {(row["loss"], row["data"]): row for row in board["rows"]}
+        self.scaled = board.get("scaled", True)
+        rows = board["rows"] if self.scaled else [r | {"score": r["return"]} for r in board["rows"]]
+        self.rows = {(row["loss"], row["data"]): row for row in rows}
         self.cells = {
             (c["loss"], c["data"]): c for c in cells if (c["loss"], c["data"]) in self.rows
         }
@@ -48,6 +53,16 @@ class Run:
         scores = [row["score"]["mean"] for (name, _), row in self.rows.items() if name == loss]
         known = [x for x in scores if finite(x)]
         return (1, -sum(known) / len(known), loss) if known else (2, 0, loss)
+
+    @property
+    def zero(self) -> float:
+        """What the original agent has."""
+        return 0.0 if self.scaled else self.board["anchors"]["original"]["mean"]
+
+    def score(self, row: Mapping) -> str:
+        """The score of a row with its interval, where there is one."""
+        digits = 2 if self.scaled else 0
+        return f"{number(row['score']['mean'], digits)} {interval(row['score'], digits)}".strip()
 
     def on(self, kind: str) -> list[Mapping]:
         """The rows of a data kind, best first."""
@@ -118,18 +133,31 @@ def listed(words: Sequence[str], most: int = NAMED) -> str:
 def protocol(run: Run) -> str:
     """What was done, in a sentence or two."""
     rows, config = list(run.rows.values()), run.config
-    pairs = f", {number(config['pairs'])} pairs each" if finite(config.get("pairs")) else ""
+    used = {key: run.board.get(key, config.get(key)) for key in ("pairs", "start")}
+    pairs = f", {number(used['pairs'])} pairs each" if finite(used["pairs"]) else ""
     epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
-    start = starts.get(str(config.get("start")), "")
+    start = starts.get(str(used["start"]), "")
     kinds = listed([name_html(k) for k in run.kinds], 12)
     return (
         f"{count(len(run.losses), 'loss')} on {count(len(run.kinds), 'kind')} of preference data "
         f"({kinds}{pairs}) from {escape(TASKS.get(run.board['task'], str(run.board['task'])))}. "
-        f"On each, a loss was tuned over {span(r['trials'] for r in rows)} settings of its "
-        f"hyper-parameters; the best was trained anew on {span(r['seeds'] for r in rows)} "
+        f"{_tuned(run)} on {span(r['seeds'] for r in rows)} "
         f"fresh seeds{epochs}{start}, and judged by the true return of "
         f"{span(r['episodes'] for r in rows if r['episodes'])} episodes per seed."
+    )
+
+
+def _tuned(run: Run) -> str:
+    """The part of the protocol that says how settings were found, up to the training."""
+    tried = [r["trials"] for r in run.rows.values() if r["trials"]]
+    fixed = [x for x in run.losses if not any(run.rows[k]["trials"] for k in run.rows if k[0] == x)]
+    if not tried:
+        return "There was nothing to tune: on each, a loss was trained"
+    nothing = f" ({listed([name_html(x) for x in fixed])} had nothing to tune)" if fixed else ""
+    return (
+        f"On each, a loss was tuned over {span(tried)} settings of its hyper-parameters{nothing}; "
+        "the best was trained anew"
     )
 
 
@@ -163,10 +191,16 @@ def headline(run: Run) -> str:
 def findings(run: Run) -> list[str]:
     """The best on each kind of data, and what broke."""
     lines = []
+    if not run.scaled:
+        low, high = (number(run.board["anchors"][a]["mean"]) for a in ("original", "target"))
+        lines.append(
+            f"<b>No scores:</b> the target agent’s mean return, {high}, is not above the "
+            f"original’s, {low}. Returns stand in their place."
+        )
     for kind in run.kinds:
         rows = run.on(kind)
         best = [r for r in rows if leads(r)]
-        told = [f"{name_html(r['loss'])} ({score_text(r)})" for r in best]
+        told = [f"{name_html(r['loss'])} ({run.score(r)})" for r in best]
         where = f"<b>{escape(kind)}:</b>"
         if not best:
             lines.append(f"{where} no training of any loss finished.")
@@ -184,9 +218,9 @@ def findings(run: Run) -> list[str]:
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
     # Where there is no interval, there is only the mean to go by.
     tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
-    below = [r for r in measured if r["score"][tops[r["loss"], r["data"]]] < 0]
+    below = [r for r in measured if r["score"][tops[r["loss"], r["data"]]] < run.zero]
     if below := sorted(below, key=lambda r: r["score"]["mean"]):
-        told = [f"{name_html(r['loss'])} on {escape(r['data'])} ({score_text(r)})" for r in below]
+        told = [f"{name_html(r['loss'])} on {escape(r['data'])} ({run.score(r)})" for r in below]
         lines.append(f"<b>Worse than the original agent:</b> {listed(told)}.")
     if broken := [r for r in run.rows.values() if r["diverged"]]:
         told = [
@@ -200,11 +234,6 @@ def name_html(name: str) -> str:
     """A name from a user as HTML; a long one may break after its dots and colons."""
     parts = re.split(r"(?<=[.:/])(?=\w)", name)
     return f"<code>{'<wbr>'.join(map(escape, parts))}</code>"
-
-
-def score_text(row: Mapping) -> str:
-    """The score of a row with its interval, where there is one."""
-    return f"{number(row['score']['mean'], 2)} {interval(row['score'])}".strip()
 
 
 def diverged_text(row: Mapping) -> str:

@@ -50,6 +50,14 @@ RANGES: dict[str, dict[str, Range]] = {
 }
 # Where one name means something else.
 OWN: dict[str, dict[str, Range]] = {
+    "closed_form": {
+        "sigmoid_coef": Range(0.01, 10.0),
+        "beta": Range(0.03, 300.0),
+        "linear_coef": Range(0.01, 10.0),
+        "softplus_coef": Range(0.01, 10.0),
+        "sharpness": Range(0.1, 100.0),
+        "threshold": Range(-2.0, 2.0, log=False),  # of the margin
+    },
     "alpha_po": {"alpha": Range(-0.5, 0.5, log=False)},
     "f_dpo": {"alpha": Range(0.0, 1.0, log=False)},
     "r_dpo": {"alpha": Range(1e-4, 0.1)},

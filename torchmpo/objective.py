@@ -89,6 +89,7 @@ class Objective:
             other says so by an attribute ``coupled = True`` of the function.
         hyper: every hyper-parameter with its value.
         source: the function under partials, decorators and ``torch.compile``.
+        card: what was saved beside a loaded objective.
 
     Raises:
         ValueError: a parameter outside the vocabulary, an unknown or missing hyper-parameter, or
@@ -125,6 +126,7 @@ class Objective:
         for key, value in self.hyper.items():
             if value is inspect.Parameter.empty:
                 raise ValueError(f"{self.name} needs a value for its hyper-parameter {key!r}")
+        self.card: dict = {}
         self._inputs = tuple(p.name for p in inputs)
         self._optional = frozenset(p.name for p in inputs if p.default is None)
         self.inputs = frozenset(self._inputs)
@@ -181,6 +183,47 @@ class Objective:
             for name in self._inputs
         ]
         return self.function(*data, **{**self.hyper, **params})
+
+    def save(self, folder: str | Path, card: dict) -> None:
+        """Write ``objective.json``, the loss's name and hyper-parameters, and ``card.json``.
+
+        Args:
+            folder: made if it does not exist.
+            card: how the objective was found and what it scores; anything JSON can hold.
+
+        Raises:
+            ValueError: the function is none of ``LOSSES`` itself: a file can hold no other.
+        """
+        name = next((name for name, loss in LOSSES.items() if loss is self.function), None)
+        if name is None:
+            raise ValueError(
+                f"{self.name} cannot be saved: it is not one of the library's losses, "
+                "and functions are not written to files"
+            )
+        hyper = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.hyper.items()}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"loss": name, "hyper": hyper}
+        write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
+        write_atomic(folder / "objective.json", json.dumps(content, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: str | Path) -> "Objective":
+        """Read an objective that :meth:`save` wrote.
+
+        Raises:
+            ValueError: a file is missing, damaged, or not an objective.
+        """
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / "objective.json").read_bytes())
+            name, hyper = content["loss"], content["hyper"]
+            objective = Objective(LOSSES[name], name=name, **hyper)
+            objective.card = json.loads((folder / "card.json").read_bytes())
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} is not a readable saved objective: {reason}") from error
+        return objective
 
     def __repr__(self) -> str:
         return f"Objective({', '.join([self.name, *(f'{k}={v}' for k, v in self.hyper.items())])})"
@@ -481,7 +524,7 @@ def resolve(
 
     Args:
         loss: a name in ``torchmpo.losses.LOSSES``, ``"package.module:function"`` for one's own, the
-            folder of a saved :class:`MirrorObjective`, a function, or an objective.
+            folder of a saved objective, a function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
 
     Raises:
@@ -513,4 +556,6 @@ def resolve(
             raise ValueError(f"unknown loss {text!r}: {nearest(text, LOSSES)}")
     if hyper:
         raise ValueError(f"a saved objective takes no hyper-parameters; got {', '.join(hyper)}")
+    if (path / "objective.json").is_file():
+        return Objective.load(path)
     return MirrorObjective.load(path)

@@ -25,6 +25,7 @@ from torchmpo.findings import (
     headline,
     interval,
     leads,
+    listed,
     name_html,
     number,
     protocol,
@@ -105,18 +106,20 @@ def matrix(run: Run) -> str:
     def score(row: Mapping | None) -> str:
         if row is None:
             return cell("not run", kind="score none")
-        mean = row["score"]["mean"]
-        parts = [f"<b>{number(mean, 2)}</b> <small>{interval(row['score'])}</small>"]
+        mean, digits = row["score"]["mean"], 2 if run.scaled else 0
+        told = interval(row["score"], digits)
+        parts = [f"<b>{number(mean, digits)}</b> <small>{told}</small>"]
         if "rank" not in row:
             iqm = row["iqm"]
             parts.append(f"<small>IQM {number(iqm['value'], 2)} {interval(iqm)}</small>")
         elif not finite(row["return"]["mean"]):
-            parts = [f"<b>✕ diverged</b> <small>counted as {number(mean, 2)}</small>"]
+            counted = f" <small>counted as {number(mean, digits)}</small>" * finite(mean)
+            parts = [f"<b>✕ diverged</b>{counted}"]
         elif row["diverged"]:
             parts.append(f"<small><b>✕ {diverged_text(row)}</b></small>")
         if "rank" in row:
             parts.append(f"<small>rank {rank_text(row)}</small>")
-        tint = min(abs(mean), 1) * 55 if finite(mean) else 0
+        tint = min(abs(mean), 1) * 55 if finite(mean) and run.scaled else 0
         kind = "score below" if tint and mean < 0 else "score"
         kind += " lead" if "rank" in row and leads(row) and len(run.losses) > 1 else ""
         return cell("<br>".join(parts), mean, kind, f"--tint:{tint:.0f}%")
@@ -128,13 +131,16 @@ def matrix(run: Run) -> str:
         every = [score(run.overall.get(loss))] * pooled
         own = [score(run.rows.get((loss, kind))) for kind in run.kinds]
         lines.append("".join([_line(loss), *every, *own]))
-    caption = "Normalised score (mean over seeds), interval, and rank among the losses"
+    what = "Normalised score (mean over seeds), interval"
+    if not run.scaled:
+        what = "Return (mean over seeds), 95 % interval (Student’s t)"
+    caption = f"{what}, and rank among the losses"
     return table(head, lines, caption, "sortable matrix")
 
 
 def full_table(run: Run) -> str:
     """Every row of the leaderboard with all its numbers."""
-    head = ["loss", "data", "#return ± s.e.", "#score", "#IQM", "rank"]
+    head = ["loss", "data", "#return ± s.e.", *["#score", "#IQM"] * run.scaled, "rank"]
     head += ["best setting", "#trials", "#seeds", "#diverged"]
     lines = []
     for kind in run.kinds:
@@ -142,13 +148,19 @@ def full_table(run: Run) -> str:
             value, score, iqm, rank = row["return"], row["score"], row["iqm"], row["rank"]
             error = f" ± {number(value['se'])}" if finite(value["se"]) else ""
             lost = " diverged" * bool(row["diverged"])
+            scores = [
+                cell(f"{number(score['mean'], 2)} {interval(score)}", score["mean"], "number"),
+                cell(f"{number(iqm['value'], 2)} {interval(iqm)}", iqm["value"], "number"),
+            ]
+            chosen = _setting(row["best"]) + "<br><small>nothing to tune</small>" * (
+                not row["trials"]
+            )
             columns = [
                 cell(escape(kind), run.kinds.index(kind)),
                 cell(f"{number(value['mean'])}{error}", value["mean"], "number"),
-                cell(f"{number(score['mean'], 2)} {interval(score)}", score["mean"], "number"),
-                cell(f"{number(iqm['value'], 2)} {interval(iqm)}", iqm["value"], "number"),
+                *scores * run.scaled,
                 cell(rank_text(row), rank["best"] + rank["worst"] / 1000),
-                cell(_setting(row["best"]), setting(row["best"]), "text"),
+                cell(chosen, setting(row["best"]), "text"),
                 *(cell(number(row[k]), row[k], "number") for k in ("trials", "seeds")),
                 cell(number(row["diverged"]), row["diverged"], f"number{lost}"),
             ]
@@ -161,10 +173,12 @@ def tuning(run: Run) -> str:
     parts = []
     for loss in run.losses:
         cells = [run.cells[loss, kind] for kind in run.kinds if (loss, kind) in run.cells]
+        fixed = [name_html(c["data"]) for c in cells if not c["tuning"]]
+        cells = [c for c in cells if c["tuning"]]
         grids: dict[str, list[Mapping]] = {}  # one, unless settings changed between the kinds
         for c in cells:
             grids.setdefault(json.dumps(c["grid"]), []).append(c)
-        tables = []
+        tables = [f"<p>Nothing to tune on {listed(fixed, 12)}.</p>"] if fixed else []
         for same in grids.values():
             head = ["setting", *(f"#{escape(c['data'])}" for c in same)]
             lines = [
@@ -201,11 +215,58 @@ def agents(run: Run) -> str:
         returns = [r for r in run.anchors.get(role, []) if finite(r)]
         ends = [min(returns), max(returns)] if returns else [None, None]
         numbers = [entry["mean"], entry["se"], *ends, len(returns) or None]
-        zero = {"original": "0", "target": "1"}.get(role, "")
+        zero = {"original": "0", "target": "1"}.get(role, "") if run.scaled else "–"
         cells = [cell(zero, kind="number"), *(cell(number(x), x, "number") for x in numbers)]
         lines.append(f'<th scope="row">{escape(role)} agent</th>' + "".join(cells))
     head = ["", "#score", "#mean return", "#s.e.", "#lowest", "#highest", "#episodes"]
     return table(head, lines, "The agents that made the data", "")
+
+
+def data_kinds(run: Run) -> str:
+    """What each kind of data consists of, and whose trajectories."""
+    pairs, rows = [], []
+    for kind, entry in _described(run).items():
+        name = f'<th scope="row">{name_html(kind)}</th>'
+        shares = [entry["flipped"], *entry["pair_kinds"].values(), entry["target_chosen"]]
+        cells = [cell(number(entry["pairs"]), entry["pairs"], "number")]
+        cells += [cell(_percent(x), x, "number") for x in shares]
+        pairs.append(name + "".join([*cells, *_spread(entry["margin"])]))
+        for agent, of in entry["agents"].items():
+            lengths = [of["length"][key] for key in ("lowest", "mean")]
+            cells = [cell(escape(agent), kind="text")]
+            cells += [cell(number(of["trajectories"]), of["trajectories"], "number")]
+            cells += [*_spread(of["return"]), *(cell(number(x), x, "number") for x in lengths)]
+            cells += [cell(_percent(of["terminated"]), of["terminated"], "number")]
+            rows.append(name + "".join(cells))
+    if not pairs:
+        return ""
+    kinds = next(iter(_described(run).values()))["pair_kinds"]
+    spread = ["#mean", "#s.d.", "#5 %", "#median", "#95 %"]
+    of_pairs = ["data", "#pairs", "#flipped", *(f"#{escape(kind)}" for kind in kinds)]
+    of_pairs += ["#target’s chosen", *spread]
+    of_agents = ["data", "agent", "#trajectories", *spread]
+    of_agents += ["#shortest", "#mean length", "#terminated"]
+    return table(
+        of_pairs,
+        pairs,
+        "Pairs: flipped labels, whose trajectories are compared, and by how much the chosen "
+        "return is the higher",
+    ) + table(of_agents, rows, "Trajectories in the pairs: returns, and lengths in steps")
+
+
+def _described(run: Run) -> dict[str, Mapping]:
+    """Statistics of the data that the page shows, by kind."""
+    kinds = run.statistics.get("kinds", {}) if "edges" in run.statistics else {}
+    return {kind: kinds[kind] for kind in run.kinds if kind in kinds}
+
+
+def _spread(entry: Mapping) -> list[str]:
+    keys = ("mean", "sd", "5 %", "median", "95 %")
+    return [cell(number(entry[key]), entry[key], "number") for key in keys]
+
+
+def _percent(share: Any) -> str:
+    return f"{number(100 * share, 1)} %" if finite(share) else "–"
 
 
 def nested(value: Any, caption: str = "") -> str:
@@ -274,7 +335,8 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
         (
             "Leaderboard",
             "Score: 0 is the return of the original agent, 1 that of the target agent. "
-            "A rank of 1–3 is a tie: the loss’s interval overlaps others’. A bar at the left: no "
+            * run.scaled
+            + "A rank of 1–3 is a tie: the loss’s interval overlaps others’. A bar at the left: no "
             "other loss is shown to be better on that data.",
             matrix(run),
         ),
@@ -283,7 +345,9 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
             "Interquartile mean over seeds with its interval. Blue: no other loss is shown to be "
             "better; red: below the original agent. What lies beyond the axis is written at its "
             "edge.",
-            _draw(run, "intervals", "Scores with intervals", figures.intervals, *_columns(run)),
+            _draw(run, "intervals", "Scores with intervals", figures.intervals, *_columns(run))
+            if run.scaled
+            else "",
         ),
         (
             "Probability of improvement",
@@ -310,9 +374,9 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
         ),
         (
             "All numbers",
-            "A title sorts by its column. Return: mean ± standard error over seeds; score and IQM "
-            "(interquartile mean, which drops a quarter of the seeds at each end) with 95 % "
-            "bootstrap intervals.",
+            "A title sorts by its column. Return: mean ± standard error over seeds"
+            + "; score and IQM (interquartile mean, without a quarter of the seeds at each end) "
+            "with 95 % bootstrap intervals" * run.scaled + ".",
             full_table(run),
         ),
         (
@@ -341,8 +405,12 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
         ),
         (
             "Data",
-            "What the preference data turned out to be.",
-            nested(run.statistics["pools"], "Pools") if run.statistics.get("pools") else "",
+            "What the preference data turned out to be. Above: returns of the trajectories in the "
+            "pairs. Below: the chosen return minus the rejected one; red are flipped labels.",
+            _draw(run, "data", "Returns in the data", figures.data, run.statistics["edges"], kinds)
+            + data_kinds(run)
+            if (kinds := _described(run))
+            else "",
         ),
         (
             "Settings",

@@ -169,12 +169,32 @@ def preference_data(
     Raises:
         UserError: an unknown kind, a damaged store, or too little disk.
     """
-    select = parse_kind(kind)
+    parse_kind(kind)
+    return choose_pairs(pool_of(config, cache_dir=cache_dir, progress=progress), config, kind)
+
+
+def pool_of(
+    config: PoolConfig, *, cache_dir: str | Path | None = None, progress: bool = True
+) -> dict[str, Tensor]:
+    """The trajectories of :class:`PreferenceDataset`, by its names: ``3 × pairs`` rows.
+
+    Raises:
+        UserError: a damaged store, or too little disk.
+    """
     folder = pool_folder(config, cache_dir)
     if not folder.exists():
         check_space(config, cache_dir)
         _build(config, folder, progress)
-    pool = _load(folder)
+    return _load(folder)
+
+
+def choose_pairs(pool: dict[str, Tensor], config: PoolConfig, kind: str) -> PreferenceDataset:
+    """Preference pairs of one kind among the trajectories of a pool, which are not copied.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    select = parse_kind(kind)
     chosen, rejected = select(pool["returns"].view(len(ROLES), -1), config.seed)
     return PreferenceDataset(**pool, chosen=chosen, rejected=rejected)
 

@@ -1,24 +1,25 @@
-"""The outer loop: OpenAI-ES over the parameter vector of an objective.
+"""The outer loop: evolution of a vector, whatever it means, by OpenAI-ES or CMA-ES.
 
-    ∇ ≈ 1/(2σN) Σ_i ε_i (F(ζ + σε_i) − F(ζ − σε_i)),   N antithetic pairs
-
-EvoTorch does the arithmetic: with a fixed σ and Adam, PGPE is this method (its gradient is σ² times
-as large, which Adam ignores). What F is, is left open: any function of vectors and the generation,
-such as a :class:`torchmpo.cluster.Fitness`.
-
-Source: Salimans et al. 2017, arXiv 1703.03864; arXiv 2411.06568, eq. 12 and appendix I.
+What is maximised is left open: any function F of vectors and the generation, such as a
+:class:`torchmpo.cluster.Fitness`. EvoTorch does the arithmetic of both optimisers; here are their
+random numbers, what a failed member counts, and checkpoints.
 """
 
 import csv
 import io
+import logging
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from evotorch import Problem, SolutionBatch
+from evotorch import algorithms as evotorch
 from evotorch.algorithms.functional import pgpe, pgpe_ask, pgpe_tell
 from evotorch.algorithms.functional.funcadam import AdamState
 from evotorch.algorithms.functional.funcpgpe import PGPEState
@@ -32,19 +33,26 @@ from torchmpo.seeding import derive_seed
 LOG_COLUMNS = ("generation", "centre", "mean", "best", "sigma", "nan")
 SHAPINGS = ("centered", "raw")
 
+logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
+
+# All that an optimiser knows between two generations; "centre" [dim] is among it.
+State = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class SearchConfig:
     """Settings of the search.
 
     Args:
-        population: members per generation, an even number ≥ 2: antithetic pairs.
+        population: members per generation: ``"es"`` an even number ≥ 2, antithetic pairs;
+            ``"cmaes"`` ≥ 4.
         generations: updates of the centre (≥ 1).
-        sigma: standard deviation of the perturbations (> 0).
-        sigma_decay: σ is multiplied by this after every generation, in (0, 1].
-        learning_rate: Adam's step size for the centre (> 0).
-        fitness_shaping: ``"centered"`` ranks in [−½, ½], or ``"raw"`` fitness.
+        sigma: standard deviation of the perturbations (> 0); ``"cmaes"`` adapts it from there.
+        sigma_decay: ``"es"`` multiplies σ by this after every generation, in (0, 1].
+        learning_rate: ``"es"``: Adam's step size for the centre (> 0).
+        fitness_shaping: ``"es"``: ``"centered"`` ranks in [−½, ½], or ``"raw"`` fitness.
         seed: of the perturbations.
+        optimizer: ``"es"``, :class:`OpenAIES`, or ``"cmaes"``, :class:`CMAES`.
 
     Raises:
         UserError: a setting out of its range.
@@ -57,12 +65,17 @@ class SearchConfig:
     learning_rate: float = 0.02
     fitness_shaping: str = "centered"
     seed: int = 0
+    optimizer: str = "es"
 
     def __post_init__(self):
-        if self.population < 2 or self.population % 2:
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer must be {' or '.join(OPTIMIZERS)}; got {self.optimizer!r}")
+        if self.optimizer == "es" and (self.population < 2 or self.population % 2):
             raise UserError(
                 f"population must be even and at least 2 (antithetic pairs); got {self.population}"
             )
+        if self.optimizer == "cmaes" and self.population < 4:
+            raise UserError(f"population must be at least 4 for cmaes; got {self.population}")
         if self.generations < 1:
             raise UserError(f"generations must be at least 1; got {self.generations}")
         for name in ("sigma", "learning_rate"):
@@ -103,41 +116,224 @@ def shape_fitness(fitness: Tensor, shaping: str = "centered") -> Tensor:
     return (ranks / (len(fitness) - 1) - 0.5).to(fitness.dtype)
 
 
-def start(centre: Tensor, config: SearchConfig) -> PGPEState:
-    """The state of the search before the first generation, at ``centre [dim]``."""
-    return pgpe(
-        center_init=centre.clone(),
-        center_learning_rate=torch.tensor(config.learning_rate, dtype=centre.dtype),
-        stdev_learning_rate=torch.tensor(0.0),
-        stdev_init=config.sigma,
-        objective_sense="max",
-        ranking_method="raw",  # of what shape_fitness made of the fitness
-        optimizer="adam",
-        symmetric=True,
-    )
+class Optimizer(Protocol):
+    """How a search moves: pure functions of a state, all of whose randomness is named by the
+    configuration's seed and the generation."""
+
+    def start(self, centre: Tensor) -> State:
+        """The state before the first generation, at ``centre [dim]``."""
+        ...
+
+    def ask(self, state: State, generation: int) -> Tensor:
+        """The members of a generation, ``[population, dim]``."""
+        ...
+
+    def tell(self, state: State, generation: int, members: Tensor, fitness: Tensor) -> State:
+        """The state after it, given ``fitness [population]`` of what :meth:`ask` gave."""
+        ...
+
+    def sigma(self, state: State) -> float:
+        """The standard deviation of perturbations."""
+        ...
 
 
-def ask(state: PGPEState, config: SearchConfig, generation: int) -> Tensor:
-    """The members of a generation ``[population, dim]``: ζ + σε₀, ζ − σε₀, ζ + σε₁, …"""
-    with torch.random.fork_rng(devices=[]):  # EvoTorch draws from the global generator
+@contextmanager
+def _randomness(config: SearchConfig, generation: int) -> Iterator[None]:
+    # EvoTorch draws from torch's global generator, which is left as it was.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "perturbations", generation))
-        return pgpe_ask(state, popsize=config.population)
+        yield
 
 
-def tell(state: PGPEState, members: Tensor, fitness: Tensor, config: SearchConfig) -> PGPEState:
-    """One Adam step of the centre along the gradient estimate, then σ decays."""
-    state = pgpe_tell(state, members, shape_fitness(fitness, config.fitness_shaping))
-    return state._replace(stdev=state.stdev * config.sigma_decay)
+class OpenAIES:
+    """OpenAI-ES: one step of Adam along
 
+        ∇ ≈ 1/(2σN) Σ_i ε_i (F(ζ + σε_i) − F(ζ − σε_i)),   N antithetic pairs
 
-def centre_of(state: PGPEState) -> Tensor:
-    """ζ, ``[dim]``."""
-    return _adam(state).center
+    With a fixed σ and Adam, EvoTorch's PGPE is this method; its gradient is σ² times as large,
+    which Adam ignores. Then σ decays.
+
+    Source: Salimans et al. 2017, arXiv 1703.03864; arXiv 2411.06568, eq. 12 and appendix I.
+    """
+
+    def __init__(self, config: SearchConfig):
+        self.config = config
+
+    def start(self, centre: Tensor) -> State:
+        """See :class:`Optimizer`."""
+        return self._tensors(self._fresh(centre))
+
+    def ask(self, state: State, generation: int) -> Tensor:
+        """ζ + σε₀, ζ − σε₀, ζ + σε₁, …"""
+        with _randomness(self.config, generation):
+            return pgpe_ask(self._pgpe(state), popsize=self.config.population)
+
+    def tell(self, state: State, generation: int, members: Tensor, fitness: Tensor) -> State:
+        """See :class:`Optimizer`."""
+        shaped = shape_fitness(fitness, self.config.fitness_shaping)
+        new = self._tensors(pgpe_tell(self._pgpe(state), members, shaped))
+        return new | {"stdev": new["stdev"] * self.config.sigma_decay}
+
+    def sigma(self, state: State) -> float:
+        """See :class:`Optimizer`."""
+        return float(state["stdev"][0])
+
+    def _fresh(self, centre: Tensor) -> PGPEState:
+        return pgpe(
+            center_init=centre.clone(),
+            center_learning_rate=torch.tensor(self.config.learning_rate, dtype=centre.dtype),
+            stdev_learning_rate=torch.tensor(0.0),
+            stdev_init=self.config.sigma,
+            objective_sense="max",
+            ranking_method="raw",  # of what shape_fitness made of the fitness
+            optimizer="adam",
+            symmetric=True,
+        )
+
+    def _pgpe(self, state: State) -> PGPEState:
+        fresh = self._fresh(state["centre"])
+        adam = _adam(fresh)._replace(
+            center=state["centre"], m=state["m"], v=state["v"], t=state["t"]
+        )
+        return fresh._replace(optimizer_state=adam, stdev=state["stdev"])
+
+    def _tensors(self, pgpe_state: PGPEState) -> State:
+        adam = _adam(pgpe_state)
+        tensors = {"centre": adam.center, "m": adam.m, "v": adam.v, "t": adam.t}
+        return tensors | {"stdev": pgpe_state.stdev}
 
 
 def _adam(state: PGPEState) -> AdamState:
     assert isinstance(state.optimizer_state, AdamState)
     return state.optimizer_state
+
+
+class CMAES:
+    """CMA-ES: a normal distribution that learns its step size and the scales and directions in
+    which the fitness changes. For some tens of dimensions; memory grows with population × dim².
+
+    The fitness counts by rank. A generation without two different ranks changes nothing.
+
+    Raises:
+        UserError: from ``start``, fewer than two dimensions, which EvoTorch's does not take.
+
+    Source: EvoTorch's ``CMAES``, after Hansen 2016, arXiv 1604.00772.
+    """
+
+    # EvoTorch's names of what changes from step to step.
+    STATE: ClassVar = {"centre": "m", **{n: n for n in ("sigma", "C", "A", "p_sigma", "p_c")}}
+
+    def __init__(self, config: SearchConfig):
+        self.config = config
+
+    def start(self, centre: Tensor) -> State:
+        """See :class:`Optimizer`."""
+        if len(centre) < 2:
+            raise UserError("cmaes needs two parameters to search or more: use es")
+        with torch.random.fork_rng(devices=[]):  # EvoTorch fills a population in vain
+            solver = _Solver(_Told(len(centre)), centre, self.config)
+        zeros = torch.zeros(len(centre))
+        tensors = {name: getattr(solver, own) for name, own in self.STATE.items()}
+        return tensors | {"p_sigma": zeros, "p_c": zeros, "steps": torch.tensor(0)}
+
+    def ask(self, state: State, generation: int) -> Tensor:
+        """See :class:`Optimizer`."""
+        with self._solver(state, generation) as solver:
+            return solver.sample_distribution()[2]
+
+    def tell(self, state: State, generation: int, members: Tensor, fitness: Tensor) -> State:
+        """See :class:`Optimizer`."""
+        shaped = shape_fitness(fitness)
+        if (shaped == shaped[0]).all():
+            return state
+        # A step of EvoTorch samples by itself: the same members again.
+        with self._solver(state, generation) as solver:
+            solver.problem.fitness = shaped
+            solver.step()
+        tensors = {name: getattr(solver, own) for name, own in self.STATE.items()}
+        return tensors | {"steps": torch.tensor(solver.step_count)}
+
+    def sigma(self, state: State) -> float:
+        """The step size: the standard deviation while the covariance is that of the start."""
+        return float(state["sigma"])
+
+    @contextmanager
+    def _solver(self, state: State, generation: int) -> Iterator["_Solver"]:
+        """EvoTorch's object in this state, about to draw this generation's random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            solver = _Solver(_Told(len(state["centre"])), state["centre"], self.config)
+        for name, own in self.STATE.items():
+            setattr(solver, own, state[name].clone())
+        # The order in memory in which a Cholesky factor comes and a file does not keep it: another
+        # one gives other bits.
+        solver.A = solver.A.mT.contiguous().mT
+        solver._steps_count = int(state["steps"])
+        with _randomness(self.config, generation):
+            yield solver
+
+
+class _Told(Problem):
+    """A problem whose fitness has been found out elsewhere."""
+
+    fitness: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__(
+            "max",
+            solution_length=dim,
+            initial_bounds=(0.0, 0.0),
+            dtype=torch.float32,
+            store_solution_stats=False,
+        )
+
+    def _evaluate_batch(self, batch: SolutionBatch) -> None:
+        batch.set_evals(self.fitness.to(torch.float32))
+
+
+class _Solver(evotorch.CMAES):
+    """EvoTorch's, in which members of equal fitness share the weights of their ranks: it would
+    otherwise find a direction in the order of members that failed alike."""
+
+    problem: _Told
+    sigma: Tensor
+
+    def __init__(self, problem: _Told, centre: Tensor, config: SearchConfig):
+        with warnings.catch_warnings():  # it mixes tensors and NumPy, of which both complain
+            warnings.simplefilter("ignore")
+            super().__init__(
+                problem,
+                stdev_init=config.sigma,  # pyright: ignore[reportArgumentType]
+                popsize=config.population,
+                center_init=centre,
+            )
+
+    def get_population_weights(self, xs: Tensor) -> Tensor:
+        weights = super().get_population_weights(xs)
+        fitness = self.population.evals[:, 0]
+        equal = (fitness[:, None] == fitness[None, :]).to(weights.dtype)
+        self._mean_over_ties = equal / equal.sum(1, keepdim=True)
+        self._ranked = weights
+        if equal.sum() == len(fitness):
+            return weights
+        return self._mean_over_ties @ weights
+
+    def update_m(self, zs: Tensor, ys: Tensor, assigned_weights: Tensor) -> Any:
+        if assigned_weights is self._ranked:
+            return super().update_m(zs, ys, assigned_weights)
+        # The better half, of which equal members are in part.
+        weights = self._mean_over_ties @ self._ranked.clamp(min=0)
+        local, shaped = weights @ zs, weights @ ys
+        self.m = self.m + self.sigma * shaped
+        return local, shaped
+
+    def decompose_C(self) -> None:
+        try:
+            super().decompose_C()
+        except RuntimeError:  # rounding made C indefinite: as it was when last whole
+            self.C = self.A @ self.A.T
+
+
+OPTIMIZERS: dict[str, Callable[[SearchConfig], Optimizer]] = {"es": OpenAIES, "cmaes": CMAES}
 
 
 class Found(NamedTuple):
@@ -158,6 +354,8 @@ def search(
     folder: str | Path,
     *,
     on_generation: Callable[[dict, float], None] = lambda row, seconds: None,
+    held_out: Callable[[Tensor, int], float] | None = None,
+    every: int = 10,
 ) -> Found:
     """Search from ``centre``, or go on from the newest checkpoint in ``folder``.
 
@@ -172,61 +370,74 @@ def search(
         centre: ``[dim]``, where to start.
         folder: of the run; ``checkpoints/``, ``log.csv`` and ``timings.csv`` go there.
         on_generation: called with each new row of the log and the seconds it took.
+        held_out: a score of the centre ``[dim]`` in a generation that the search does not see; the
+            log gets a column ``held_out`` for it, ``None`` where it was not asked.
+        every: generations from one ``held_out`` to the next (≥ 1); the final centre has one, too.
+
+    Raises:
+        UserError: the checkpoint is another search's, or ``every`` < 1.
     """
-    folder = Path(folder)
-    state, log = start(centre, config), []
+    if every < 1:
+        raise UserError(f"every must be at least 1; got {every}")
+    folder, optimizer = Path(folder), OPTIMIZERS[config.optimizer](config)
+    state, log = optimizer.start(centre), []
     if (checkpoint := load_checkpoint(folder / "checkpoints")) is not None:
-        state, log = _restore(state, checkpoint)
-    _write_log(folder, log)
+        _check_same_search(state, checkpoint, folder)
+        state, log = checkpoint.tensors, checkpoint.info
+    columns = LOG_COLUMNS
+    if held_out is not None or any("held_out" in row for row in log):
+        columns += ("held_out",)
+    log = [{column: row.get(column) for column in columns} for row in log]
+    _write_log(folder, columns, log)
     for generation in range(len(log), config.generations + 1):
         began = time.perf_counter()
-        centre = centre_of(state)
-        row = {"generation": generation, "sigma": float(state.stdev[0])}
-        if generation < config.generations:
-            members = ask(state, config, generation)
+        centre = state["centre"]
+        row = {"generation": generation, "sigma": optimizer.sigma(state)}
+        last = generation == config.generations
+        if last:
+            scores = fitness(centre[None], generation)
+        else:
+            members = optimizer.ask(state, generation)
             scores = fitness(torch.cat([centre[None], members]), generation)
-            state = tell(state, members, scores[1:], config)
+            state = optimizer.tell(state, generation, members, scores[1:])
             finite = scores[1:][torch.isfinite(scores[1:])].double()
             row["mean"] = float(finite.mean())
             row["best"] = float(finite.max()) if len(finite) else math.nan
             row["nan"] = config.population - len(finite)
-        else:
-            scores = fitness(centre[None], generation)
         row["centre"] = float(scores[0])
-        row = {column: row.get(column) for column in LOG_COLUMNS}
+        if held_out is not None and (last or generation % every == 0):
+            row["held_out"] = float(held_out(centre, generation))
+        row = {column: row.get(column) for column in columns}
         log.append(row)
-        save_checkpoint(folder / "checkpoints", _checkpoint(state, log))
-        _write_log(folder, log)
+        save_checkpoint(folder / "checkpoints", Checkpoint(len(log), state, log))
+        _write_log(folder, columns, log)
         seconds = time.perf_counter() - began
-        _append_timing(folder, generation, seconds)
+        _append_timing(folder, generation, seconds, getattr(fitness, "bytes_sent", 0))
         on_generation(row, seconds)
-    return Found(centre_of(state), log)
+    return Found(state["centre"], log)
 
 
-def _checkpoint(state: PGPEState, log: list[dict]) -> Checkpoint:
-    adam = _adam(state)
-    tensors = {"centre": adam.center, "m": adam.m, "v": adam.v, "t": adam.t}
-    return Checkpoint(len(log), tensors | {"stdev": state.stdev}, log)
+def _check_same_search(state: State, checkpoint: Checkpoint, folder: Path) -> None:
+    def shapes(tensors: State) -> dict:
+        return {name: tuple(value.shape) for name, value in tensors.items()}
+
+    if shapes(state) != shapes(checkpoint.tensors):
+        raise UserError(
+            f"{folder} holds a search by another optimizer or over another number of parameters: "
+            "choose another folder"
+        )
 
 
-def _restore(state: PGPEState, checkpoint: Checkpoint) -> tuple[PGPEState, list[dict]]:
-    tensors = checkpoint.tensors
-    adam = _adam(state)._replace(
-        center=tensors["centre"], m=tensors["m"], v=tensors["v"], t=tensors["t"]
-    )
-    return state._replace(optimizer_state=adam, stdev=tensors["stdev"]), checkpoint.info
-
-
-def _write_log(folder: Path, log: list[dict]) -> None:
+def _write_log(folder: Path, columns: tuple[str, ...], log: list[dict]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, LOG_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(log)
     write_atomic(folder / "log.csv", text.getvalue())
 
 
-def _append_timing(folder: Path, generation: int, seconds: float) -> None:
+def _append_timing(folder: Path, generation: int, seconds: float, sent: int) -> None:
     path = folder / "timings.csv"
-    new = not path.exists()
+    header = "" if path.exists() else "generation,seconds,bytes_sent\n"
     with open(path, "a") as file:
-        file.write(("generation,seconds\n" if new else "") + f"{generation},{seconds:.3f}\n")
+        file.write(f"{header}{generation},{seconds:.3f},{sent}\n")

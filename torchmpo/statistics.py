@@ -41,7 +41,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, trim_mean
 
-from torchmpo.errors import UserError
 from torchmpo.files import write_atomic
 from torchmpo.report import mean_of
 
@@ -170,9 +169,14 @@ def leaderboard(
     cannot be had is ``None``: an interval from one seed, anything on a data kind on which no loss
     finished. A loss of which one seed was run is tied with all others that finished.
 
+    Where the target agent is not better than the original, as on a task it was not made for or in
+    episodes too short to tell them apart, there is no scale and all scores are ``None``. Ranks then
+    are by the intervals of "return".
+
     Args:
         cells: any number, in any order, of one task: ``loss``, ``data``, ``task``, ``grid`` (the
-            settings tried), ``best`` (index into them, −1 for none) and ``returns``
+            settings), ``tuning`` (a row for each setting tried; none where there was nothing to
+            tune), ``best`` (index into the settings, −1 for none) and ``returns``
             ``[seed][episode]``, a seed being ``None`` (or holding a number that is not finite)
             where training diverged. Other entries are not read.
         anchors: returns per episode of the ``"original"`` and the ``"target"`` agent. A score is
@@ -180,16 +184,16 @@ def leaderboard(
 
     Returns:
         python numbers, strings, lists and dictionaries, ready for JSON:
-        ``task``; ``anchors`` (``mean``, ``se`` over episodes); ``rows``, sorted by data kind, rank
-        and score (``return`` with Student's t, ``score`` with a bootstrap interval of the mean,
-        ``iqm``, and ``rank`` within the data kind by the intervals of ``score``; ``trials`` is the
-        number of settings); ``overall``, sorted by interquartile mean, pooled over all data kinds
-        on which any loss finished, with a stratified bootstrap, for the losses that have them all;
-        and ``improvement`` by data kind, loss a and loss b: the probability ``p`` that a run of a
-        beats one of b.
+        ``task``; ``anchors`` (``mean``, ``se`` over episodes); ``scaled``, whether there are
+        scores; ``rows``, sorted by data kind, rank and score (``return`` with Student's t,
+        ``score`` with a bootstrap interval of the mean, ``iqm``, and ``rank`` within the data kind
+        by the intervals of ``score``; ``trials`` is the number of settings tried, 0 where there was
+        nothing to tune); ``overall``, sorted by interquartile mean, pooled over all data kinds on
+        which any loss finished, with a stratified bootstrap, for the losses that have them all; and
+        ``improvement`` by data kind, loss a and loss b: the probability ``p`` that a run of a beats
+        one of b.
 
     Raises:
-        UserError: the target agent is not better than the original, so that there is no scale.
         ValueError: cells of two tasks, or two cells of one loss and data kind.
     """
     cells = sorted(cells, key=lambda cell: (cell["data"], cell["loss"]))
@@ -200,11 +204,8 @@ def leaderboard(
     if len(tasks) > 1:
         raise ValueError(f"a leaderboard is of one task, not of {', '.join(tasks)}")
     original, target = (_mean(anchors[agent])["mean"] for agent in ("original", "target"))
-    if not -math.inf < original < target < math.inf:
-        raise UserError(
-            f"no scale for scores: the target agent's mean return, {target:g}, is not above the "
-            f"original's, {original:g}; choose other agents or more episodes"
-        )
+    scaled = -math.inf < original < target < math.inf
+    low, high = (original, target) if scaled else (0.0, 1.0)
 
     kinds = sorted({data for data, _ in keys})
     rows, improvement = [], {}
@@ -215,18 +216,23 @@ def leaderboard(
         measured = {loss: _returns(cell, seeds) for loss, cell in here.items()}
         worst = min((r for runs in measured.values() for r in runs[np.isfinite(runs)]), default=NAN)
         filled = {loss: np.where(np.isfinite(r), r, worst) for loss, r in measured.items()}
-        scores[kind] = {loss: (r - original) / (target - original) for loss, r in filled.items()}
+        scores[kind] = {loss: (r - low) / (high - low) for loss, r in filled.items()}
 
         board = [
             _row(cell, measured[loss], filled[loss], scores[kind][loss])
             for loss, cell in here.items()
         ]
         alive = [row for row in board if row["diverged"] < row["seeds"]]
-        places = ranks({r["loss"]: (r["score"]["low"], r["score"]["high"]) for r in alive})
+        by = "score" if scaled else "return"
+        places = ranks({r["loss"]: (r[by]["low"], r[by]["high"]) for r in alive})
         last = {"best": len(alive) + 1, "worst": len(board), "rank": len(alive) + 1}
         for row in board:
             row["rank"] = places.get(row["loss"], last)
-        rows += sorted(board, key=lambda row: (row["rank"]["rank"], -row["score"]["mean"]))
+        board.sort(key=lambda row: (row["rank"]["rank"], -row["score"]["mean"]))
+        if not scaled:  # so far, scores were returns
+            for row in board:
+                row["score"], row["iqm"] = (dict.fromkeys(row[k], NAN) for k in ("score", "iqm"))
+        rows += board
         improvement[kind] = _improvements(scores[kind])
 
     compared = [
@@ -235,12 +241,13 @@ def leaderboard(
     overall = [
         _pooled(loss, [scores[kind][loss] for kind in compared])
         for loss in sorted({loss for _, loss in keys})
-        if compared and all(loss in scores[kind] for kind in compared)
+        if scaled and compared and all(loss in scores[kind] for kind in compared)
     ]
     overall.sort(key=lambda row: -row["iqm"]["value"])
-    return _plain(
+    return plain(
         {
             "task": tasks[0] if tasks else None,
+            "scaled": scaled,
             "anchors": {agent: _mean(anchors[agent]) for agent in ("original", "target")},
             "rows": rows,
             "overall": overall,
@@ -313,7 +320,7 @@ def _row(
         "loss": cell["loss"],
         "data": cell["data"],
         "best": cell["grid"][cell["best"]] if cell["best"] >= 0 else None,
-        "trials": len(cell["grid"]),
+        "trials": len(cell["tuning"]),
         "seeds": len(measured),
         "episodes": max((len(episodes) for episodes in cell["returns"] if episodes), default=0),
         "diverged": diverged,
@@ -360,12 +367,12 @@ def _mean(values: ArrayLike) -> dict[str, float]:
     return {"mean": float(x.mean()), "se": se}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same with ``None`` for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

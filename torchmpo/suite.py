@@ -1,9 +1,10 @@
 """One cell of the diagnostic suite: a loss, tuned and then judged, on one kind of data.
 
 Tuning trains every setting of the loss's grid once per tuning seed; the setting with the best mean
-return is trained again on fresh seeds, which is what counts. Settings and seeds are members of one
-population. A seed names the initial policy (where training starts from scratch), the minibatches
-and the time steps; the start states of the final evaluation are the same for all seeds and losses.
+return is trained again on fresh seeds, which is what counts. A loss with nothing to tune goes
+straight to the fresh seeds. Settings and seeds are members of one population. A seed names the
+initial policy (where training starts from scratch), the minibatches and the time steps; the start
+states of the final evaluation are the same for all seeds and losses.
 """
 
 import math
@@ -16,10 +17,11 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from torchmpo.logps import gaussian_step_logps
-from torchmpo.objective import MirrorObjective, Objective
+from torchmpo.objective import MirrorObjective, Objective, PairLogps
 from torchmpo.policy import GaussianPolicy, load_policy, stack_policies
 from torchmpo.preferences import PreferenceDataset
 from torchmpo.seeding import derive_seed
+from torchmpo.statistics import plain
 from torchmpo.trial import Trial
 
 SAMPLE_PAIRS, SAMPLE_STEPS = 128, 64  # what curves and margins are measured on
@@ -51,6 +53,43 @@ def cell_trial(trial: Trial, objective: Objective | MirrorObjective, protocol: P
     total = trial.inner.epochs
     sft = min(protocol.sft_epochs, total - 1)
     return trial.changed(inner=replace(trial.inner, epochs=total - sft, sft_epochs=sft))
+
+
+def rehearse(
+    objective: Objective | MirrorObjective, grid: Sequence[dict[str, float]], trial: Trial
+) -> None:
+    """Call the loss as training will, on made-up log-probabilities: many would fail only there.
+
+    Raises:
+        ValueError: it does not return one value per pair for the pairs of an update.
+        Exception: whatever the loss raises, under ``vmap`` or for these shapes.
+    """
+    pairs = trial.inner.minibatch_pairs
+    steps = trial.inner.steps_per_trajectory or trial.pool.max_steps
+    fields = {}
+    for name in objective.inputs:
+        by_step = name.endswith(("_step_logps", "_mask"))
+        value = torch.ones((pairs, steps) if by_step else pairs)
+        if name.endswith("_mask"):
+            value = value.bool()
+        elif name.endswith("_lengths"):
+            value = value.long() * steps
+        elif name.endswith("logps"):
+            value = -value
+        fields[name] = torch.tensor(0.5) if name == "progress" else value
+    members = {n: v.expand(len(grid), *v.shape) for n, v in fields.items() if n.endswith("logps")}
+
+    def of_member(params: Any, logps: dict[str, Tensor]) -> Tensor:
+        loss = objective.apply(params, PairLogps(**{**fields, **logps}))
+        if loss.shape != (pairs,):
+            raise ValueError(
+                f"{objective.name} must return one value per pair, [{pairs}] in training; "
+                f"got {tuple(loss.shape)}"
+            )
+        return loss
+
+    # Without hyper-parameters the tree is empty, and vmap has the log-probabilities to go by.
+    vmap(of_member)(_stack(objective, grid), members)
 
 
 def tune(
@@ -147,16 +186,20 @@ def run_cell(
         done: this cell as it was finished before; what it holds is not done again.
 
     Returns:
-        the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning``, ``best`` (−1:
-        every setting diverged), ``returns``, ``curves``, ``margins``; ``None`` for what is not
+        the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
+        there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
+        setting diverged in tuning), ``returns``, ``curves``, ``margins``; ``None`` for what is not
         finite, and instead of the list of a seed that diverged.
     """
     trial = cell_trial(trial, objective, protocol)
     cell: dict[str, Any] = dict(done or {})
     if not done:
-        tuning = tune(trial, objective, grid, protocol)
         cell = {"loss": objective.name, "task": trial.pool.task, "data": trial.data}
-        cell |= {"grid": list(grid), "tuning": tuning, "best": best_setting(tuning)}
+        if all(setting == grid[0] for setting in grid):
+            cell |= {"grid": [grid[0]], "tuning": [], "best": 0}
+        else:
+            tuning = tune(trial, objective, grid, protocol)
+            cell |= {"grid": list(grid), "tuning": tuning, "best": best_setting(tuning)}
         cell |= {"returns": [], "curves": {}, "margins": []}
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
@@ -167,7 +210,7 @@ def run_cell(
             key: value if key == "epoch" else cell["curves"].get(key, []) + value
             for key, value in new["curves"].items()
         }
-    cell = _jsonable(cell)
+    cell = plain(cell)
     cell["returns"] = [None if not row or None in row else row for row in cell["returns"]]
     cell["margins"] = [None if not row or None in row else row for row in cell["margins"]]
     return cell
@@ -212,14 +255,3 @@ def _stack(objective: Objective | MirrorObjective, grid: Sequence[dict[str, floa
     if isinstance(objective, MirrorObjective):
         return objective.vector.detach().expand(len(grid), -1)
     return {name: torch.tensor([setting[name] for setting in grid]) for name in grid[0]}
-
-
-def _jsonable(value: Any) -> Any:
-    """NaN and infinities become None, tuples lists."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value

@@ -313,6 +313,44 @@ def margins(cells: Sequence[Mapping]) -> "Figure":
     return figure
 
 
+def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> "Figure":
+    """Returns of both agents' trajectories, and margins of the pairs, a panel per kind of data.
+
+    Args:
+        edges: of the histograms, see `torchmpo.data_statistics.histogram_edges`.
+        kinds: title → what `torchmpo.data_statistics.data_statistics` says.
+    """
+    from matplotlib.patches import Patch
+
+    figure, places = _panels(len(kinds), 2.6, 0.35)
+    returns, margins = (np.array(edges[name]) for name in ("return", "margin"))
+    middle = len(margins) // 2  # the edge at 0
+    for (kind, entry), (x, y) in zip(kinds.items(), places, strict=True):
+        top = _axes(figure, x, y + 1.65, 1.75, 0.62)
+        low = _axes(figure, x, y + 0.45, 1.75, 0.62)
+        top.set_title(_cut(kind, 22), loc="left", fontweight="bold", pad=5)
+        for agent, colour in zip(entry["agents"].values(), (RUST, BLUE), strict=True):
+            style = {"fill": True, "color": colour, "alpha": 0.75}
+            top.stairs(agent["return_counts"], returns, **style)
+        counts, flipped = entry["margin_counts"], entry["flipped"]
+        low.stairs(counts[:middle], margins[: middle + 1], fill=True, color=RUST)
+        low.stairs(counts[middle:], margins[middle:], fill=True, color=BLUE)
+        low.axvline(0, color=INK, linewidth=0.8)
+        low.set_title(f"{flipped:.1%} flipped", loc="right", pad=3)
+        drawn = margins[:-1][np.array(counts) > 0]  # of all there could be, those there are
+        low.set_xlim(min(drawn.min(), 0) - 1.5 * margins[middle + 1],
+                     max(drawn.max(), 0) + 2.5 * margins[middle + 1])  # fmt: skip
+        for ax, label in ((top, "return"), (low, "margin of returns")):
+            ax.tick_params(bottom=False, left=False, pad=2)
+            ax.spines["left"].set_visible(False)
+            ax.set_yticks([])
+            ax.set_xlabel(label, labelpad=1, fontsize=8)
+            ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
+    patches = {"original agent": RUST, "target agent": BLUE}
+    _legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
+    return figure
+
+
 def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
     """Returns of the agents, an episode a dot; the line is the mean."""
     left, height = _label_inches(list(returns)), 0.5 * len(returns)

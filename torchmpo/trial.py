@@ -2,11 +2,11 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,20 @@ from torchmpo.fitness import evaluate_policies
 from torchmpo.inner import InnerConfig, OnEpoch, train_policies
 from torchmpo.objective import MirrorObjective, Objective
 from torchmpo.policy import GaussianPolicy, load_policy, stack_policies
-from torchmpo.preferences import PoolConfig, PreferenceDataset, preference_data
+from torchmpo.preferences import PoolConfig, PreferenceDataset, choose_pairs, parse_kind, pool_of
 from torchmpo.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from torchmpo.spaces import SearchSpace
+
 SIMULATIONS = 512  # at most this many at once in an evaluation
+COMBINES = ("mean", "worst")
+# The task decides where training starts and how many pairs there are, as in arXiv 2411.06568.
+STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
+PAIRS = {"tla": 1280, "ant": 1280, "hopper": 5120}
+
+Tensors = dict[str, Tensor]
+Source = Callable[[], Tensors]
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class Trial:
         cache_dir: where the data is, see :func:`torchmpo.preferences.preference_data`.
         start: ``"original"``, training goes on from the original agent, or ``"scratch"``, from
             random weights that a member's seed names.
+        source: where the trajectories of ``pool`` are read, if not from ``cache_dir``; no part of
+            what the trial is.
 
     Raises:
         UserError: another ``start``.
@@ -54,6 +66,7 @@ class Trial:
     num_threads: int = 0
     cache_dir: str | None = None
     start: str = "original"
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.start not in ("original", "scratch"):
@@ -68,11 +81,19 @@ class Trial:
         return load_policy(path, std=self.policy_std, std_kind=self.policy_std_kind)
 
     @cached_property
-    def dataset(self) -> PreferenceDataset:
-        """The preference pairs; built on first use anywhere."""
-        watched = sys.stderr.isatty()
+    def trajectories(self) -> Tensors:
+        """What pairs are chosen from; built on first use anywhere."""
+        if self.source is not None:
+            return self.source()
         with _one_torch_thread():
-            return preference_data(self.pool, self.data, cache_dir=self.cache_dir, progress=watched)
+            return pool_of(self.pool, cache_dir=self.cache_dir, progress=sys.stderr.isatty())
+
+    @cached_property
+    def dataset(self) -> PreferenceDataset:
+        """The preference pairs."""
+        parse_kind(self.data)  # before anything is built
+        with _one_torch_thread():
+            return choose_pairs(self.trajectories, self.pool, self.data)
 
     def train(
         self,
@@ -153,11 +174,14 @@ class Trial:
 
     def changed(self, **settings: Any) -> "Trial":
         """A trial with other settings of data or training, which shares what is loaded already."""
+        if settings.get("pool", self.pool) != self.pool:
+            settings = {"source": None} | settings
         other = dataclasses.replace(self, **settings)
         made_of = {
             "policy": ("pool", "policy_std", "policy_std_kind"),
             "_environments": ("pool", "num_threads"),
-            "dataset": ("pool", "data", "cache_dir"),
+            "trajectories": ("pool", "cache_dir", "source"),
+            "dataset": ("pool", "data", "cache_dir", "source"),
         }
         for name, settings_of in made_of.items():
             same = all(getattr(other, s) == getattr(self, s) for s in settings_of)
@@ -174,25 +198,29 @@ def trial_of(config: Any, **settings: Any) -> Trial:
 
     Args:
         config: has the fields of ``InnerConfig``, those of ``PoolConfig`` (``max_steps`` called
-            ``episode_steps``), the policy's and ``sample``, under the names the commands share.
-        **settings: the rest of :class:`Trial`: ``data``, ``num_threads``, ``start``.
+            ``episode_steps``), the policy's, ``start`` and ``sample``, under the names the
+            commands share; ``pairs`` and ``start`` may be None, for the task's own.
+        **settings: the rest of :class:`Trial`: ``data``, ``num_threads``.
 
     Raises:
         UserError: a setting out of its range.
     """
-    if config.pairs < config.minibatch_pairs:
+    pool = PoolConfig(
+        task=config.task,
+        # PoolConfig refuses a task of another name.
+        pairs=PAIRS.get(config.task, 1) if config.pairs is None else config.pairs,
+        max_steps=config.episode_steps,
+        behaviour_std=config.behaviour_std,
+        seed=config.seed,
+    )
+    if pool.pairs < config.minibatch_pairs:
         raise UserError(
-            f"pairs ({config.pairs}) must be at least minibatch_pairs ({config.minibatch_pairs})"
+            f"pairs ({pool.pairs}) must be at least minibatch_pairs ({config.minibatch_pairs})"
         )
     names = [f.name for f in dataclasses.fields(InnerConfig)]
     return Trial(
-        pool=PoolConfig(
-            task=config.task,
-            pairs=config.pairs,
-            max_steps=config.episode_steps,
-            behaviour_std=config.behaviour_std,
-            seed=config.seed,
-        ),
+        pool=pool,
+        start=STARTS[config.task] if config.start is None else config.start,
         inner=InnerConfig(**{name: getattr(config, name) for name in names}),
         policy_std=config.policy_std,
         policy_std_kind=config.policy_std_kind,
@@ -213,21 +241,94 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True)
-class MirrorFitness:
-    """F(ζ): mean return of policies trained under ``objective`` with parameters ζ.
+def check_combine(combine: str) -> None:
+    """Refuse a way to combine returns that does not exist.
 
-    All members of a generation share minibatches and start states; another generation has others.
+    Raises:
+        UserError: it is neither mean nor worst.
+    """
+    if combine not in COMBINES:
+        raise UserError(f"combine must be {' or '.join(COMBINES)}; got {combine!r}")
+
+
+def combined(returns: Tensor, combine: str) -> Tensor:
+    """One number for the returns on several kinds of data: ``[kinds, ...] → [...]``.
+
+    Args:
+        returns: higher is better; NaN for a failure, which is one of the whole.
+        combine: ``"mean"`` or ``"worst"`` of the kinds.
+
+    Raises:
+        UserError: another ``combine``.
+
+    >>> combined(torch.tensor([[1.0, 5.0], [3.0, float("nan")]]), "worst")
+    tensor([1., nan])
+    """
+    check_combine(combine)
+    return returns.mean(0) if combine == "mean" else returns.amin(0)
+
+
+@dataclass(frozen=True)
+class ObjectiveFitness:
+    """F(ζ): mean return of policies trained under the objective that the vector ζ stands for.
+
+    All members of a generation share minibatches and start states, on every kind of data; another
+    generation has others.
+
+    Args:
+        trials: one per kind of data. What they have in common they share when first used.
+        space: what a vector means.
+        episodes: per member and kind of data.
+        seed: with the generation, names the random numbers.
+        combine: how the returns on several kinds become one, see :func:`combined`.
+
+    Raises:
+        UserError: another ``combine``, or no trial.
     """
 
-    trial: Trial
-    objective: MirrorObjective
+    trials: Sequence[Trial]
+    space: "SearchSpace"
     episodes: int
     seed: int
+    combine: str = "mean"
+
+    def __post_init__(self):
+        check_combine(self.combine)
+        if not self.trials:
+            raise UserError("fitness needs at least one kind of data")
 
     def __call__(self, vectors: Tensor, generation: int) -> Tensor:
         """``[chunk, dim] → [chunk]``; NaN for a policy that diverged."""
+        own = self.space.parameters(vectors)
         training = derive_seed(self.seed, "inner", generation)
-        params = self.trial.train(self.objective, vectors, len(vectors), training)
         evaluation = derive_seed(self.seed, "episodes", generation)
-        return self.trial.evaluate(params, self.episodes, evaluation).mean(1)
+        returns = []
+        for trial in self._shared_trials:
+            params = trial.train(self.space.objective, own, len(vectors), training)
+            returns.append(trial.evaluate(params, self.episodes, evaluation).mean(1))
+        return combined(torch.stack(returns), self.combine)
+
+    def share(self, put: Callable[[Mapping[str, Tensor]], Source]) -> "ObjectiveFitness":
+        """The same fitness for other processes, whose data ``put`` places where they read them.
+
+        Each pool is put once, however many kinds of data are chosen from it.
+        """
+        sources: dict[tuple, Source] = {}
+        trials = []
+        for trial in self._shared_trials:
+            key = (trial.pool, trial.cache_dir)
+            if key not in sources:
+                sources[key] = put(trial.trajectories)
+            trials.append(trial.changed(source=sources[key]))
+        return dataclasses.replace(self, trials=trials)
+
+    @cached_property
+    def _shared_trials(self) -> list[Trial]:
+        # One policy also means one compiled update: pickled apart, trials would have one each.
+        first, *others = self.trials
+        first.policy  # noqa: B018
+        first.trajectories  # noqa: B018
+        return [first, *(first.changed(**trial.__getstate__()) for trial in others)]
+
+    def __getstate__(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -256,6 +256,7 @@ TRL_HAS_NONE = {
     "rrhf": "no ranking loss",
     "lpo": "a hinge in TRL always ends",
     "colpo": "no term that a threshold of the likelihood switches",
+    "closed_form": "no linear term, and none that grows with the margin",
     "r_dpo": "no length in a margin; ld_alpha discounts tokens instead",
     "dpo_positive_reference": "the reference's margin is taken as it is",
     "margin_dpo": "no reward of a response reaches a loss",

@@ -48,6 +48,7 @@ from torchmpo.losses.reference_based import (
 )
 from torchmpo.losses.reference_free import (
     alpha_po_loss,
+    closed_form_loss,
     colpo_loss,
     cpo_loss,
     lpo_loss,
@@ -70,6 +71,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         simpo_loss,
         alpha_po_loss,
         colpo_loss,
+        closed_form_loss,
         dpo_loss,
         robust_dpo_loss,
         r_dpo_loss,
@@ -118,6 +120,7 @@ __all__ = [
     "aql_loss",
     "bco_pair_loss",
     "cell_loss",
+    "closed_form_loss",
     "colpo_loss",
     "cpo_loss",
     "dbaql_loss",

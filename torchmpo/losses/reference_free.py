@@ -449,3 +449,83 @@ def colpo_loss(
     margin = chosen_mean_logps - rejected_mean_logps
     wanted = delta * (chosen_mean_logps > threshold).to(margin.dtype)
     return -chosen_mean_logps + po_coef * torch.relu(wanted - margin)
+
+
+def closed_form_loss(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    *,
+    sft_coef: Scalar = 1.0,
+    sigmoid_coef: Scalar = 0.1,
+    beta: Scalar = 1.0,
+    target_margin: Scalar = 0.0,
+    linear_coef: Scalar = 0.0,
+    softplus_coef: Scalar = 0.0,
+    sharpness: Scalar = 16.0,
+    threshold: Scalar = 0.0,
+) -> Tensor:
+    """An SFT term and three preference terms, whose pull fades, stays or grows with the margin.
+
+    loss = −sft_coef·c̄ − sigmoid_coef·LS(βΔ̄ − target_margin) − linear_coef·Δ̄
+           − softplus_coef·log(1 + exp(s·(Δ̄ − threshold)))/s,   s = sharpness
+
+    The sigmoid term's gradient fades once Δ̄ is large, as in CPO and SimPO; the linear one's is the
+    same everywhere, as in LPO; the softplus one's is 0 far below the threshold and softplus_coef
+    far above, which spares pairs that look mislabelled. Few numbers, and each with a meaning: the
+    space in which a search takes minutes, and to which a learned objective is distilled.
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
+        sft_coef, sigmoid_coef: ≥ 0.
+        beta: β > 0, per nat.
+        target_margin: the βΔ̄ at which the sigmoid term has half its largest pull.
+        linear_coef, softplus_coef: ≥ 0.
+        sharpness: s > 0, per nat.
+        threshold: the Δ̄ at which the softplus term has half its largest pull.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0 at the defaults, while log-probabilities are ≤ 0; unbounded where
+        linear_coef or softplus_coef exceed 0, since the rejected likelihood may fall for ever.
+
+    Defaults:
+        sft_coef 1, sigmoid_coef 0.1, β 1, sharpness 16, the rest 0.
+
+    Limits:
+        By coefficients: SFT, SimPO, CPO and LPO on means. With sigmoid_coef = 1/β and
+        target_margin = βδ, β → ∞ is SLiC-HF on means. A small s makes the softplus term linear,
+        with half its pull.
+
+    Pitfalls:
+        Without sft_coef nothing holds the likelihoods, as in SimPO. On clean data a large
+        softplus_coef lets the rejected likelihood fall without end.
+
+    Source: the terms that arXiv 2411.06568, section 4.2, sees in discovered objectives; the form
+    is this project's.
+
+    >>> x = torch.tensor([-2.0])
+    >>> closed_form_loss(x, x, sigmoid_coef=0.0).tolist()
+    [2.0]
+    """
+    same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
+    check_non_negative(
+        sft_coef=sft_coef,
+        sigmoid_coef=sigmoid_coef,
+        linear_coef=linear_coef,
+        softplus_coef=softplus_coef,
+    )
+    check_positive(beta=beta, sharpness=sharpness)
+    check_finite(target_margin=target_margin, threshold=threshold)
+    margin = chosen_mean_logps - rejected_mean_logps
+    return (
+        -sft_coef * chosen_mean_logps
+        - sigmoid_coef * logsigmoid(beta * margin - target_margin)
+        - linear_coef * margin
+        # softplus(x) = −LS(−x), which torch computes without a switch to x beyond 20.
+        + softplus_coef * logsigmoid(-sharpness * (margin - threshold)) / sharpness
+    )

@@ -1,0 +1,91 @@
+"""A finished diagnosis beside the numbers that arXiv 2411.06568 published, as a Markdown table.
+
+    python experiments/compare_published.py experiments/results/diagnose_full_tla
+
+The physics, the agents and the price of the costly leg are not the paper's, so orders and
+normalised scores compare and returns do not. A cell reads "ours [95 % interval] / published", both
+(R − R_original)/(R_target − R_original); below the table, Kendall's τ between the two orders of the
+losses in each column, with the p-value of no relation.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from scipy.stats import kendalltau
+
+# Returns of the trained agents. TLA: Table 2; Hopper: Table 4, whose noisy data flips an unstated
+# share of the labels.
+PUBLISHED = {
+    "tla": {
+        "agents": (1700, 3900),
+        "data": ("base", "mixed", "noisy:0.1", "noisy:0.2", "noisy:0.3"),
+        "losses": {
+            "rrhf": (2789, 2245, 1730, 749, 330),
+            "slic_hf": (3255, 2478, 2329, 1964, 1135),
+            "dpo": (3528, 2766, 3082, 2530, 1519),
+            "ipo": (3618, 2937, 3162, 2392, 1133),
+            "cpo": (3450, 2322, 2967, 2427, 2000),
+            "orpo": (3087, 2500, 2841, 2359, 1953),
+            "r_dpo": (2606, 2107, 2099, 1740, 1667),
+            "simpo": (3683, 3117, 2314, 118, -3828),
+            "sft": (3287, 2344, 2733, 2345, 2049),
+            "lpo": (3774, 2841, 3617, 2705, 1569),
+        },
+    },
+    "hopper": {
+        "agents": (900, 2100),
+        "data": ("base", "mixed", "noisy:0.3"),
+        "losses": {
+            "dpo": (1796, 458, 693),
+            "ipo": (2049, 1606, 739),
+            "cpo": (2078, 1078, 1813),
+            "orpo": (2022, 1039, 1710),
+            "simpo": (2027, 1460, 1794),
+        },
+    },
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished diagnosis")
+    board = json.loads((parser.parse_args().run / "leaderboard.json").read_text())
+    published = PUBLISHED[board["task"]]
+    low, high = published["agents"]
+    ours, losses, kinds = {}, {}, {}
+    for row in board["rows"]:
+        ours[row["loss"], row["data"]] = row["iqm"]
+        losses[row["loss"]] = kinds[row["data"]] = None
+    theirs = {
+        (loss, kind): (value - low) / (high - low)
+        for loss, values in published["losses"].items()
+        for kind, value in zip(published["data"], values, strict=True)
+    }
+    print(f"| | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
+    for loss in losses:
+        cells = []
+        for kind in kinds:
+            score, paper = ours.get((loss, kind)), theirs.get((loss, kind))
+            if score is None or score["value"] is None:
+                own = "diverged" if score else "–"
+            else:
+                own = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+            cells.append(f"{own} / {'–' if paper is None else f'{paper:.2f}'}".replace("-", "−"))
+        print(f"| {loss} | {' | '.join(cells)} |")
+    taus = []
+    for kind in kinds:
+        both = [
+            (ours[loss, kind]["value"], theirs[loss, kind])
+            for loss in losses
+            if (loss, kind) in theirs and (ours.get((loss, kind)) or {}).get("value") is not None
+        ]
+        tau = kendalltau(*zip(*both)) if len(both) > 2 else None
+        taus.append("–" if tau is None else f"{tau.statistic:.2f} (p = {tau.pvalue:.2f})")
+    print(f"| Kendall's τ | {' | '.join(taus)} |".replace("-", "−"))
+
+
+if __name__ == "__main__":
+    main()
