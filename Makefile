@@ -7,11 +7,15 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.installed
 ORACLE := .venv-oracle
+ALPACA := .venv-alpaca
 
-.PHONY: evolve test bench lint docs
+.PHONY: evolve finetune test bench lint docs
 
 evolve: $(READY)
 	$(BIN)/python -m torchmpo.evolve $(ARGS)
+
+finetune: $(READY)
+	$(BIN)/python -m torchmpo.finetune $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
@@ -21,6 +25,11 @@ test: $(READY)
 .PHONY: test-oracle
 test-oracle: $(ORACLE)/.installed
 	OMP_NUM_THREADS=1 $(ORACLE)/bin/python -m pytest tests/oracle $(ARGS)
+
+# Win rates against alpaca_eval's own, in an environment that has nothing else.
+.PHONY: test-alpaca
+test-alpaca: $(ALPACA)/.installed
+	OMP_NUM_THREADS=1 $(ALPACA)/bin/python -m pytest tests/oracle_alpaca $(ARGS)
 
 # The physics back end for GPUs against MuJoCo's own; on a CPU it first compiles for half a minute.
 .PHONY: test-warp
@@ -52,10 +61,15 @@ $(READY): pyproject.toml constraints.txt
 		echo "error: Python 3.11 or newer is needed, $(PYTHON) is not; say which: make PYTHON=python3.12" >&2; \
 		exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[evolve,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[evolve,llm,dev]'
 	@touch $@
 
 $(ORACLE)/.installed: tests/oracle/requirements.txt
 	$(ORACLE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --disable-pip-version-check -r $<
+	@touch $@
+
+$(ALPACA)/.installed: tests/oracle_alpaca/requirements.txt
+	$(ALPACA)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ALPACA)
+	$(ALPACA)/bin/python -m pip install --disable-pip-version-check -r $<
 	@touch $@

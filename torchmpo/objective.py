@@ -517,14 +517,24 @@ def _import_function(reference: str) -> Callable[..., Any]:
     return function
 
 
+# Objectives that searches of this project found, a folder each, with a card.
+DISCOVERED = Path(__file__).parent / "discovered"
+
+
+def discovered() -> list[str]:
+    """Names of the objectives that this library ships, which ``resolve`` takes."""
+    return sorted(path.parent.name for path in DISCOVERED.glob("*/card.json"))
+
+
 def resolve(
     loss: "str | Path | Callable[..., Tensor] | Objective | MirrorObjective", **hyper: Any
 ) -> "Objective | MirrorObjective":
     """Find an objective.
 
     Args:
-        loss: a name in ``torchmpo.losses.LOSSES``, ``"package.module:function"`` for one's own, the
-            folder of a saved objective, a function, or an objective.
+        loss: a name in ``torchmpo.losses.LOSSES`` or in :func:`discovered`,
+            ``"package.module:function"`` for one's own, the folder of a saved objective, a
+            function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
 
     Raises:
@@ -547,13 +557,16 @@ def resolve(
     if not isinstance(loss, Path):
         if text in LOSSES:
             return Objective(LOSSES[text], name=text, **hyper)
-        if ":" in text and not path.exists():
+        if text in discovered():
+            path = DISCOVERED / text
+        elif ":" in text and not path.exists():
             return Objective(_import_function(text), name=text, **hyper)
-        if os.sep not in text and not path.is_dir():
+        elif os.sep not in text and not path.is_dir():
             plain = text.lower().removesuffix("_loss")
             if (here := OTHER_NAMES.get(plain, plain)) in LOSSES:
                 raise ValueError(f"unknown loss {text!r}: it is called {here!r} here")
-            raise ValueError(f"unknown loss {text!r}: {nearest(text, LOSSES)}")
+            names = [*LOSSES, *discovered()]
+            raise ValueError(f"unknown loss {text!r}: {nearest(text, names)}")
     if hyper:
         raise ValueError(f"a saved objective takes no hyper-parameters; got {', '.join(hyper)}")
     if (path / "objective.json").is_file():

@@ -1,0 +1,1 @@
+"""Preference optimization of language models: pairs of answers, fine-tuning, win rates."""
