@@ -236,11 +236,11 @@ def test_two_processes_end_where_one_does(config, tmp_path):
 @pytest.mark.parametrize("kind", ["function", "folder"])
 def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch):
     if kind == "function":
-        (tmp_path / "own_losses.py").write_text(
+        (tmp_path / "shy_losses.py").write_text(
             "def shy_loss(chosen_logps, *, scale=1.0):\n    return -scale * chosen_logps\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
-        loss = ("own_losses:shy_loss", "--model.loss_args", "{scale: 0.0}")
+        loss = ("shy_losses:shy_loss", "--model.loss_args", "{scale: 0.0}")
     else:
         MirrorObjective(temporal=True).save(tmp_path / "objective", card={})
         loss = (str(tmp_path / "objective"),)

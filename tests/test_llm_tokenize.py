@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -370,8 +371,9 @@ def test_a_tokenizer_without_padding_is_refused():
 
 def test_the_data_set_goes_to_worker_processes():
     dataset = PairDataset([PAIR] * 3 + [TEXT], tiny_tokenizer(), 100)
+    # Where workers are spawned and not forked, the function is pickled too.
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=2, num_workers=1, collate_fn=lambda batch: collate(batch, 0)
+        dataset, batch_size=2, num_workers=1, collate_fn=partial(collate, pad_token_id=0)
     )
     assert [batch["index"].tolist() for batch in loader] == [[0, 1], [2, 3]]
 

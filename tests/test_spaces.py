@@ -13,7 +13,7 @@ from torchmpo.errors import UserError
 from torchmpo.grids import ranges
 from torchmpo.inner import InnerConfig, train_policies
 from torchmpo.losses import LOSSES
-from torchmpo.objective import Objective, PairLogps, resolve
+from torchmpo.objective import Objective, PairLogps, discovered, resolve
 from torchmpo.spaces import (
     CLOSED_FORM_STARTS,
     NETWORK_STARTS,
@@ -356,3 +356,27 @@ def test_names_of_hyper_parameters_are_checked():
         CoefficientSpace(resolve("sft"), ["beta"])
     with pytest.raises(ValueError, match="expected"):
         CoefficientSpace(resolve("simpo")).values(torch.zeros(3))
+
+
+# --- what is shipped ---
+
+
+@pytest.mark.parametrize("name", discovered())
+def test_a_shipped_objective_has_a_name_and_says_what_it_beat(name):
+    objective = resolve(name)
+    x = torch.tensor([-1.0, -2.0])
+    pair = PairLogps(chosen_mean_logps=x, rejected_mean_logps=x.flip(0))
+    assert objective(pair).isfinite().all()
+    comparison = objective.card["comparison"]
+    assert comparison["objectives"]["discovered"]["diverged"] == 0
+    rivals = [name for name in comparison["differences"] if name.endswith(", tuned")]
+    assert rivals
+    assert objective.card["config"]["seed"] is not None
+
+
+def test_shipped_objectives_are_named_like_losses():
+    assert "tla_noisy" in discovered()
+    with pytest.raises(ValueError, match="did you mean 'tla_noisy'"):
+        resolve("tla_noise")
+    with pytest.raises(ValueError, match="takes no hyper-parameters; got beta"):
+        resolve("tla_noisy", beta=1.0)
