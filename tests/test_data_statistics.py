@@ -11,10 +11,9 @@ from torchmpo.data_statistics import (
     BINS,
     data_statistics,
     histogram_edges,
-    made_by_target,
 )
 from torchmpo.policy import load_policy
-from torchmpo.preferences import PoolConfig, PreferenceDataset, preference_data
+from torchmpo.preferences import PoolConfig, PreferenceDataset, made_by_target, preference_data
 from torchmpo_envs import expert_path
 
 PAIRS, STEPS = 40, 12

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from torchmpo.grids import grid
+from torchmpo.grids import grid, nothing_to_tune
 from torchmpo.objective import MirrorObjective, Objective
 from torchmpo.seeding import derive_seed
 from torchmpo.suite import Protocol, best_setting, cell_trial, tune
@@ -53,7 +53,7 @@ def tune_rival(
         None if every setting diverged somewhere.
     """
     settings = grid(objective, budget)
-    if all(setting == settings[0] for setting in settings):
+    if nothing_to_tune(settings):
         return Tuned(settings[0], None, 0)
     kinds = [
         torch.tensor(tune(cell_trial(t, objective, protocol), objective, settings, protocol))

@@ -9,20 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.preferences import ROLES, PoolConfig, PreferenceDataset
-from torchmpo.seeding import generator
+from torchmpo.preferences import PoolConfig, PreferenceDataset, made_by_target
 
 BINS = 40  # of histograms of returns; those of margins have as many on either side of 0
 AGENTS = ("original", "target")
 PAIR_KINDS = ("target–target", "target–original", "original–original")
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "highest": 1.0}
-
-
-def made_by_target(config: PoolConfig) -> Tensor:
-    """Whether the target agent made each row of a pool: bool ``[3·pairs]``."""
-    assert ROLES == ("original", "target", "either")
-    coin = torch.rand(config.pairs, generator=generator(config.seed, "third agent")) < 0.5
-    return torch.cat([torch.zeros_like(coin), torch.ones_like(coin), coin])
 
 
 def histogram_edges(data: PreferenceDataset) -> dict[str, list[float]]:

@@ -27,3 +27,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """A message that may fill a page, as a line of at most so many characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"

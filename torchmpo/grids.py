@@ -6,7 +6,7 @@ trials than a loss with one, and a loss with none gets its defaults again.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,6 +129,11 @@ def grid(objective: Objective | MirrorObjective, trials: int) -> list[dict[str, 
     # The defaults may be among the points.
     settings = dict.fromkeys([tuple(defaults.values()), *map(tuple, values)])
     return [dict(zip(box, setting, strict=True)) for setting in settings][:trials]
+
+
+def nothing_to_tune(settings: Sequence[Mapping[str, float]]) -> bool:
+    """Whether all settings are the same, so that trying them would decide nothing."""
+    return all(setting == settings[0] for setting in settings)
 
 
 def check_grid(objective: Objective, settings: list[Mapping[str, float]]) -> None:

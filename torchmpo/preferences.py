@@ -294,8 +294,7 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
         }
         pair = torch.arange(config.pairs)
         start_of = pair.repeat(len(ROLES))
-        coin = torch.rand(config.pairs, generator=generator(config.seed, "third agent")) < 0.5
-        is_target = torch.cat([torch.zeros_like(coin), torch.ones_like(coin), coin])
+        is_target = made_by_target(config)
         batch = min(_BATCH, count)
         env = TASKS[config.task](batch, integrator=config.integrator, max_steps=config.max_steps)
         start = env.start_states(config.pairs, generator(config.seed, "start states"))
@@ -324,6 +323,12 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def made_by_target(config: PoolConfig) -> Tensor:
+    """Whether the target agent makes each row of a pool, by `ROLES`: bool ``[3·pairs]``."""
+    coin = torch.rand(config.pairs, generator=generator(config.seed, "third agent")) < 0.5
+    return torch.cat([torch.zeros_like(coin), torch.ones_like(coin), coin])
 
 
 def _shapes(config: PoolConfig, agent: GaussianPolicy) -> dict[str, tuple[int, ...]]:

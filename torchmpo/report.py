@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def fitness_figure(log: Sequence[Mapping], path: str | Path) -> None:
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(7.0, 4.0)
+    figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     styles = {
         "best": ("best member", MUTED, "--"),
@@ -235,7 +235,7 @@ def gradient_figure(
         for times in [TIMES if "progress" in objective.inputs else (0.5,)]
         for t in times
     ]
-    figure = _figure(3.1 * len(columns) + 1.1, 6.2)
+    figure = new_figure(3.1 * len(columns) + 1.1, 6.2)
     axes = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
     for column, (title, objective, t) in enumerate(columns):
         maps = gradient_map(objective, grid, grid, reference=reference, progress=t)
@@ -291,7 +291,7 @@ def pull_figure(
     """
     chosen = [low + (high - low) * f for f in (0.25, 0.5, 0.75)] if chosen is None else chosen
     rejected = torch.linspace(low, high, points, dtype=torch.float64)
-    figure = _figure(3.2 * len(chosen) + 0.6, 5.6)
+    figure = new_figure(3.2 * len(chosen) + 0.6, 5.6)
     axes = figure.subplots(2, len(chosen), sharex="col", sharey=True, squeeze=False)
     for k, (title, objective) in enumerate(objectives.items()):
         temporal = "progress" in objective.inputs
@@ -363,7 +363,7 @@ def functions_figure(
     steps = 2 if objective.steps == "two" else 1
     widest = max(float(scores.max() - scores.min()) * steps, 1e-6)
     functions = [name for name in names if name in objective.functions(own, at[times[0]])]
-    figure = _figure(3.3 * len(functions), 5.4)
+    figure = new_figure(3.3 * len(functions), 5.4)
     axes = figure.subplots(2, len(functions), sharex="col", squeeze=False)
     curves = [(zero, times[-1], start_name(objective), MUTED, "-")]
     for t, line in zip(times, (":", "--", "-") if temporal else ("-",), strict=True):
@@ -416,11 +416,11 @@ def _save(figure, path: str | Path) -> None:
         figure.savefig(Path(path).with_suffix(".svg"), metadata={"Date": None})
 
 
-def _figure(width: float, height: float):
-    """A figure that needs no display and leaves pyplot's state alone."""
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained"):
+    """A figure of so many inches that needs no display and leaves pyplot's state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure

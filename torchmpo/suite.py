@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from torchmpo.grids import nothing_to_tune
 from torchmpo.logps import gaussian_step_logps
 from torchmpo.objective import MirrorObjective, Objective, PairLogps
 from torchmpo.policy import GaussianPolicy, load_policy, stack_policies
@@ -195,7 +196,7 @@ def run_cell(
     cell: dict[str, Any] = dict(done or {})
     if not done:
         cell = {"loss": objective.name, "task": trial.pool.task, "data": trial.data}
-        if all(setting == grid[0] for setting in grid):
+        if nothing_to_tune(grid):
             cell |= {"grid": [grid[0]], "tuning": [], "best": 0}
         else:
             tuning = tune(trial, objective, grid, protocol)

@@ -15,7 +15,7 @@ import numpy as np
 
 from torchmpo.files import write_atomic
 from torchmpo.report import CHOSEN as BLUE
-from torchmpo.report import MUTED
+from torchmpo.report import MUTED, new_figure
 from torchmpo.report import REJECTED as RUST
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def intervals(columns: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str
     left, top, bottom = _label_inches(names), 0.3, 0.45
     line = 0.26 if len(losses) <= 20 else 0.2
     height = line * len(losses)
-    figure = _figure(max(left + wide * len(columns), 3.5), top + height + bottom)
+    figure = new_figure(max(left + wide * len(columns), 3.5), top + height + bottom, None)
     numbers = [v[k] for c in columns.values() for v in c.values() for k in ("value", "low", "high")]
     known = [0.0, 1.0, *(x for x in numbers if x is not None)]
     low, high = max(min(known), FLOOR) - 0.06, min(max(known), CEILING) + 0.06
@@ -196,7 +196,7 @@ def improvement(table: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str
     written = n <= 14
     cell, label = 0.27 if written else 0.17, 0.9 * _label_inches(names)
     values = np.full((n, n), np.nan)
-    figure = _figure(label + n * cell + 0.1, label + n * cell + 0.1)
+    figure = new_figure(label + n * cell + 0.1, label + n * cell + 0.1, None)
     ax = _axes(figure, label, 0.1, n * cell, n * cell)
     for i, a in enumerate(losses):
         for j, b in enumerate(losses):
@@ -354,7 +354,7 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
 def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
     """Returns of the agents, an episode a dot; the line is the mean."""
     left, height = _label_inches(list(returns)), 0.5 * len(returns)
-    figure = _figure(6.5, height + 0.6)
+    figure = new_figure(6.5, height + 0.6, None)
     ax = _axes(figure, left, 0.5, 6.4 - left, height)
     for y, (values, colour) in enumerate(zip(returns.values(), (RUST, BLUE), strict=False)):
         spread = 0.28 * np.sin(2.4 * np.arange(len(values)))  # apart, and the same every time
@@ -398,16 +398,6 @@ def _label_inches(names: Sequence[str]) -> float:
     return 0.25 + 0.085 * max(map(len, names), default=0)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """A figure of so many inches that needs no display and leaves pyplot's state alone."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _axes(figure: "Figure", x: float, y: float, width: float, height: float) -> "Axes":
     """Axes placed in inches: with hundreds of panels, a layout engine takes minutes."""
     w, h = figure.get_size_inches()
@@ -418,7 +408,7 @@ def _panels(n: int, height: float, top: float) -> tuple["Figure", list[tuple[flo
     """A figure for ``n`` panels, at most five in a line, and their lower left corners in inches."""
     lines, wide = math.ceil(n / 5), 2.25
     columns = math.ceil(n / lines)
-    figure = _figure(max(columns * wide, 4.8), lines * height + top)
+    figure = new_figure(max(columns * wide, 4.8), lines * height + top, None)
     return figure, [
         (i % columns * wide + 0.42, (lines - 1 - i // columns) * height) for i in range(n)
     ]

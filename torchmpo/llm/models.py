@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmpo.errors import UserError, nearest
+from torchmpo.errors import UserError, nearest, one_line
 from torchmpo.linear_logps import linear_logps
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -82,7 +82,7 @@ def load_model(model: str | Path, *, dtype: str = "auto") -> Any:
             model, dtype=DTYPES[dtype], use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{model} cannot be loaded as a causal LM: {_line(error)}") from error
+        raise UserError(f"{model} cannot be loaded as a causal LM: {one_line(error)}") from error
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -95,7 +95,7 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{source} has no readable tokenizer: {_line(error)}") from error
+        raise UserError(f"{source} has no readable tokenizer: {one_line(error)}") from error
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer of {source} has no EOS token, so answers could not end")
     if tokenizer.pad_token is None:
@@ -339,9 +339,3 @@ def _check_folder(model: str | Path) -> None:
 
 def _linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _line(error: BaseException) -> str:
-    """The first sentence of a message that may fill a page."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchmpo.errors import UserError, nearest
+from torchmpo.errors import UserError, nearest, one_line
 from torchmpo.llm.models import missing_package
 
 # How an assistant's turn begins, in data sets whose conversations are plain text.
@@ -358,7 +358,7 @@ def _parquet(path: Path) -> list[Any]:
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable parquet file: {_line(error)}") from error
+        raise UserError(f"{path} is not a readable parquet file: {one_line(error)}") from error
 
 
 def _from_hub(source: str | Path, split: str) -> Iterable[Any]:
@@ -373,11 +373,7 @@ def _from_hub(source: str | Path, split: str) -> Iterable[Any]:
     try:
         return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
+        reason = one_line(error)
         raise UserError(
-            f"{name} is no file or folder here, and cannot be loaded from the hub: {_line(error)}"
+            f"{name} is no file or folder here, and cannot be loaded from the hub: {reason}"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"
