@@ -29,7 +29,7 @@ import torch
 
 from torchmpo import inner
 from torchmpo.cluster import Fitness, VectorProblem, chunk_rows, ray_actors
-from torchmpo.evolve import PRESETS, EvolveConfig, Setup
+from torchmpo.evolve_settings import PRESETS, EvolveConfig, Setup
 from torchmpo.search import search
 from torchmpo.trial import ObjectiveFitness, Trial
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from torchmpo import diagnose, preferences, suite
-from torchmpo.diagnose import GROWS, PRESETS, DiagnoseConfig, Setup, cell_path, main
+from torchmpo.diagnose import COMMAND, PRESETS, DiagnoseConfig, Setup, cell_path, main
 from torchmpo.losses import LOSSES
 from torchmpo.objective import MirrorObjective
 from torchmpo.trial import STARTS
@@ -271,7 +271,7 @@ def test_a_learned_objective_has_no_trials_of_its_own(capsys, no_run):
 def test_every_setting_is_explained():
     for field in fields(DiagnoseConfig):
         assert f"        {field.name}: " in DiagnoseConfig.__doc__
-    assert set(GROWS) < {field.name for field in fields(DiagnoseConfig)}
+    assert {*COMMAND.place, *COMMAND.grows} < {field.name for field in fields(DiagnoseConfig)}
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -391,7 +391,7 @@ def test_resume_with_a_setting_that_must_not_change(capsys, no_run, flags, key):
 def test_resume_with_settings_that_may(no_run):
     call("--preset smoke --out run")
     more = {"losses": "sft,cpo", "data": "mixed", "seeds": 7, "num_threads": 1, "cache_dir": "x"}
-    assert set(more) == set(GROWS)
+    assert set(more) == {*COMMAND.place, *COMMAND.grows}
     flags = [word for name, value in more.items() for word in (f"--{name}", str(value))]
     assert main(["--out", "run", "--resume", *flags]) == 0
     more |= {"losses": "sft,dpo,cpo", "data": "base,noisy:0.3,mixed"}  # those of the run stay

@@ -14,7 +14,8 @@ import yaml
 
 import torchmpo
 from torchmpo import evolve
-from torchmpo.evolve import COMMAND, PRESETS, EvolveConfig, Setup, main
+from torchmpo.evolve import COMMAND, main
+from torchmpo.evolve_settings import PRESETS, EvolveConfig, Setup
 from torchmpo.suite import cell_trial
 
 CORES = len(os.sched_getaffinity(0))
@@ -369,3 +370,39 @@ def test_rivals_get_as_many_trainings_as_the_search_if_asked(no_run):
     flags = "--rival_trials null --rivals sft,orpo,cpo --population 20 --generations 6"
     assert main(flags.split()) == 0
     assert no_run[0][0].rival_trials == 40
+
+
+def test_rivals_can_be_added_to_a_finished_run(capsys):
+    """Nobody is trained twice, and the newcomer scores what it would have from the start."""
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1", "--out"]
+    assert main([*small, "at_once", "--rivals", "sft,orpo"]) == 0
+    assert main([*small, "run", "--rivals", "sft"]) == 0
+    path = Path("run/comparison.json")
+    before = json.loads(path.read_text())["mean_return_by_seed"]
+    before["sft, tuned"][0] += 1.0  # shows below that it was not trained again
+    path.write_text(json.dumps({"mean_return_by_seed": before}))
+    assert main(["--out", "run", "--resume", "--rivals", "orpo"]) == 0
+    assert "vs orpo, tuned: " in capsys.readouterr().out
+    after = json.loads(path.read_text())
+    added = after["mean_return_by_seed"].pop("orpo, tuned")
+    assert after["mean_return_by_seed"] == before
+    whole = json.loads(Path("at_once/comparison.json").read_text())
+    assert added == pytest.approx(whole["mean_return_by_seed"]["orpo, tuned"], rel=1e-4)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["rivals"] == "sft,orpo"
+    assert torchmpo.resolve("run/objective").card["comparison"]["differences"].keys() == {
+        "start (ORPO)",
+        "sft, tuned",
+        "orpo, tuned",
+    }
+
+
+def test_a_comparison_of_another_run(capsys):
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
+    assert main([*small, "--out", "run", "--rivals", "sft"]) == 0
+    Path("run/comparison.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["--out", "run", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: run/comparison.json is not the comparison of this run: delete it and --resume\n"
+    )

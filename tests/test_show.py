@@ -181,7 +181,7 @@ class FakeTrial:
 
 
 def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
-    from torchmpo import evolve, suite
+    from torchmpo import evolve_settings, suite
 
     asked, trial = {}, FakeTrial()
 
@@ -194,7 +194,7 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
             level = float(params["level"])
             return torch.tensor([[[level, level], [level - 0.5, float("nan")]]])
 
-    monkeypatch.setattr(evolve.Setup, "of", setup_of)
+    monkeypatch.setattr(evolve_settings.Setup, "of", setup_of)
     monkeypatch.setattr(suite, "cell_trial", lambda trial, objective, protocol: trial)
     monkeypatch.setattr(suite.Sample, "of", lambda data: Sample())
     config = {"task": "ant", "data": "mixed", "epochs": 2, "num_actors": 9, "of_old": 1}
@@ -215,7 +215,7 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
 
 def test_visits_of_a_real_run(tmp_path):
     """The settings that a card leaves out are the default ones."""
-    from torchmpo.evolve import PRESETS
+    from torchmpo.evolve_settings import PRESETS
 
     config = {"task": "tla", "data": "base,mixed", **PRESETS["smoke"], "cache_dir": str(tmp_path)}
     learned().save(tmp_path / "objective", {"config": config})

@@ -8,7 +8,7 @@ besides a YAML file of any of them (``--config``), a named set (``--preset``), t
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Command:
         presets: name → settings that differ from the dataclass's defaults; has ``"default"``.
         out: the default folder of a run.
         place: settings that may change on ``--resume``: where a run is computed, or how far.
+        grows: settings that are words by commas, to which ``--resume`` adds.
     """
 
     program: str
@@ -35,6 +36,7 @@ class Command:
     out: str
     place: Collection[str]
     default_preset: str = "default"
+    grows: Collection[str] = ()
 
     def parser(self, defaults: Mapping[str, Any]):
         """The parser, with ``defaults`` in place of those of the dataclass."""
@@ -87,11 +89,12 @@ class Command:
         config = self._config(namespace)
         if stored is not None:
             for name, value in asdict(config).items():
-                if name not in self.place and value != stored[name]:
+                if name not in {*self.place, *self.grows} and value != stored[name]:
                     raise UserError(
                         f"--resume: {name} is {value!r}, but the run in {out} has "
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
+            config = replace(config, **self._joined(config, stored))
         elif out.exists() and (not out.is_dir() or any(_visible(out))):
             raise UserError(
                 f"{out} exists and is not empty: go on with --resume, or choose another --out"
@@ -137,6 +140,14 @@ class Command:
             how = f"; go on with: {self.program} --out {out} --resume" if begun else ""
             print(f"\ninterrupted{how}", file=sys.stderr)
             return 130
+
+    def _joined(self, config: Any, stored: Mapping[str, Any]) -> dict[str, str]:
+        """The words of the run before those given now, each once."""
+        return {
+            name: ",".join(dict.fromkeys(words(name, stored[name]) + words(name, given)))
+            for name in self.grows
+            if (given := getattr(config, name)) != stored[name]
+        }
 
     def _config(self, namespace) -> Any:
         values = namespace.as_dict()

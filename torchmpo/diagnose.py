@@ -125,7 +125,7 @@ PRESETS: dict[str, dict] = {
     },
 }
 # What may change on --resume: how far a run goes, and where it is computed.
-GROWS = ("losses", "data", "seeds", "num_threads", "cache_dir")
+PLACE = ("seeds", "num_threads", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -393,31 +393,15 @@ def report(setup: Setup, out: Path) -> None:
     print(f"report: {out / 'report.html'}   table: {out / 'leaderboard.csv'}", flush=True)
 
 
-class GrowingCommand(Command):
-    """A command whose run gains losses and data on ``--resume``, and loses none."""
-
-    def parse(self, argv: Sequence[str]) -> tuple[DiagnoseConfig, Path, bool]:
-        """As of any command, with the losses and data of the run before those given."""
-        config, out, resume = super().parse(argv)
-        if resume:
-            stored = self._stored(out)
-            more = {
-                name: ",".join(dict.fromkeys(words(name, stored[name]) + words(name, given)))
-                for name in ("losses", "data")
-                if (given := getattr(config, name)) != stored[name]
-            }
-            config = replace(config, **more)
-        return config, out, resume
-
-
-COMMAND = GrowingCommand(
+COMMAND = Command(
     program="python -m torchmpo.diagnose",
     description="How good is a preference loss, and on which data does it break?",
     settings=DiagnoseConfig,
     presets=PRESETS,
     out="runs/diagnose",
-    place=GROWS,
+    place=PLACE,
     default_preset="quick",
+    grows=("losses", "data"),
 )
 
 

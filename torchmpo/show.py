@@ -161,7 +161,7 @@ def visits(objective: "Bound", config: Mapping) -> Pairs:
     """
     import torch
 
-    from torchmpo.evolve import EvolveConfig, Setup
+    from torchmpo.evolve_settings import EvolveConfig, Setup
     from torchmpo.suite import Sample, cell_trial
 
     known = {field.name for field in fields(EvolveConfig)}
