@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torchmpo.errors import UserError, nearest
+from torchmpo.errors import UserError, disk_line, nearest
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,8 @@ class Command:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except OSError as error:  # a full disk, a folder that may not be written
-            where = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        except OSError as error:
+            print(f"error: {disk_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             begun = out is not None and (out / "config.yaml").exists()

@@ -33,3 +33,9 @@ def one_line(error: BaseException, most: int = 200) -> str:
     """A message that may fill a page, as a line of at most so many characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def disk_line(error: OSError) -> str:
+    """What the system refused (a full disk, a folder that may not be written), as a line."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchmpo.errors import UserError, nearest
+from torchmpo.errors import UserError, disk_line, nearest
 
 PROGRAM = "python -m torchmpo.finetune"
 COMMANDS = ("fit", "validate", "inspect", "export")
@@ -218,9 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error)
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed: pip install 'torchmpo[llm]'"
-    except OSError as error:  # a full disk, a folder that may not be written
-        where = f": {error.filename}" if error.filename else ""
-        message = f"{error.strerror or error}{where}"
+    except OSError as error:
+        message = disk_line(error)
     except Exception as error:
         told = _told(error)
         if told is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchmpo.commandline import words
-from torchmpo.errors import UserError
+from torchmpo.errors import UserError, disk_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -331,9 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {disk_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
