@@ -2,14 +2,14 @@
 
     python experiments/plan_search.py --preset paper
 
-Trainings are counted in floating-point operations (6 × rows × weights, as the benchmark of the inner
-loop counts them), evaluations in environment steps, every episode at full length. The rates are
-those of the committed runs of ``benchmarks/inner_loop.py`` and ``benchmarks/environments.py`` on two
-cores. A core takes one chunk of members at a time, so cores without a chunk are idle: the plan names
-the chunk size, of at least four members, that wastes least. A GPU is planned as a share of its peak
-that is an assumption, marked so. Memory is the preference data, which is mapped from disk and shared
-by the processes of a machine, and per process the activations of one chunk, with torch, Ray and
-MuJoCo below them.
+Trainings are counted in floating-point operations (6 × rows × weights, as the benchmark of the
+inner loop counts them), evaluations in environment steps, every episode at full length. The rates
+are those of the committed runs of ``benchmarks/inner_loop.py`` and ``benchmarks/environments.py``
+on two cores. A core takes one chunk of members at a time, so cores without a chunk are idle: the
+plan names the chunk size, of at least four members, that wastes least. A GPU is planned as a
+share of its peak that is an assumption, marked so. Memory is the preference data, which is mapped
+from disk and shared by the processes of a machine, and per process the activations of one chunk,
+with torch, Ray and MuJoCo below them.
 """
 
 import argparse
