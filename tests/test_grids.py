@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from torchmpo.grids import RANGES, SPREAD, Range, check_grid, grid, ranges
+from torchmpo.grids import RANGES, SPREAD, Range, check_grid, grid, nothing_to_tune, ranges
 from torchmpo.losses import LOSSES
 from torchmpo.objective import MirrorObjective, Objective, resolve
 
@@ -137,3 +137,11 @@ def test_a_setting_is_checked_together_with_the_other_hyper_parameters():
     objective = resolve("slic_hf", reduction="sum")
     check_grid(objective, grid(objective, 5))
     assert objective.hyper["reduction"] == "sum"
+
+
+def test_a_saved_objective_keeps_its_own_numbers(tmp_path):
+    resolve("simpo", beta=3.0).save(tmp_path / "found", {"name": "a search's"})
+    settings = grid(resolve(tmp_path / "found"), 3)
+    assert nothing_to_tune(settings)
+    assert settings[0]["beta"] == 3.0
+    assert not nothing_to_tune(grid(resolve("simpo", beta=3.0), 3))

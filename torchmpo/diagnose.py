@@ -35,8 +35,8 @@ class DiagnoseConfig:
     """Settings of a run.
 
     Args:
-        losses: names, references to functions (pkg.mod:fn) or folders of objectives, by commas;
-            with --resume, in addition to those of the run.
+        losses: names, references to functions (pkg.mod:fn) or folders of objectives (judged as they
+            were saved), by commas; with --resume, in addition to those of the run.
         data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA; with
             --resume, in addition to those of the run.
         task: tla, hopper or ant.

@@ -103,13 +103,17 @@ def _unit(objective: Objective) -> str:
 
 
 def grid(objective: Objective | MirrorObjective, trials: int) -> list[dict[str, float]]:
-    """``trials`` settings of the objective's hyper-parameters; a learned objective has none.
+    """``trials`` settings of the objective's hyper-parameters.
+
+    A learned objective has none, and one that was saved keeps its own: a search or a fit has
+    chosen them already.
 
     Args:
         trials: ≥ 1.
 
     Returns:
-        dictionaries with the same keys, the defaults first; no two are equal, if there are keys.
+        dictionaries with the same keys, the defaults first; no two are equal, if there is anything
+        to choose.
 
     >>> from torchmpo.objective import resolve
     >>> grid(resolve("simpo"), 3)
@@ -120,7 +124,7 @@ def grid(objective: Objective | MirrorObjective, trials: int) -> list[dict[str, 
         return [{} for _ in range(trials)]
     box = ranges(objective)
     defaults = {name: float(objective.hyper[name]) for name in box}
-    if not box or trials == 1:
+    if not box or trials == 1 or objective.card:
         return [dict(defaults) for _ in range(trials)]
     sobol = torch.quasirandom.SobolEngine(len(box), scramble=False)
     sobol.fast_forward(1)  # the first point is a corner
