@@ -104,6 +104,20 @@ def test_a_refused_resume_leaves_the_configuration_alone(capsys):
     assert Path("runs/mine/config.yaml").read_bytes() == before
 
 
+def test_two_processes_do_not_share_a_folder(capsys):
+    """Not the first's, whose run goes on, and whatever became of it, a third may take over."""
+
+    def body(config, out):
+        assert run("--resume --names c") == 2
+        assert "error: another process is at work in runs/mine: wait" in capsys.readouterr().err
+        assert stored()["names"] == "a,b"
+        raise KeyboardInterrupt
+
+    assert run("", body) == 130
+    assert run("--resume --names c") == 0
+    assert [path.name for path in Path("runs/mine").iterdir()] == ["config.yaml"]
+
+
 def test_full_disk_is_one_line(capsys, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

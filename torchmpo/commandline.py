@@ -119,15 +119,16 @@ class Command:
         """
         import yaml
 
-        from torchmpo.files import write_atomic
+        from torchmpo.files import alone_in, write_atomic
 
         out = None
         try:
             config, out, _ = self.parse(sys.argv[1:] if argv is None else argv)
             prepared = prepare(config)
             out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-            return run(prepared, out) or 0
+            with alone_in(out):
+                write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+                return run(prepared, out) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

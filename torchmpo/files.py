@@ -1,7 +1,11 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders that one process works in."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from torchmpo.errors import UserError
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -18,3 +22,27 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         os.fsync(folder)  # the rename itself must reach the disk
     finally:
         os.close(folder)
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Hold a folder against other processes of this machine.
+
+    Nothing is written, and the system lets go when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    import fcntl  # not on Windows, where the losses work all the same
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is at work in {folder}: wait for it, or choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
