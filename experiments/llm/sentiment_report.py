@@ -1,0 +1,439 @@
+"""The report of ``sentiment_study.py``: numbers, figures, and a page that opens from disk."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchmpo.errors import UserError
+from torchmpo.files import write_atomic
+from torchmpo.page import SCRIPT, STYLE, cell, nested, table
+from torchmpo.report import SERIES, new_figure
+from torchmpo.suite_figures import INK, LINE, MUTED, save
+
+RESAMPLES = 4000
+# Preference losses with a term for the likelihood of chosen answers, and without one.
+ANCHORED, FREE = ("slic_hf", "cpo", "orpo", "colpo"), ("dpo", "simpo")
+MARKERS = "osD^vP*X"
+TITLE = "Preference losses on the sentiment of film reviews"
+
+
+class Weights:
+    """A bootstrap over seeds and prompts at once; the same draws for everything compared.
+
+    Args:
+        seeds, prompts: how many there are.
+    """
+
+    def __init__(self, seeds: int, prompts: int):
+        random = np.random.default_rng(0)
+        self.seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+        self.prompts = random.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
+        self.prompts = (self.prompts / prompts).astype(np.float32)
+
+    def means(self, values: NDArray) -> NDArray:
+        """Means ``[RESAMPLES]`` of ``values`` ``[seeds, prompts]``."""
+        return ((self.seeds @ values) * self.prompts).sum(-1)
+
+
+def summary(mean: float, draws: NDArray) -> dict[str, float]:
+    """A number with its standard error and 95 % percentile interval."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"mean": mean, "se": float(draws.std()), "low": float(low), "high": float(high)}
+
+
+def write_report(folder: str | Path) -> str:
+    """Write ``results.json``, ``results.csv``, ``figures/`` and ``report.html``.
+
+    What is not finished is left out: a loss on a kind of data counts when all its seeds are there.
+
+    Args:
+        folder: of a run of the study.
+
+    Returns:
+        a table for the terminal.
+
+    Raises:
+        UserError: there is no run, or nothing of it is finished.
+    """
+    folder = Path(folder)
+    about, baselines, finals, trials = _read(folder)
+    results = results_of(about, baselines, finals, trials)
+    results["pairs"] = _json(folder / "pairs.json")
+    write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "results.csv", _csv(results["rows"]))
+    (folder / "figures").mkdir(exist_ok=True)
+    write_atomic(folder / "report.html", _page(folder, about, results, trials, finals, baselines))
+    return "\n".join(markdown(results))
+
+
+def _read(folder: Path):
+    about = _json(folder / "study.json")
+    seeds = about["settings"]["seeds"]
+    baselines = [_json(folder / f"baselines-{seed}.json") for seed in range(1, seeds + 1)]
+    finals: dict[tuple[str, str], list[dict]] = {}
+    trials: dict[tuple[str, str], list[dict]] = {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        found = _json(path)
+        of = trials if found["what"] == "trial" else finals
+        of.setdefault((found["kind"], found["loss"]), []).append(found)
+    finals = {key: rows for key, rows in finals.items() if len(rows) == seeds}
+    if not finals:
+        raise UserError(f"no loss in {folder} has all its seeds yet")
+    return about, baselines, finals, trials
+
+
+def results_of(about, baselines, finals, trials) -> dict[str, Any]:
+    """All that the report says, ready for JSON.
+
+    A seed that diverged loses every comparison.
+    """
+    prompts, seeds = about["settings"]["test"], about["settings"]["seeds"]
+    weights = Weights(seeds, prompts)
+    draws: dict[tuple[str, str], NDArray] = {}
+    rows = []
+    for kind in about["settings"]["kinds"]:
+        for loss in about["settings"]["losses"]:
+            if (kind, loss) in finals:
+                row, draws[kind, loss] = _row(finals[kind, loss], weights)
+                known = [t["validation"] for t in trials[kind, loss] if t["validation"] is not None]
+                own = {"kind": kind, "loss": loss, "setting": finals[kind, loss][0]["setting"]}
+                rows.append(own | {"validation": max(known, default=None)} | row)
+    start = {
+        name: _row([seed[name] for seed in baselines], weights)[0]
+        for name in ("original", "target")
+    }
+    means = {(row["kind"], row["loss"]): row["win_rate"]["mean"] for row in rows}
+    for row in rows:
+        key, sft = (row["kind"], row["loss"]), (row["kind"], "sft")
+        if sft in means and key != sft:
+            row["minus_sft"] = summary(means[key] - means[sft], draws[key] - draws[sft])
+        base = ("base", row["loss"])
+        if base in means and key != base:
+            # Both kinds of data have their own seeds' noise; prompts are the same.
+            row["minus_base"] = summary(means[key] - means[base], draws[key] - draws[base])
+    groups = {}
+    for kind in about["settings"]["kinds"]:
+        sides = [[(kind, loss) for loss in group] for group in (ANCHORED, FREE)]
+        if all(key in means for side in sides for key in side):
+            values = [np.mean([means[key] for key in side]) for side in sides]
+            own = [np.mean([draws[key] for key in side], axis=0) for side in sides]
+            groups[kind] = summary(float(values[0] - values[1]), own[0] - own[1])
+    return {"about": about, "baselines": start, "rows": rows, "anchored_minus_free": groups}
+
+
+def _row(cells: Sequence[Mapping], weights: Weights) -> tuple[dict[str, Any], NDArray]:
+    """One line of the table, and the bootstrap's win rates."""
+    prompts = weights.prompts.shape[1]
+    lost = [np.zeros(prompts)]
+    wins = np.stack([100 * np.array(c.get("preferences", lost[0])) for c in cells])
+    draws = weights.means(wins)
+    row: dict[str, Any] = {
+        "diverged": sum("error" in c for c in cells),
+        "win_rate": summary(float(wins.mean()), draws),
+        "seeds": [round(float(x), 2) for x in wins.mean(1)],
+    }
+    done = [c for c in cells if "error" not in c]
+    if len(done) < len(cells):
+        return row, draws
+    lengths, before = (
+        np.stack([c[name] for c in done]) for name in ("characters", "before_characters")
+    )
+    hard = 100 * (np.sign(wins - 50) + 1) / 2
+    row["hard_win_rate"] = summary(float(hard.mean()), weights.means(hard))
+    row["lc_win_rate"] = _over_seeds([c["lc_win_rate"] for c in done])
+    row["lc_win_rate"]["robust_error"] = float(np.mean([c["lc_error"] for c in done]))
+    row["annotator"] = _over_seeds([c["annotator"] for c in done])
+    row["characters"] = summary(float(lengths.mean()), weights.means(lengths))
+    row["before_characters"] = summary(float(before.mean()), weights.means(before))
+    if "vader" in done[0]:
+        vader = np.stack([100 * np.array(c["vader"]) for c in done])
+        row["vader"] = summary(float(vader.mean()), weights.means(vader))
+    for name in ("kl", "ended", "distinct"):
+        if name in done[0]:
+            row[name] = _over_seeds([c[name] for c in done])
+    return row, draws
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "se": error}
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def markdown(results: Mapping[str, Any]) -> list[str]:
+    """The table of win rates, loss × data, then what the SFT term does."""
+    rows = {(row["kind"], row["loss"]): row for row in results["rows"]}
+    kinds = list(dict.fromkeys(kind for kind, _ in rows))
+    losses = list(dict.fromkeys(loss for _, loss in rows))
+    lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for loss in losses:
+        texts = [_cell_text(rows.get((kind, loss))) for kind in kinds]
+        lines.append(f"| {loss} | " + " | ".join(texts) + " |")
+    for name, row in results["baselines"].items():
+        lines.append(f"| {name} | {interval_text(row['win_rate'])}" + " |" * len(kinds))
+    for kind, found in results["anchored_minus_free"].items():
+        lines.append(f"anchored − unanchored on {kind}: {interval_text(found)}")
+    return lines
+
+
+def _cell_text(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    lost = f", {row['diverged']} diverged" if row["diverged"] else ""
+    kl = f", KL {row['kl']['mean']:.1f}" if "kl" in row else ""
+    return interval_text(row["win_rate"]) + kl + lost
+
+
+def interval_text(found: Mapping[str, float]) -> str:
+    """A mean with its interval."""
+    return f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]".replace("-", "−")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "setting":
+            out["lr"] = value["lr"]
+            out["loss_args"] = setting_text(value["loss_args"])
+        elif isinstance(value, Mapping):
+            out |= {f"{name}_{k}": None if v is None else round(v, 4) for k, v in value.items()}
+        elif isinstance(value, list):
+            out[name] = " ".join(map(str, value))
+        else:
+            out[name] = value
+    return out
+
+
+def setting_text(values: Mapping[str, float]) -> str:
+    """``beta = 0.1, …``, or a dash."""
+    return ", ".join(f"{name} = {value:g}" for name, value in values.items()) or "–"
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def win_rate_figure(results: Mapping[str, Any]):
+    """Win rates with their intervals, a panel for each kind of data."""
+    rows = results["rows"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    figure = new_figure(1.0 + 2.3 * len(kinds), 1.0 + 0.28 * len(losses))
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    target = results["baselines"]["target"]["win_rate"]
+    for ax, kind in zip(panels, kinds, strict=True):
+        ax.set_title(kind)
+        ax.axvline(50, color=LINE)
+        ax.axvspan(target["low"], target["high"], color=LINE, alpha=0.6, linewidth=0)
+        for row in (row for row in rows if row["kind"] == kind):
+            y, found = losses.index(row["loss"]), row["win_rate"]
+            ax.plot([found["low"], found["high"]], [y, y], color=SERIES[0], linewidth=2)
+            ax.plot(row["seeds"], [y] * len(row["seeds"]), "|", color=MUTED, markersize=9)
+            ax.plot(found["mean"], y, "o", color=SERIES[0], markersize=5)
+        ax.set_xlabel("win rate, %")
+        ax.set_yticks(range(len(losses)), losses)
+        ax.grid(axis="y", color=LINE, linewidth=0.4)
+    panels[0].set_ylim(len(losses) - 0.4, -0.6)
+    return figure
+
+
+def kl_figure(results: Mapping[str, Any]):
+    """Win rate against divergence from the untuned LM, a point for each loss and kind of data."""
+    rows = [row for row in results["rows"] if "kl" in row]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    figure = new_figure(6.8, 4.2)
+    ax = figure.subplots()
+    ax.axhline(50, color=LINE)
+    for row in rows:
+        found, kl = row["win_rate"], row["kl"]
+        colour = SERIES[kinds.index(row["kind"]) % len(SERIES)]
+        marker = MARKERS[losses.index(row["loss"]) % len(MARKERS)]
+        ax.plot([kl["mean"]] * 2, [found["low"], found["high"]], color=colour, linewidth=0.8)
+        ax.plot(kl["mean"], found["mean"], marker, color=colour, markersize=6)
+    for i, kind in enumerate(kinds):
+        ax.plot([], [], "s", color=SERIES[i % len(SERIES)], label=kind)
+    for i, loss in enumerate(losses):
+        ax.plot([], [], MARKERS[i % len(MARKERS)], color=INK, label=loss)
+    if rows and min(row["kl"]["mean"] for row in rows) > 0:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
+    ax.set_xlabel("KL divergence from the untuned LM, nats per answer")
+    ax.set_ylabel("win rate against it, %")
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def _page(folder: Path, about, results, trials, finals, baselines) -> str:
+    pictures = folder / "figures"
+    figure = save(pictures, "win_rates", "Win rates", win_rate_figure, results)
+    scatter = save(pictures, "win_rate_kl", "Win rate against KL", kl_figure, results)
+    sections = [
+        (
+            "Win rates",
+            "Against the untuned LM, by the judge; 95 % intervals over seeds and prompts, seeds as "
+            "grey strokes. The band is the best of several plain samples, by the annotator. These "
+            "are not AlpacaEval’s numbers: another judge, other prompts, a model of "
+            f"{about['lm']['parameters'] / 1e6:.1f} million parameters.",
+            f"<figure>{figure}</figure>" + _main_table(results),
+        ),
+        (
+            "How far from the untuned LM",
+            "Divergence on the model’s own answers, summed over their tokens.",
+            f"<figure>{scatter}</figure>",
+        ),
+        (
+            "The term for chosen answers",
+            f"Mean win rate of {', '.join(ANCHORED)}, which have one, minus that of "
+            f"{' and '.join(FREE)}, which do not.",
+            _group_table(results),
+        ),
+        ("Samples", "The same prompts, first seed.", _samples(finals, baselines)),
+        ("Tuning", "Win rate by the annotator on validation prompts.", _tuning(trials)),
+        ("Data", "Pairs of the first seed.", nested(results["pairs"], "Preference pairs")),
+        ("Settings", "", nested({k: v for k, v in about.items() if k != "grid"})),
+    ]
+    body = "\n".join(
+        f'<section><h2>{title}</h2>\n<p class="note">{note}</p>\n{content}</section>'
+        for title, note, content in sections
+    )
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy += f"; script-src 'sha256-{digest}'"
+    settings = about["settings"]
+    lead = (
+        f"{settings['pairs']} pairs, {settings['trials']} trials for each loss and kind of data, "
+        f"{settings['seeds']} fresh seeds, {settings['test']} test prompts."
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{TITLE}</title>
+<style>{STYLE}</style></head>
+<body><header><h1>{TITLE}</h1>
+<p>{lead}</p></header>
+<main>
+{body}
+</main>
+<script>{SCRIPT}</script></body></html>
+"""
+
+
+def _main_table(results) -> str:
+    head = ["loss", "data", "#win rate", "#length-controlled", "#wins", "#VADER", "#annotator"]
+    head += ["#minus sft", "#minus base", "#KL, nats", "#characters", "#distinct pairs", "setting"]
+    lines = []
+    named = [(name, row | {"kind": "–"}) for name, row in results["baselines"].items()]
+    for name, row in [(row["loss"], row) for row in results["rows"]] + named:
+        lost = f"<br><small>✕ {row['diverged']} diverged</small>" * bool(row["diverged"])
+        own = row.get("setting")
+        setting = f"lr = {own['lr']:g}, {setting_text(own['loss_args'])}" if own else ""
+        columns = [
+            cell(escape(row["kind"])),
+            cell(interval_text(row["win_rate"]) + lost, row["win_rate"]["mean"], "number"),
+            *(
+                _plus_minus(row.get(k))
+                for k in ("lc_win_rate", "hard_win_rate", "vader", "annotator")
+            ),
+            *(_with_interval(row.get(k)) for k in ("minus_sft", "minus_base")),
+            _plus_minus(row.get("kl"), 2),
+            _plus_minus(row.get("characters")),
+            _plus_minus(row.get("distinct"), 3),
+            cell(escape(setting), setting, "text"),
+        ]
+        lines.append(f'<th scope="row" data-sort="{escape(name)}">{escape(name)}</th>')
+        lines[-1] += "".join(columns)
+    return table(head, lines, "Percent, against the untuned LM; ± one standard error")
+
+
+def _plus_minus(found: Mapping[str, Any] | None, digits: int = 1) -> str:
+    if found is None:
+        return cell("–", kind="number")
+    error = "" if found["se"] is None else f" ± {found['se']:.{digits}f}"
+    return cell(f"{found['mean']:.{digits}f}{error}", found["mean"], "number")
+
+
+def _with_interval(found: Mapping[str, Any] | None) -> str:
+    return (
+        cell(interval_text(found), found["mean"], "number") if found else cell("–", kind="number")
+    )
+
+
+def _group_table(results) -> str:
+    lines = [
+        f'<th scope="row">{escape(kind)}</th>' + _with_interval(found)
+        for kind, found in results["anchored_minus_free"].items()
+    ]
+    return table(["data", "#difference"], lines, "Percentage points", "") if lines else "<p>–</p>"
+
+
+def _tuning(trials) -> str:
+    lines = []
+    for (kind, loss), rows in trials.items():
+        rates = [-1 if row["validation"] is None else row["validation"] for row in rows]
+        for row, rate in zip(rows, rates, strict=True):
+            own = row["setting"]
+            text = "diverged" if rate < 0 else f"{rate:.1f}"
+            text = f"<mark>{text}</mark>" if rates.index(max(rates)) == rates.index(rate) else text
+            lines.append(
+                f'<th scope="row" data-sort="{escape(loss)}">{escape(loss)}</th>'
+                + cell(escape(kind))
+                + cell(f"{own['lr']:g}", own["lr"], "number")
+                + cell(escape(setting_text(own["loss_args"])))
+                + cell(text, rate, "number")
+            )
+    head = ["loss", "data", "#learning rate", "setting", "#validation win rate"]
+    return table(head, lines, "The best of each is marked")
+
+
+def _samples(finals, baselines) -> str:
+    lines = []
+    prompts = baselines[0]["original"]["samples"]
+    named = [
+        ("untuned", "–", baselines[0]["original"]),
+        ("best of several", "–", baselines[0]["target"]),
+    ]
+    named += [(loss, kind, cells[0]) for (kind, loss), cells in finals.items()]
+    for i in range(min(3, len(prompts))):
+        for name, kind, found in named:
+            if i < len(found.get("samples", [])):
+                prompt, text = found["samples"][i]
+                lines.append(
+                    f'<th scope="row" data-sort="{escape(name)}">{escape(name)}</th>'
+                    + cell(escape(kind))
+                    + cell(f"<b>{escape(prompt)}</b>{escape(text)}", i, "text")
+                )
+    return table(["loss", "data", "answer"], lines, "Prompt in bold")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
