@@ -33,8 +33,9 @@ COMMAND = Command(
     settings=Settings,
     presets={"small": {}, "large": {"size": 9}},
     out="runs/mine",
-    place=("names", "where"),
+    place=("where",),
     default_preset="large",
+    grows=("names",),
 )
 
 
@@ -94,6 +95,14 @@ def test_resume_writes_down_what_has_changed():
     assert stored() == {"size": 3, "names": "a,b,c", "where": None}
     assert run("--resume") == 0
     assert stored()["names"] == "a,b,c"
+
+
+def test_words_are_added_and_those_of_a_preset_are_not():
+    assert run("--preset small --names c") == 0
+    assert run("--resume --preset small") == 0
+    assert stored()["names"] == "c"
+    assert run("--resume --preset small --names d,c,e") == 0
+    assert stored()["names"] == "c,d,e"
 
 
 def test_a_refused_resume_leaves_the_configuration_alone(capsys):

@@ -94,7 +94,7 @@ class Command:
                         f"--resume: {name} is {value!r}, but the run in {out} has "
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
-            config = replace(config, **self._joined(config, stored))
+            config = replace(config, **self._joined(config, stored, defaults))
         elif out.exists() and (not out.is_dir() or any(_visible(out))):
             raise UserError(
                 f"{out} exists and is not empty: go on with --resume, or choose another --out"
@@ -141,13 +141,17 @@ class Command:
             print(f"\ninterrupted{how}", file=sys.stderr)
             return 130
 
-    def _joined(self, config: Any, stored: Mapping[str, Any]) -> dict[str, str]:
-        """The words of the run before those given now, each once."""
-        return {
-            name: ",".join(dict.fromkeys(words(name, stored[name]) + words(name, given)))
-            for name in self.grows
-            if (given := getattr(config, name)) != stored[name]
-        }
+    def _joined(
+        self, config: Any, stored: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """The words of the run before those given now, each once; a preset's are not given."""
+        untouched = {f.name: f.default for f in fields(self.settings)} | dict(defaults)
+        joined = {}
+        for name in self.grows:
+            given, known = getattr(config, name), stored[name]
+            more = [] if given == untouched[name] else words(name, given)
+            joined[name] = ",".join(dict.fromkeys(words(name, known) + more)) if more else known
+        return joined
 
     def _config(self, namespace) -> Any:
         values = namespace.as_dict()

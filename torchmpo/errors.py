@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):
+    """A training came to a loss or a gradient that is not finite."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the closest valid one, or else all of them.
 
@@ -30,7 +34,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
-    """A message that may fill a page, as a line of at most so many characters."""
+    """A message that may fill a page, as a line, cut after so many characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}…"
 

@@ -113,12 +113,14 @@ def tune_rivals(setup: Setup, out: Path) -> dict[str, dict | None]:
 
     path = out / "rivals.json"
     tuned = read_json(path) if path.exists() else {}
+    # Who is added later has as many trials as those before.
+    budget = max((t["trials"] for t in tuned.values() if t), default=0) or setup.rival_trials
     for name, rival in setup.rivals.items():
         if name in tuned:
             continue
         print(f"tuning {name} …", flush=True)
         result = tune_rival(
-            setup.trials, rival, setup.rival_trials, setup.protocol, setup.config.combine
+            setup.trials, rival, budget, setup.protocol, setup.config.combine
         )
         tuned[name] = result and {
             "setting": result.setting,

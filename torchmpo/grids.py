@@ -105,8 +105,8 @@ def _unit(objective: Objective) -> str:
 def grid(objective: Objective | MirrorObjective, trials: int) -> list[dict[str, float]]:
     """``trials`` settings of the objective's hyper-parameters.
 
-    A learned objective has none, and one that was saved keeps its own: a search or a fit has
-    chosen them already.
+    A learned objective has none, and one that was saved with a card keeps its own: a search or a
+    fit has chosen them already.
 
     Args:
         trials: ≥ 1.

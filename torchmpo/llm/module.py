@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmpo.errors import UserError, nearest
+from torchmpo.errors import Diverged, UserError, nearest
 from torchmpo.llm.models import (
     LoraSettings,
     TokenLogps,
@@ -275,7 +275,7 @@ class PreferenceModule(LightningModule):
         saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         saved = saved or getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         rows = ", ".join(str(i) for i in batch["index"].tolist())
-        raise UserError(
+        raise Diverged(
             f"{what} is {value.item()} in epoch {self.current_epoch}, batch {batch_idx} "
             f"(pairs {rows}; step {self.global_step}): "
             + (f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet")
