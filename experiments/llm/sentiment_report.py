@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from torchmpo.errors import UserError
 from torchmpo.files import write_atomic
@@ -19,35 +20,33 @@ from torchmpo.page import SCRIPT, STYLE, cell, nested, table
 from torchmpo.report import SERIES, new_figure
 from torchmpo.suite_figures import INK, LINE, MUTED, save
 
-RESAMPLES = 4000
 # Preference losses with a term for the likelihood of chosen answers, and without one.
 ANCHORED, FREE = ("slic_hf", "cpo", "orpo", "colpo"), ("dpo", "simpo")
 MARKERS = "osD^vP*X"
 TITLE = "Preference losses on the sentiment of film reviews"
 
 
-class Weights:
-    """A bootstrap over seeds and prompts at once; the same draws for everything compared.
+def summary(values: NDArray) -> dict[str, float]:
+    """A mean with the 95 % interval that holds for other seeds and other prompts.
+
+    Every seed answers the same prompts, so both are sampled: the means of the seeds spread, and so
+    do the means of the prompts. The half-width is the root of the sum of the squares of the two
+    t intervals' (a little too wide, since either spread has something of the other in it).
 
     Args:
-        seeds, prompts: how many there are.
+        values: ``[seeds, prompts]``; the difference of two losses is that of their values.
+
+    Returns:
+        ``{"mean", "se", "low", "high"}``; of one seed, what prompts alone leave open.
     """
-
-    def __init__(self, seeds: int, prompts: int):
-        random = np.random.default_rng(0)
-        self.seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-        self.prompts = random.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
-        self.prompts = (self.prompts / prompts).astype(np.float32)
-
-    def means(self, values: NDArray) -> NDArray:
-        """Means ``[RESAMPLES]`` of ``values`` ``[seeds, prompts]``."""
-        return ((self.seeds @ values) * self.prompts).sum(-1)
-
-
-def summary(mean: float, draws: NDArray) -> dict[str, float]:
-    """A number with its standard error and 95 % percentile interval."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"mean": mean, "se": float(draws.std()), "low": float(low), "high": float(high)}
+    mean, error, half = float(values.mean()), 0.0, 0.0
+    for means in (values.mean(1), values.mean(0)):
+        if (n := len(means)) > 1:
+            own = float(means.std(ddof=1)) / n**0.5
+            error += own**2
+            half += (own * float(student_t.ppf(0.975, n - 1))) ** 2
+    half = half**0.5
+    return {"mean": mean, "se": error**0.5, "low": mean - half, "high": mean + half}
 
 
 def write_report(folder: str | Path) -> str:
@@ -96,76 +95,76 @@ def results_of(about, baselines, finals, trials) -> dict[str, Any]:
 
     A seed that diverged loses every comparison.
     """
-    prompts, seeds = about["settings"]["test"], about["settings"]["seeds"]
-    weights = Weights(seeds, prompts)
-    draws: dict[tuple[str, str], NDArray] = {}
+    prompts = about["settings"]["test"]
+    wins: dict[tuple[str, str], NDArray] = {}
     rows = []
     for kind in about["settings"]["kinds"]:
         for loss in about["settings"]["losses"]:
             if (kind, loss) in finals:
-                row, draws[kind, loss] = _row(finals[kind, loss], weights)
+                row, wins[kind, loss] = _row(finals[kind, loss], prompts)
                 known = [t["validation"] for t in trials[kind, loss] if t["validation"] is not None]
                 own = {"kind": kind, "loss": loss, "setting": finals[kind, loss][0]["setting"]}
                 rows.append(own | {"validation": max(known, default=None)} | row)
     start = {
-        name: _row([seed[name] for seed in baselines], weights)[0]
+        name: _row([seed[name] for seed in baselines], prompts)[0]
         for name in ("original", "target")
     }
-    means = {(row["kind"], row["loss"]): row["win_rate"]["mean"] for row in rows}
     for row in rows:
-        key, sft = (row["kind"], row["loss"]), (row["kind"], "sft")
-        if sft in means and key != sft:
-            row["minus_sft"] = summary(means[key] - means[sft], draws[key] - draws[sft])
-        base = ("base", row["loss"])
-        if base in means and key != base:
-            # Both kinds of data have their own seeds' noise; prompts are the same.
-            row["minus_base"] = summary(means[key] - means[base], draws[key] - draws[base])
+        key, sft, base = (row["kind"], row["loss"]), (row["kind"], "sft"), ("base", row["loss"])
+        if sft in wins and key != sft:
+            row["minus_sft"] = summary(wins[key] - wins[sft])
+        if base in wins and key != base:
+            row["minus_base"] = summary(wins[key] - wins[base])
     groups = {}
     for kind in about["settings"]["kinds"]:
         sides = [[(kind, loss) for loss in group] for group in (ANCHORED, FREE)]
-        if all(key in means for side in sides for key in side):
-            values = [np.mean([means[key] for key in side]) for side in sides]
-            own = [np.mean([draws[key] for key in side], axis=0) for side in sides]
-            groups[kind] = summary(float(values[0] - values[1]), own[0] - own[1])
+        if all(key in wins for side in sides for key in side):
+            anchored, free = (np.mean([wins[key] for key in side], axis=0) for side in sides)
+            groups[kind] = summary(anchored - free)
     return {"about": about, "baselines": start, "rows": rows, "anchored_minus_free": groups}
 
 
-def _row(cells: Sequence[Mapping], weights: Weights) -> tuple[dict[str, Any], NDArray]:
-    """One line of the table, and the bootstrap's win rates."""
-    prompts = weights.prompts.shape[1]
-    lost = [np.zeros(prompts)]
-    wins = np.stack([100 * np.array(c.get("preferences", lost[0])) for c in cells])
-    draws = weights.means(wins)
+def _row(cells: Sequence[Mapping], prompts: int) -> tuple[dict[str, Any], NDArray]:
+    """One line of the table, and the wins in percent, ``[seeds, prompts]``."""
+    lost = np.zeros(prompts)
+    wins = np.stack([100 * np.array(c.get("preferences", lost)) for c in cells])
     row: dict[str, Any] = {
         "diverged": sum("error" in c for c in cells),
-        "win_rate": summary(float(wins.mean()), draws),
+        "win_rate": summary(wins),
         "seeds": [round(float(x), 2) for x in wins.mean(1)],
     }
     done = [c for c in cells if "error" not in c]
     if len(done) < len(cells):
-        return row, draws
+        return row, wins
     lengths, before = (
         np.stack([c[name] for c in done]) for name in ("characters", "before_characters")
     )
-    hard = 100 * (np.sign(wins - 50) + 1) / 2
-    row["hard_win_rate"] = summary(float(hard.mean()), weights.means(hard))
-    row["lc_win_rate"] = _over_seeds([c["lc_win_rate"] for c in done])
-    row["lc_win_rate"]["robust_error"] = float(np.mean([c["lc_error"] for c in done]))
+    row["hard_win_rate"] = summary(100 * (np.sign(wins - 50) + 1) / 2)
+    row["lc_win_rate"] = _over_seeds(
+        [c["lc_win_rate"] for c in done], [c["lc_error"] for c in done]
+    )
     row["annotator"] = _over_seeds([c["annotator"] for c in done])
-    row["characters"] = summary(float(lengths.mean()), weights.means(lengths))
-    row["before_characters"] = summary(float(before.mean()), weights.means(before))
+    row["characters"] = summary(lengths)
+    row["before_characters"] = summary(before)
     if "vader" in done[0]:
-        vader = np.stack([100 * np.array(c["vader"]) for c in done])
-        row["vader"] = summary(float(vader.mean()), weights.means(vader))
-    for name in ("kl", "ended", "distinct"):
+        row["vader"] = summary(np.stack([100 * np.array(c["vader"]) for c in done]))
+    if "kl" in done[0]:
+        row["kl"] = _over_seeds([c["kl"] for c in done], [c["kl_error"] for c in done])
+    for name in ("ended", "distinct"):
         if name in done[0]:
             row[name] = _over_seeds([c[name] for c in done])
-    return row, draws
+    return row, wins
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, float]:
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "se": error}
+def _over_seeds(
+    values: Sequence[float], errors: Sequence[float] | None = None
+) -> dict[str, float | None]:
+    """Mean over seeds; its standard error, with that of a seed's prompts where it is known."""
+    n = len(values)
+    between = float(np.var(values, ddof=1)) / n if n > 1 else None
+    if errors is not None:  # all seeds have the same prompts: more seeds do not lessen theirs
+        between = (between or 0.0) + float(np.mean(np.square(errors)))
+    return {"mean": float(np.mean(values)), "se": None if between is None else between**0.5}
 
 
 # Text ---------------------------------------------------------------------------------------------
@@ -289,7 +288,7 @@ def kl_figure(results: Mapping[str, Any]):
 
 
 def _page(folder: Path, about, results, trials, finals, baselines) -> str:
-    pictures = folder / "figures"
+    pictures, settings = folder / "figures", about["settings"]
     figure = save(pictures, "win_rates", "Win rates", win_rate_figure, results)
     scatter = save(pictures, "win_rate_kl", "Win rate against KL", kl_figure, results)
     sections = [
@@ -298,7 +297,8 @@ def _page(folder: Path, about, results, trials, finals, baselines) -> str:
             "Against the untuned LM, by the judge; 95 % intervals over seeds and prompts, seeds as "
             "grey strokes. The band is the best of several plain samples, by the annotator. These "
             "are not AlpacaEval’s numbers: another judge, other prompts, a model of "
-            f"{about['lm']['parameters'] / 1e6:.1f} million parameters.",
+            f"{about['lm']['parameters'] / 1e6:.1f} million parameters. An answer is cut after "
+            f"{settings['new_tokens']} tokens; “ended” is the share that come to an end before.",
             f"<figure>{figure}</figure>" + _main_table(results),
         ),
         (
@@ -324,7 +324,6 @@ def _page(folder: Path, about, results, trials, finals, baselines) -> str:
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     policy += f"; script-src 'sha256-{digest}'"
-    settings = about["settings"]
     lead = (
         f"{settings['pairs']} pairs, {settings['trials']} trials for each loss and kind of data, "
         f"{settings['seeds']} fresh seeds, {settings['test']} test prompts."
@@ -347,7 +346,15 @@ def _page(folder: Path, about, results, trials, finals, baselines) -> str:
 
 def _main_table(results) -> str:
     head = ["loss", "data", "#win rate", "#length-controlled", "#wins", "#VADER", "#annotator"]
-    head += ["#minus sft", "#minus base", "#KL, nats", "#characters", "#distinct pairs", "setting"]
+    head += [
+        "#minus sft",
+        "#minus base",
+        "#KL, nats",
+        "#characters",
+        "#ended",
+        "#distinct pairs",
+        "setting",
+    ]
     lines = []
     named = [(name, row | {"kind": "–"}) for name, row in results["baselines"].items()]
     for name, row in [(row["loss"], row) for row in results["rows"]] + named:
@@ -364,6 +371,7 @@ def _main_table(results) -> str:
             *(_with_interval(row.get(k)) for k in ("minus_sft", "minus_base")),
             _plus_minus(row.get("kl"), 2),
             _plus_minus(row.get("characters")),
+            _plus_minus(row.get("ended"), 2),
             _plus_minus(row.get("distinct"), 3),
             cell(escape(setting), setting, "text"),
         ]

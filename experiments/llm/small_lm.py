@@ -221,7 +221,7 @@ def lm_folder(settings: LmSettings | None = None, parts: Any = None, folder: Pat
         UserError: the reviews are not installed.
     """
     settings = LmSettings() if settings is None else settings
-    base = cache_folder().parent if folder is None else folder
+    base = cache_folder() if folder is None else folder
     path = base / f"review_lm_{settings.digest()}"
     if not (path / "card.json").exists():
         parts = splits(load_reviews()) if parts is None else parts
