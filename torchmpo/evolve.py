@@ -119,9 +119,7 @@ def tune_rivals(setup: Setup, out: Path) -> dict[str, dict | None]:
         if name in tuned:
             continue
         print(f"tuning {name} …", flush=True)
-        result = tune_rival(
-            setup.trials, rival, budget, setup.protocol, setup.config.combine
-        )
+        result = tune_rival(setup.trials, rival, budget, setup.protocol, setup.config.combine)
         tuned[name] = result and {
             "setting": result.setting,
             "score_in_tuning": result.score,
