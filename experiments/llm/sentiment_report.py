@@ -26,7 +26,7 @@ MARKERS = "osD^vP*X"
 TITLE = "Preference losses on the sentiment of film reviews"
 
 
-def summary(values: NDArray) -> dict[str, float]:
+def summary(values: NDArray, most: float = np.inf) -> dict[str, float]:
     """A mean with the 95 % interval that holds for other seeds and other prompts.
 
     Every seed answers the same prompts, so both are sampled: the means of the seeds spread, and so
@@ -35,6 +35,7 @@ def summary(values: NDArray) -> dict[str, float]:
 
     Args:
         values: ``[seeds, prompts]``; the difference of two losses is that of their values.
+        most: of shares, the largest there is; the interval stays between 0 and it.
 
     Returns:
         ``{"mean", "se", "low", "high"}``; of one seed, what prompts alone leave open.
@@ -45,8 +46,9 @@ def summary(values: NDArray) -> dict[str, float]:
             own = float(means.std(ddof=1)) / n**0.5
             error += own**2
             half += (own * float(student_t.ppf(0.975, n - 1))) ** 2
-    half = half**0.5
-    return {"mean": mean, "se": error**0.5, "low": mean - half, "high": mean + half}
+    half, least = half**0.5, 0.0 if np.isfinite(most) else -np.inf
+    low, high = max(mean - half, least), min(mean + half, most)
+    return {"mean": mean, "se": error**0.5, "low": low, "high": high}
 
 
 def write_report(folder: str | Path) -> str:
@@ -130,7 +132,7 @@ def _row(cells: Sequence[Mapping], prompts: int) -> tuple[dict[str, Any], NDArra
     wins = np.stack([100 * np.array(c.get("preferences", lost)) for c in cells])
     row: dict[str, Any] = {
         "diverged": sum("error" in c for c in cells),
-        "win_rate": summary(wins),
+        "win_rate": summary(wins, 100.0),
         "seeds": [round(float(x), 2) for x in wins.mean(1)],
     }
     done = [c for c in cells if "error" not in c]
@@ -139,7 +141,7 @@ def _row(cells: Sequence[Mapping], prompts: int) -> tuple[dict[str, Any], NDArra
     lengths, before = (
         np.stack([c[name] for c in done]) for name in ("characters", "before_characters")
     )
-    row["hard_win_rate"] = summary(100 * (np.sign(wins - 50) + 1) / 2)
+    row["hard_win_rate"] = summary(100 * (np.sign(wins - 50) + 1) / 2, 100.0)
     row["lc_win_rate"] = _over_seeds(
         [c["lc_win_rate"] for c in done], [c["lc_error"] for c in done]
     )
@@ -147,7 +149,7 @@ def _row(cells: Sequence[Mapping], prompts: int) -> tuple[dict[str, Any], NDArra
     row["characters"] = summary(lengths)
     row["before_characters"] = summary(before)
     if "vader" in done[0]:
-        row["vader"] = summary(np.stack([100 * np.array(c["vader"]) for c in done]))
+        row["vader"] = summary(np.stack([100 * np.array(c["vader"]) for c in done]), 100.0)
     if "kl" in done[0]:
         row["kl"] = _over_seeds([c["kl"] for c in done], [c["kl_error"] for c in done])
     for name in ("ended", "distinct"):
