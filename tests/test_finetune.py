@@ -340,6 +340,8 @@ def test_help_names_the_commands(capsys):
         (["fot"], "unknown command 'fot': did you mean 'fit'?"),
         ([], "unknown command '': choose from"),
         (["fit", "--model.loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
+        (["fit", "--loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
+        (["fit", "--loss=simp"], "unknown loss 'simp': did you mean 'simpo'?"),
         (["fit", "--model.lr", "fast"], "model.lr"),
         (["fit", "--model.lerning_rate", "1"], "model.lerning_rate"),
         (["fit", "--model.lora.r", "0"], "lora.r must be at least 1; got 0"),

@@ -1,7 +1,7 @@
 """Fine-tune a language model on preference pairs with any loss.
 
     python -m torchmpo.finetune fit --config experiments/llm/colpo_smollm2.yaml
-    python -m torchmpo.finetune fit --config …  --model.loss runs/evolve/objective --out runs/mine
+    python -m torchmpo.finetune fit --config …  --loss runs/evolve/objective --out runs/mine
     python -m torchmpo.finetune fit --config …  --out runs/mine --resume
     python -m torchmpo.finetune validate --config …  --ckpt_path runs/mine/last.ckpt
     python -m torchmpo.finetune inspect --config …  --index 3         (a pair, token by token)
@@ -14,10 +14,10 @@ or from Python
     Trainer(max_epochs=1, accumulate_grad_batches=8).fit(module, data)
 
 ``fit`` and ``validate`` are Lightning's command line: ``trainer.*`` are its Trainer's settings,
-``model.*`` those of :class:`torchmpo.llm.module.PreferenceModule`, ``data.*`` those of
-:class:`torchmpo.llm.data.PreferenceData`. The folder of a run has ``last.ckpt``,
-``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version per resume), and, when
-it is done, ``adapter/``, or ``model/`` where all weights were trained.
+``model.*`` those of :class:`torchmpo.llm.module.PreferenceModule` (``--loss`` is short for
+``--model.loss``), ``data.*`` those of :class:`torchmpo.llm.data.PreferenceData`. The folder of a run
+has ``last.ckpt``, ``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version per
+resume), and, when it is done, ``adapter/``, or ``model/`` where all weights were trained.
 """
 
 import re
@@ -201,6 +201,9 @@ def _command_line() -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 for a mistake, told in one line."""
     words = sys.argv[1:] if argv is None else list(argv)
+    words = [re.sub(r"^--loss(?==|$)", "--model.loss", word) for word in words]
+    if argv is None:
+        sys.argv[1:] = words  # which Lightning's command line reads itself
     try:
         if not words or words[0] not in (*COMMANDS, "-h", "--help"):
             name = words[0] if words else ""
