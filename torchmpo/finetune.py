@@ -15,9 +15,9 @@ or from Python
 
 ``fit`` and ``validate`` are Lightning's command line: ``trainer.*`` are its Trainer's settings,
 ``model.*`` those of :class:`torchmpo.llm.module.PreferenceModule` (``--loss`` is short for
-``--model.loss``), ``data.*`` those of :class:`torchmpo.llm.data.PreferenceData`. The folder of a run
-has ``last.ckpt``, ``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version per
-resume), and, when it is done, ``adapter/``, or ``model/`` where all weights were trained.
+``--model.loss``), ``data.*`` those of :class:`torchmpo.llm.data.PreferenceData`. The folder of a
+run has ``last.ckpt``, ``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version
+per resume), and, when it is done, ``adapter/``, or ``model/`` where all weights were trained.
 """
 
 import re

@@ -13,7 +13,7 @@ AlpacaEval: other prompts, another judge, another reference.
 
 The folder ``--out`` then has model/ (a link), train.jsonl, held_out.jsonl, prompts.json; run/ of
 the fine-tuning, with adapter/; merged/; base.json and tuned.json, the answers; winrate/. What is
-there is not made again. The results go to ``--results``.
+there is not made again. The results go to results/ there, or to ``--results``.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from experiments.llm.reviews import Review, load_reviews, splits
 from experiments.llm.sentiment import ROLES, classifier, held_out_accuracy, judge, vader_scores
 from experiments.llm.smollm2_model import smollm2
 from torchmpo import finetune, winrate
-from torchmpo.errors import UserError
+from torchmpo.errors import UserError, disk_line
 from torchmpo.files import write_atomic
 from torchmpo.seeding import derive_seed
 
@@ -484,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2_demo"))
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results/llm/smollm2_demo")
+    parser.add_argument("--results", type=Path, help="folder; by default results/ in --out")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--model", type=Path, help="folder of another model")
     parser.add_argument("--reviews", type=Path, help="CSV of other reviews")
@@ -498,12 +498,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         reviews = load_reviews(args.reviews)
         model = smollm2() if args.model is None else args.model
         results = run(settings, args.config, model, reviews, args.out)
+        folder = args.results or args.out / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_atomic(folder / "README.md", page(results))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.results.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.results / "results.json", json.dumps(results, indent=1) + "\n")
-    write_atomic(args.results / "README.md", page(results))
+    except OSError as error:
+        print(f"error: {disk_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
     print(page(results))
     return 0
 
