@@ -195,3 +195,11 @@ def test_the_benchmark_trains_ours_and_tells_each_step(tmp_path):
     assert told[1]["loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-5)
     rows = {name: (tmp_path / f"{name}.jsonl").read_text() for name in (bench.OURS, bench.TRL)}
     assert sorted(rows[bench.OURS].splitlines()) == sorted(rows[bench.TRL].splitlines())
+
+
+def test_model_and_pairs_alone(arguments, tmp_path):
+    """What the configuration names is there, and nothing has been trained."""
+    assert smollm2_demo.main([*arguments, "--prepare"]) == 0
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model", "train.jsonl", "held_out.jsonl"} <= made
+    assert not made & {"run", "merged", "results"}

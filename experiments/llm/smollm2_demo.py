@@ -243,23 +243,30 @@ def answers_file(path: Path, name: str, model: Any, tokenizer: Any, prompts, set
 # The demonstration
 
 
+def model_and_pairs(
+    settings: Settings, config: Path, model: Path, parts: Mapping[str, Sequence[Review]], out: Path
+) -> None:
+    """Everything that ``colpo_smollm2.yaml`` names, in ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    _same_settings(out / "settings.json", asdict(settings) | {"config": config.read_text()})
+    if not (out / "model").exists():
+        (out / "model").symlink_to(model.resolve(), target_is_directory=True)
+    if not (out / "prompts.json").exists():
+        prepare(parts, settings, out)
+
+
 def run(settings: Settings, config: Path, model: Path, reviews: list[Review], out: Path) -> dict:
     """All of it; returns the results."""
     from peft import PeftModel
 
     from torchmpo.llm.models import load_model, load_tokenizer
 
-    out.mkdir(parents=True, exist_ok=True)
-    clock = Stopwatch(out / "seconds.json")
-    _same_settings(out / "settings.json", asdict(settings) | {"config": config.read_text()})
     parts = splits(reviews, 0)
+    model_and_pairs(settings, config, model, parts, out)
+    clock = Stopwatch(out / "seconds.json")
     accuracy = {}
     for role in ROLES[1:]:
         accuracy = held_out_accuracy(classifier(role, parts), parts["held_out"])
-    if not (out / "model").exists():
-        (out / "model").symlink_to(model.resolve(), target_is_directory=True)
-    if not (out / "prompts.json").exists():
-        prepare(parts, settings, out)
     prompts = json.loads((out / "prompts.json").read_text())
     tokenizer = load_tokenizer(out / "model")
 
@@ -497,6 +504,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         reviews = load_reviews(args.reviews)
         model = smollm2() if args.model is None else args.model
+        if args.prepare:
+            model_and_pairs(settings, args.config, model, splits(reviews, 0), args.out)
+            return 0
         results = run(settings, args.config, model, reviews, args.out)
         folder = args.results or args.out / "results"
         folder.mkdir(parents=True, exist_ok=True)
