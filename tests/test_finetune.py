@@ -420,3 +420,15 @@ def test_a_checkpoint_that_would_run_code_is_refused(config, tmp_path):
     with pytest.raises(Exception, match=re.compile("weights.only|Unsupported", re.I)):
         run("fit", config, "--resume")
     assert not (tmp_path / "ran").exists()
+
+
+def test_another_loss_leaves_the_hyper_parameters_of_the_configurations_own(config, tmp_path):
+    settings = yaml.safe_load(config.read_text())
+    settings["model"] |= {"loss": "simpo", "loss_args": {"target_margin": 0.3}}
+    config.write_text(yaml.safe_dump(settings))
+    short = ("--trainer.max_steps", "1")
+    assert run("fit", config, *short, "--loss", "tla_noisy") == 0
+    ours = ("--loss", "cpo", "--model.loss_args", "{beta: 0.3}")
+    assert run("fit", config, *short, "--out", str(tmp_path / "other"), *ours) == 0
+    stored = yaml.safe_load((tmp_path / "other/log/version_0/config.yaml").read_text())
+    assert stored["model"]["loss_args"] == {"beta": 0.3}

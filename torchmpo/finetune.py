@@ -14,10 +14,11 @@ or from Python
     Trainer(max_epochs=1, accumulate_grad_batches=8).fit(module, data)
 
 ``fit`` and ``validate`` are Lightning's command line: ``trainer.*`` are its Trainer's settings,
-``model.*`` those of :class:`torchmpo.llm.module.PreferenceModule` (``--loss`` is short for
-``--model.loss``), ``data.*`` those of :class:`torchmpo.llm.data.PreferenceData`. The folder of a
-run has ``last.ckpt``, ``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version
-per resume), and, when it is done, ``adapter/``, or ``model/`` where all weights were trained.
+``model.*`` those of :class:`torchmpo.llm.module.PreferenceModule`, ``data.*`` those of
+:class:`torchmpo.llm.data.PreferenceData`; ``--loss X`` is ``--model.loss X`` without the
+``loss_args`` that the configuration has for its own loss. The folder of a run has ``last.ckpt``,
+``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version per resume), and, when
+it is done, ``adapter/``, or ``model/`` where all weights were trained.
 """
 
 import re
@@ -201,7 +202,7 @@ def _command_line() -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 for a mistake, told in one line."""
     words = sys.argv[1:] if argv is None else list(argv)
-    words = [re.sub(r"^--loss(?==|$)", "--model.loss", word) for word in words]
+    words = _with_loss(words)
     if argv is None:
         sys.argv[1:] = words  # which Lightning's command line reads itself
     try:
@@ -230,6 +231,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = told
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _with_loss(words: list[str]) -> list[str]:
+    """``--loss`` spelled out: a configuration's hyper-parameters belong to the loss named there."""
+    out = [re.sub(r"^--loss(?==|$)", "--model.loss", word) for word in words]
+    if out != words and not any(word.startswith("--model.loss_args") for word in words):
+        out += ["--model.loss_args", "null"]
+    return out
 
 
 def _told(error: BaseException) -> str | None:
