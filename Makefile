@@ -48,7 +48,7 @@ bench: $(READY)
 bench-llm: $(READY) $(TRL)/.installed
 	$(BIN)/python benchmarks/llm_step.py --rival $(TRL)/bin/python $(ARGS)
 
-# Language models for real, without a network once the packages are there. About ten minutes, then
+# Language models for real, without a network once the packages are there. Six minutes, then
 # about an hour on two cores; both go on where they were stopped.
 .PHONY: llm-demo llm-demo-smollm2 llm-demo-sentiment
 llm-demo: llm-demo-smollm2 llm-demo-sentiment
