@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torchmpo.errors import UserError, disk_line, nearest
+from torchmpo.errors import UserError, exit_code, nearest
 
 
 @dataclass(frozen=True)
@@ -122,24 +122,22 @@ class Command:
         from torchmpo.files import alone_in, write_atomic
 
         out = None
-        try:
+
+        def work() -> int | None:
+            nonlocal out
             config, out, _ = self.parse(sys.argv[1:] if argv is None else argv)
             prepared = prepare(config)
             out.mkdir(parents=True, exist_ok=True)
             with alone_in(out):
                 write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-                return run(prepared, out) or 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except OSError as error:
-            print(f"error: {disk_line(error)}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
+                return run(prepared, out)
+
+        def interrupted() -> str:
             begun = out is not None and (out / "config.yaml").exists()
             how = f"; go on with: {self.program} --out {out} --resume" if begun else ""
-            print(f"\ninterrupted{how}", file=sys.stderr)
-            return 130
+            return f"interrupted{how}"
+
+        return exit_code(work, interrupted)
 
     def _joined(
         self, config: Any, stored: Mapping[str, Any], defaults: Mapping[str, Any]

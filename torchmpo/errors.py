@@ -1,7 +1,8 @@
 """Mistakes of the user, told in one line."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -43,3 +44,27 @@ def disk_line(error: OSError) -> str:
     """What the system refused (a full disk, a folder that may not be written), as a line."""
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or error}{where}"
+
+
+def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] | None = None) -> int:
+    """Do the work of a command; what the user or the disk did wrong is one line on stderr.
+
+    Args:
+        work: returns the exit code, or None for 0.
+        interrupted: the line after Ctrl-C; None for no line.
+
+    Returns:
+        what ``work`` returns, or 0 for None; 2 after a mistake, 130 after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {disk_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if interrupted is not None:
+            print(f"\n{interrupted()}", file=sys.stderr)
+        return 130

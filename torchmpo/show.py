@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchmpo.commandline import words
-from torchmpo.errors import UserError, disk_line
+from torchmpo.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -326,17 +326,7 @@ def _write(fit: "Distilled", request: Request, where: str, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
-    try:
-        show(parse(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {disk_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: show(parse(sys.argv[1:] if argv is None else argv)))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from experiments.llm.sentiment import (
 )
 from experiments.llm.sentiment_report import write_report
 from experiments.llm.small_lm import TINY, LmSettings, lm_folder
-from torchmpo.errors import Diverged, UserError, disk_line
+from torchmpo.errors import Diverged, UserError, exit_code
 from torchmpo.files import alone_in, write_atomic
 from torchmpo.llm.models import load_model, load_tokenizer
 from torchmpo.llm.win_rates import length_controlled_win_rate
@@ -505,23 +505,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only write the report again")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
+
+    def work() -> None:
         with quiet():
             if not args.report:
                 world = prepare(args.out, args.smoke, args.reviews)
                 with alone_in(args.out):
                     run_study(world)
             print(write_report(args.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {disk_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work, lambda: "interrupted; the same command goes on")
 
 
 def _numbers_of(loss: str) -> Any:

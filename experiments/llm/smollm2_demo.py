@@ -37,7 +37,7 @@ from experiments.llm.reviews import Review, load_reviews, splits
 from experiments.llm.sentiment import ROLES, classifier, held_out_accuracy, judge, vader_scores
 from experiments.llm.smollm2_model import smollm2
 from torchmpo import finetune, winrate
-from torchmpo.errors import UserError, disk_line
+from torchmpo.errors import UserError, exit_code
 from torchmpo.files import write_atomic
 from torchmpo.seeding import derive_seed
 
@@ -501,28 +501,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     chosen = {n: getattr(args, n) for n in ("pairs", "prompts", "max_new_tokens", "seed")}
     settings = Settings(**chosen)
-    try:
+
+    def work() -> None:
         reviews = load_reviews(args.reviews)
         model = smollm2() if args.model is None else args.model
         if args.prepare:
             model_and_pairs(settings, args.config, model, splits(reviews, 0), args.out)
-            return 0
+            return
         results = run(settings, args.config, model, reviews, args.out)
         folder = args.results or args.out / "results"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
         write_atomic(folder / "README.md", page(results))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {disk_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(page(results))
-    return 0
+        print(page(results))
+
+    return exit_code(work, lambda: "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":
