@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from torchmpo.suite_figures import finite
+from torchmpo.document import finite, number
 
 TASKS = {"tla": "the three-legged ant", "ant": "Ant", "hopper": "Hopper"}
 NAMED = 6  # losses a sentence may list
@@ -82,17 +81,6 @@ def leads(row: Mapping) -> bool:
 
 
 # Words --------------------------------------------------------------------------------------------
-
-
-def number(value: Any, digits: int = 0) -> str:
-    """A number for a reader, ``–`` where there is none.
-
-    >>> number(-1234.5, 1), number(-0.001, 2), number(None)
-    ('−1,234.5', '0.00', '–')
-    """
-    if not finite(value):
-        return "–"
-    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
 
 
 def interval(entry: Mapping, digits: int = 2) -> str:

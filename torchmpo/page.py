@@ -1,20 +1,17 @@
-"""The page of a diagnose run: one file that opens from disk, with every table and figure inline.
+"""The report of a diagnose run: ``report.html``, with every table and figure inline.
 
-It asks nothing of the network (its Content-Security-Policy forbids it) and can be read without
-JavaScript, which only makes the tables sortable. Its numbers are those of the run's JSON files.
+Its numbers are those of the run's JSON files.
 """
 
-import base64
-import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from torchmpo import suite_figures as figures
 from torchmpo.commandline import read_json
+from torchmpo.document import cell, document, finite, fold, nested, number, slug, table
 from torchmpo.errors import UserError
 from torchmpo.files import write_atomic
 from torchmpo.findings import (
@@ -27,15 +24,10 @@ from torchmpo.findings import (
     leads,
     listed,
     name_html,
-    number,
     protocol,
     rank_text,
     setting,
 )
-from torchmpo.suite_figures import finite
-
-HERE = Path(__file__).parent
-STYLE, SCRIPT = (HERE / "page.css").read_text("utf-8"), (HERE / "page.js").read_text("utf-8")
 
 
 def write_page(folder: str | Path) -> Path:
@@ -71,29 +63,6 @@ def write_page(folder: str | Path) -> Path:
 
 
 # Tables -------------------------------------------------------------------------------------------
-
-
-def cell(text: str, key: Any = "", kind: str = "", style: str = "") -> str:
-    """A ``<td>``; ``key`` is what it is sorted by, ``text`` is HTML."""
-    key = key if finite(key) else escape(str(key or ""))
-    extra = f' class="{kind}"' * bool(kind) + f' style="{style}"' * bool(style)
-    return f'<td data-sort="{key}"{extra}>{text}</td>'
-
-
-def table(head: Sequence[str], rows: Iterable[str], caption: str, kind: str = "sortable") -> str:
-    """A table in a box of its own that scrolls; ``head`` and ``rows`` are HTML.
-
-    A title that begins with ``#`` is of numbers, of which the highest come first.
-    """
-    titles = []
-    for title in head:
-        mark = ' class="number" data-first="descending"' if title.startswith("#") else ""
-        titles.append(f'<th scope="col"{mark}>{title.removeprefix("#")}</th>')
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table class="{kind}"><caption>{caption}</caption>'
-        f"<thead><tr>{''.join(titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _line(loss: str) -> str:
@@ -189,7 +158,7 @@ def tuning(run: Run) -> str:
             caption = "Mean return of each setting in tuning; the best is marked"
             tables.append(table(head, lines, caption))
         if tables:
-            parts.append(_fold(name_html(loss), "".join(tables)))
+            parts.append(fold(name_html(loss), "".join(tables)))
     return "\n".join(parts)
 
 
@@ -269,62 +238,15 @@ def _percent(share: Any) -> str:
     return f"{number(100 * share, 1)} %" if finite(share) else "–"
 
 
-def nested(value: Any, caption: str = "") -> str:
-    """Any JSON value: a dictionary of dictionaries as one table, the rest as it comes."""
-    if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
-        keys = list(dict.fromkeys(key for inner in value.values() for key in inner))
-        lines = [
-            f'<th scope="row">{escape(str(name))}</th>'
-            + "".join(cell(nested(inner.get(key)), inner.get(key), "number") for key in keys)
-            for name, inner in value.items()
-        ]
-        return table(["", *(f"#{escape(str(key))}" for key in keys)], lines, caption, "")
-    if isinstance(value, Mapping):
-        lines = [
-            f'<th scope="row">{escape(str(k))}</th>{cell(nested(v))}' for k, v in value.items()
-        ]
-        return table(["setting", "value"], lines, caption, "")
-    if isinstance(value, list):
-        return ", ".join(nested(v) for v in value)
-    if isinstance(value, float):
-        return (number(value) if abs(value) >= 1000 else f"{value:.4g}") if finite(value) else "–"
-    if value is None or isinstance(value, bool):
-        return {None: "–", True: "yes", False: "no"}[value]
-    return number(value) if isinstance(value, int) else escape(str(value))
-
-
 # The page -----------------------------------------------------------------------------------------
 
 
 def _page(run: Run) -> str:
     task = str(run.board["task"])
-    sections = [(*section, _slug(section[0])) for section in _sections(run) if section[2]]
-    links = " ".join(f'<a href="#{slug}">{title}</a>' for title, _, _, slug in sections)
-    body = "\n".join(
-        f'<section id="{slug}"><h2>{title}</h2>\n<p class="note">{note}</p>\n{content}</section>'
-        for title, note, content, slug in sections
-    )
     answers = "".join(f"<li>{line}</li>" for line in findings(run))
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    policy += f"; script-src 'sha256-{digest}'"
-    title = f"Preference losses on {escape(TASKS.get(task, task))}"
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{STYLE}</style></head>
-<body><header><h1>{title}</h1>
-<p>{protocol(run)}</p>
-<div class="answer"><p class="headline">{headline(run)}</p><ul>{answers}</ul></div>
-<nav>{links}</nav></header>
-<main>
-{body}
-</main>
-<script>{SCRIPT}</script></body></html>
-"""
+    head = f"""<p>{protocol(run)}</p>
+<div class="answer"><p class="headline">{headline(run)}</p><ul>{answers}</ul></div>"""
+    return document(f"Preference losses on {TASKS.get(task, task)}", head, _sections(run))
 
 
 def _sections(run: Run) -> list[tuple[str, str, str]]:
@@ -359,7 +281,7 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
                     name_html(kind),
                     _draw(
                         run,
-                        f"improvement-{_slug(kind)}",
+                        f"improvement-{slug(kind)}",
                         f"Probability of improvement on {kind}",
                         figures.improvement,
                         board["improvement"].get(kind, {}),
@@ -415,7 +337,7 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
         (
             "Settings",
             "Everything the run can be repeated from.",
-            _fold("config.yaml", nested(run.config, "Settings of the run")) if run.config else "",
+            fold("config.yaml", nested(run.config, "Settings of the run")) if run.config else "",
         ),
         ("Reading this page", "", READING),
     ]
@@ -444,8 +366,8 @@ def _by_kind(run: Run, name: str, label: str, draw) -> str:
     parts = []
     for kind in run.kinds:
         if cells := run.cells_on(kind):
-            figure = _draw(run, f"{name}-{_slug(kind)}", f"{label} on {kind}", draw, cells)
-            parts.append(_fold(name_html(kind), figure, open=not parts))
+            figure = _draw(run, f"{name}-{slug(kind)}", f"{label} on {kind}", draw, cells)
+            parts.append(fold(name_html(kind), figure, open=not parts))
     return "\n".join(parts)
 
 
@@ -455,14 +377,6 @@ def _draw(run: Run, name: str, label: str, draw, *data: Any) -> str:
 
 def _captioned(title: str, figure: str) -> str:
     return figure.replace("<figure>", f"<figure><figcaption>{title}</figcaption>", 1)
-
-
-def _fold(summary: str, content: str, open: bool = False) -> str:
-    return f"<details{' open' * open}><summary>{summary}</summary>{content}</details>"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
 def _optional(path: Path) -> Any:

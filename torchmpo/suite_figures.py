@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from torchmpo.document import finite
 from torchmpo.files import write_atomic
 from torchmpo.report import CHOSEN as BLUE
 from torchmpo.report import MUTED, new_figure
@@ -265,11 +266,11 @@ def curves(cells: Sequence[Mapping]) -> "Figure":
 def _curve(ax: "Axes", epochs: Sequence[float], values: Sequence, colour: str) -> bool:
     """One seed; a cross where it ends too early. False if there is nothing to draw."""
     y = np.array([math.nan if v is None else v for v in values], dtype=float)[: len(epochs)]
-    finite = np.flatnonzero(np.isfinite(y))
-    if not len(finite):
+    known = np.flatnonzero(np.isfinite(y))
+    if not len(known):
         return False
     ax.plot(epochs[: len(y)], y, color=colour, linewidth=0.8, alpha=0.8)
-    if (last := finite[-1]) < len(epochs) - 1:
+    if (last := known[-1]) < len(epochs) - 1:
         ax.plot(epochs[last], y[last], "x", color=colour, markersize=4, markeredgewidth=1.2)
     return True
 
@@ -367,11 +368,6 @@ def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
     ax.spines["left"].set_visible(False)
     ax.grid(color=LINE, linewidth=0.5, axis="x")
     return figure
-
-
-def finite(value: Any) -> bool:
-    """Whether a value of a JSON file is a number that can be shown."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shorten(losses: Iterable[str], most: int = 22) -> list[str]:

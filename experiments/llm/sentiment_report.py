@@ -1,8 +1,6 @@
 """The report of ``sentiment_study.py``: numbers, figures, and a page that opens from disk."""
 
-import base64
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from torchmpo.document import cell, document, nested, table
 from torchmpo.errors import UserError
 from torchmpo.files import write_atomic
-from torchmpo.page import SCRIPT, STYLE, cell, nested, table
 from torchmpo.report import SERIES, new_figure
 from torchmpo.suite_figures import INK, LINE, MUTED, save
 
@@ -319,31 +317,11 @@ def _page(folder: Path, about, results, trials, finals, baselines) -> str:
         ("Data", "Pairs of the first seed.", nested(results["pairs"], "Preference pairs")),
         ("Settings", "", nested({k: v for k, v in about.items() if k != "grid"})),
     ]
-    body = "\n".join(
-        f'<section><h2>{title}</h2>\n<p class="note">{note}</p>\n{content}</section>'
-        for title, note, content in sections
-    )
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    policy += f"; script-src 'sha256-{digest}'"
     lead = (
         f"{settings['pairs']} pairs, {settings['trials']} trials for each loss and kind of data, "
         f"{settings['seeds']} fresh seeds, {settings['test']} test prompts."
     )
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{TITLE}</title>
-<style>{STYLE}</style></head>
-<body><header><h1>{TITLE}</h1>
-<p>{lead}</p></header>
-<main>
-{body}
-</main>
-<script>{SCRIPT}</script></body></html>
-"""
+    return document(TITLE, f"<p>{lead}</p>", sections)
 
 
 def _main_table(results) -> str:
