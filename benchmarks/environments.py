@@ -7,8 +7,8 @@
 Ours is ``step_and_maybe_reset`` of the environment, with everything TorchRL does around it. The
 yardstick is the bare physics, ``mujoco.batch`` or MuJoCo Warp: the same model, start states and
 actions, no observations, rewards or resets.
-The rivals that users have are EnvPool (optional: ``pip install envpool==1.2.5``, the last for
-Python 3.11), Gymnasium's AsyncVectorEnv and TorchRL's ParallelEnv, all with the RK4 model and
+The rivals that users have are EnvPool (optional: ``make bench-environments`` installs 1.2.5, the
+last for Python 3.11), Gymnasium's AsyncVectorEnv and TorchRL's ParallelEnv, all with the RK4 model and
 without contact forces; the latter two take a process per environment, so they get 16 of them. The
 rival of Warp is up to 1024 of our environments on the CPU's threads.
 Contestants take turns, each repeat gives one ratio to bare stepping, and medians are reported: so
@@ -161,7 +161,7 @@ def on_threads(task, num_envs):
     try:
         import envpool
     except ImportError:
-        print("EnvPool is left out: not installed (pip install envpool==1.2.5)")
+        print("EnvPool is left out: not installed (make bench-environments installs it)")
     else:
         threads = {"num_envs": num_envs, "num_threads": os.cpu_count(), "seed": 0}
         pool = envpool.make_gymnasium(name, **threads, **envpool_settings)
@@ -258,6 +258,7 @@ def main():
         setting = {name: getattr(args, name) for name in names}
         machine = {"cores": os.cpu_count(), "python": platform.python_version()}
         packages = ["mujoco", "torch", "torchrl", "gymnasium"]
+        packages += ["envpool"] * any(row["name"] == "EnvPool" for row in rows)
         if args.physics == "warp":
             packages += ["mujoco-warp", "warp-lang"]
             if device.type == "cuda":
