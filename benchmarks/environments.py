@@ -8,9 +8,9 @@ Ours is ``step_and_maybe_reset`` of the environment, with everything TorchRL doe
 yardstick is the bare physics, ``mujoco.batch`` or MuJoCo Warp: the same model, start states and
 actions, no observations, rewards or resets.
 The rivals that users have are EnvPool (optional: ``make bench-environments`` installs 1.2.5, the
-last for Python 3.11), Gymnasium's AsyncVectorEnv and TorchRL's ParallelEnv, all with the RK4 model and
-without contact forces; the latter two take a process per environment, so they get 16 of them. The
-rival of Warp is up to 1024 of our environments on the CPU's threads.
+last for Python 3.11), Gymnasium's AsyncVectorEnv and TorchRL's ParallelEnv, all with the RK4 model
+and without contact forces; the latter two take a process per environment, so they get 16 of them.
+The rival of Warp is up to 1024 of our environments on the CPU's threads.
 Contestants take turns, each repeat gives one ratio to bare stepping, and medians are reported: so
 a busy machine changes the steps per second but hardly the ratios.
 """

@@ -57,7 +57,9 @@ def main():
     low, high = published["agents"]
     ours, losses, kinds = {}, {}, {}
     for row in board["rows"]:
-        ours[row["loss"], row["data"]] = row["iqm"]
+        # Where every seed diverged, the row has the worst score of the others.
+        finished = row["return"]["mean"] is not None
+        ours[row["loss"], row["data"]] = row["iqm"] if finished else {"value": None}
         losses[row["loss"]] = kinds[row["data"]] = None
     theirs = {
         (loss, kind): (value - low) / (high - low)
@@ -72,7 +74,9 @@ def main():
             if score is None or score["value"] is None:
                 own = "diverged" if score else "–"
             else:
-                own = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+                own = f"{score['value']:.2f}"
+                if score["low"] is not None:  # one seed has no interval
+                    own += f" [{score['low']:.2f}, {score['high']:.2f}]"
             cells.append(f"{own} / {'–' if paper is None else f'{paper:.2f}'}".replace("-", "−"))
         print(f"| {loss} | {' | '.join(cells)} |")
     taus = []

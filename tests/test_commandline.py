@@ -20,11 +20,13 @@ class Settings:
         size: a number.
         names: a word.
         where: may change.
+        seeds: a count.
     """
 
     size: int = 1
     names: str = "a,b"
     where: str | None = None
+    seeds: int = 5
 
 
 COMMAND = Command(
@@ -35,7 +37,7 @@ COMMAND = Command(
     out="runs/mine",
     place=("where",),
     default_preset="large",
-    grows=("names",),
+    grows=("names", "seeds"),
 )
 
 
@@ -92,7 +94,7 @@ def test_the_configuration_is_there_before_the_run_begins():
 def test_resume_writes_down_what_has_changed():
     run("--size 3")
     assert run("--resume --names a,b,c") == 0
-    assert stored() == {"size": 3, "names": "a,b,c", "where": None}
+    assert stored() == {"size": 3, "names": "a,b,c", "where": None, "seeds": 5}
     assert run("--resume") == 0
     assert stored()["names"] == "a,b,c"
 
@@ -103,6 +105,18 @@ def test_words_are_added_and_those_of_a_preset_are_not():
     assert stored()["names"] == "c"
     assert run("--resume --preset small --names d,c,e") == 0
     assert stored()["names"] == "c,d,e"
+
+
+def test_counts_rise_and_never_fall(capsys):
+    assert run("--preset small --seeds 7") == 0
+    assert run("--resume") == 0
+    assert run("--resume --preset small") == 0  # its 5 is not given
+    assert stored()["seeds"] == 7
+    assert run("--resume --seeds 6") == 2
+    error = capsys.readouterr().err
+    assert "seeds is 6, but the run in runs/mine has 7 and can only grow" in error
+    assert run("--resume --seeds 9") == 0
+    assert stored()["seeds"] == 9
 
 
 def test_a_refused_resume_leaves_the_configuration_alone(capsys):

@@ -1,9 +1,12 @@
 """The command line: mistakes before any compute, and a run that loses nothing it has finished."""
 
 import errno
+import importlib
 import json
+import linecache
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,10 +17,12 @@ import pytest
 import torch
 import yaml
 
+import torchmpo.cells
 from torchmpo import diagnose, preferences, suite
-from torchmpo.diagnose import COMMAND, PRESETS, DiagnoseConfig, Setup, cell_path, main
+from torchmpo.cells import cell_path
+from torchmpo.diagnose import COMMAND, PRESETS, DiagnoseConfig, Setup, main
 from torchmpo.losses import LOSSES
-from torchmpo.objective import MirrorObjective
+from torchmpo.objective import DISCOVERED, MirrorObjective
 from torchmpo.trial import STARTS
 from torchmpo_envs import TASKS
 
@@ -417,13 +422,101 @@ def test_resuming_a_finished_run_computes_nothing(reports, monkeypatch):
         monkeypatch.setattr(suite, name, None)  # cannot be called
     monkeypatch.setattr(preferences, "pool_folder", lambda *_: Path.cwd())  # and no data is read
     monkeypatch.setattr(preferences, "_load", None)
-    for again in ("", "--seeds 1", "--num_threads 2"):
+    for again in ("", "--seeds 2", "--num_threads 2"):
         assert tiny(again) == 0
     assert finished == {
         p: (p.read_bytes(), p.stat().st_mtime_ns) for p in Path("run").glob("*/*.json")
     }
     assert [path.stat().st_mtime_ns for path in others] == stamps
     assert len(reports) == 4  # the report is made every time
+
+
+def test_seeds_are_not_taken_away(capsys, no_run):
+    assert call("--preset smoke --out run") == 0
+    error = one_line_error(capsys, "--out run --resume --seeds 1")
+    assert "seeds is 1, but the run in run has 2 and can only grow" in error
+    assert len(no_run) == 1
+
+
+CHANGED = "def changing(chosen_mean_logps, *, strength=1.0):\n    return {} * chosen_mean_logps\n"
+
+
+def test_a_loss_that_has_changed_is_not_mixed_with_what_it_was(
+    capsys, reports, folders, monkeypatch
+):
+    file = folders / "changing_losses.py"
+
+    def write(text):
+        file.write_text(text)
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        sys.modules.pop("changing_losses", None)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # same size, same second
+    write(CHANGED.format(-1))
+    assert tiny("--losses changing_losses:changing,sft --data base") == 0
+    before = cells()
+    write(CHANGED.format(-2))
+    error = one_line_error(capsys, "--out run --resume --seeds 3")
+    path = "run/cells/changing_losses-changing__base.json"
+    assert f"changing_losses:changing has changed since {path} was made: delete that" in error
+    assert cells() == before
+    write("# another file, the same function\n" + CHANGED.format(-1))
+    assert tiny() == 0
+    write(CHANGED.format(-2))
+    Path(path).unlink()
+    assert tiny() == 0
+    assert cells()[Path(path).stem]["returns"] != before[Path(path).stem]["returns"]
+    assert cells()["sft__base"] == before["sft__base"]
+
+
+def test_a_saved_objective_that_has_changed_is_noticed(capsys, reports):
+    shutil.copytree(DISCOVERED / "tla_noisy", "own")
+    assert tiny("--losses own --data base") == 0
+    Path("own/card.json").write_text("{}")  # tells, but does not compute
+    assert tiny() == 0
+    shutil.rmtree("own")
+    shutil.copytree(DISCOVERED / "tla_mixed", "own")
+    assert "own has changed since" in one_line_error(capsys, "--out run --resume")
+
+
+def test_other_trials_or_other_agents_are_noticed(capsys, reports, monkeypatch):
+    Path("trials.yaml").write_text("simpo: [{beta: 1}, {beta: 2}]")
+    assert tiny("--losses simpo --data base --grid trials.yaml") == 0
+    Path("trials.yaml").write_text("simpo: [{beta: 1}, {beta: 3}]")
+    error = one_line_error(capsys, "--out run --resume --seeds 3")
+    assert "run/cells/simpo__base.json was tuned over other settings" in error
+    Path("trials.yaml").write_text("simpo: [{beta: 1}, {beta: 2}]")
+    assert tiny() == 0
+    monkeypatch.setattr(preferences, "FORMAT", 0)
+    error = one_line_error(capsys, "--out run --resume")
+    assert "run/cells/simpo__base.json was made with other agents" in error
+
+
+def test_a_cell_under_a_wrong_name_is_noticed(capsys, reports):
+    assert tiny("--losses sft,dpo --data base") == 0
+    shutil.copy("run/cells/sft__base.json", "run/cells/dpo__base.json")
+    error = one_line_error(capsys, "--out run --resume")
+    assert "run/cells/dpo__base.json is of sft on base, not of dpo on base" in error
+
+
+def test_two_losses_that_would_share_a_file(capsys, no_run):
+    for name in ("runs-a", "runs/a"):
+        shutil.copytree(DISCOVERED / "tla_noisy", name)
+    error = one_line_error(capsys, "--preset smoke --losses ./runs-a,./runs/a")
+    assert "./runs-a and ./runs/a would share a file of results; rename one" in error
+
+
+def test_agents_are_judged_anew_where_no_cell_vouches_for_them(reports):
+    assert tiny("--data base") == 0
+    before = Path("run/anchors.json").read_text()
+    for name in ("anchors.json", "statistics.json"):
+        Path("run", name).write_text('{"edges": {}, "kinds": {}}')
+    for path in Path("run/cells").iterdir():
+        path.unlink()
+    assert tiny() == 0
+    assert Path("run/anchors.json").read_text() == before
+    assert list(statistics()) == ["base"]
 
 
 def test_a_run_grows_by_losses_data_and_seeds(reports, monkeypatch):
@@ -612,21 +705,19 @@ def test_disk_full_at_any_file_loses_nothing(capsys, monkeypatch, file):
 
 
 def test_full_disk_is_one_line_and_the_run_goes_on_later(capsys, reports, monkeypatch):
-    from torchmpo import files
-
-    write = files.write_atomic
+    write = torchmpo.cells.write_atomic
 
     def full(path, content):
         if "noisy" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write(path, content)
 
-    monkeypatch.setattr(files, "write_atomic", full)
+    monkeypatch.setattr(torchmpo.cells, "write_atomic", full)
     error = one_line_error(capsys, TINY)
     assert error == "error: No space left on device: run/cells/sft__noisy-0.3.json\n"
     before = cells()
     assert list(before) == ["dpo__base", "sft__base"]
-    monkeypatch.setattr(files, "write_atomic", write)
+    monkeypatch.setattr(torchmpo.cells, "write_atomic", write)
     assert tiny() == 0
     after = cells()
     assert len(after) == 4

@@ -19,7 +19,7 @@ from PIL import Image
 import torchmpo.suite_figures as figures
 from torchmpo.errors import UserError
 from torchmpo.findings import Run, findings, headline, protocol
-from torchmpo.page import write_page
+from torchmpo.page import _columns, write_page
 from torchmpo.statistics import leaderboard, write_leaderboard
 
 ORIGINAL, TARGET = 1000.0, 3000.0
@@ -282,6 +282,40 @@ def test_tuning_agents_data_and_settings_are_shown(page):
     assert "gone" not in page.visible  # of a data kind that no loss was run on
     assert "28.8% flipped" in page.visible
     assert page.row("epochs") == "epochs 12"
+
+
+def test_blue_is_what_no_drawn_interval_lies_above(tmp_path):
+    """Not only the highest estimate's: a wide interval on top hides nobody below another."""
+    cells = [
+        make_cell(loss, data, level, spread=spread, diverged=diverged)
+        for data in ("base", "mixed")
+        for loss, level, spread, diverged in [
+            ("wide", 0.9, 0.4, ()),
+            ("narrow", 0.7, 0.01, ()),
+            ("lower", 0.5, 0.01, ()),
+            ("lost", 0.5, 0.01, range(5)),
+        ]
+    ]
+    board = make_folder(tmp_path, cells)
+    run = Run(board, cells, {}, {}, {}, tmp_path)
+    columns, _ = _columns(run)
+    assert list(columns) == ["all data", "base", "mixed"]
+    for values in columns.values():
+        lead = {loss: row["lead"] for loss, row in values.items()}
+        assert [lead[loss] for loss in ("wide", "narrow", "lower")] == [True, True, False]
+    assert columns["base"]["lost"]["value"] is None
+
+
+def test_clamped_logits_are_told(tmp_path):
+    cells = [make_cell("orpo", "base", 0.5), make_cell("sft", "base", 0.6)]
+    make_folder(tmp_path, cells)
+    assert "clamped" not in page_of(tmp_path).visible  # as in older cells
+    for one, share in zip(cells, (0.25, 0.0), strict=True):
+        one["curves"]["clamped"] = [[0.0, share], None, [share, 0.0]]
+    make_folder(tmp_path, cells)
+    assert (
+        "clamped where a loss takes their logit: orpo on base (12 %)." in page_of(tmp_path).visible
+    )
 
 
 def test_protocol_is_a_sentence(page):

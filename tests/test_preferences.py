@@ -242,9 +242,25 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(tmp_path,
             data(tmp_path, "base", config)
     assert not list(tmp_path.iterdir())
     # What a killed build leaves behind is cleared away by the next one.
-    for process in (999_999_999, os.getpid()):
-        (tmp_path / f"{config.key()}.{process}.partial").mkdir()
+    for number in range(2):
+        (tmp_path / f"{config.key()}.{number}.partial").mkdir()
     assert len(data(tmp_path, "base", config)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [config.key()]
+
+
+def test_two_builds_of_one_pool_do_not_clear_each_other_away(tmp_path, monkeypatch):
+    config = PoolConfig(pairs=2, max_steps=3)
+    roll_out, folders = preferences._roll_out, []
+
+    def another_comes(*args):
+        if not folders:  # in the midst of a build, which it must survive
+            folders.append([path.name for path in tmp_path.iterdir()])
+            assert len(data(tmp_path, "base", config)) == 2
+        return roll_out(*args)
+
+    monkeypatch.setattr(preferences, "_roll_out", another_comes)
+    assert len(data(tmp_path, "base", config)) == 2
+    assert len(folders[0]) == 1
     assert [path.name for path in tmp_path.iterdir()] == [config.key()]
 
 

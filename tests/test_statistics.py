@@ -181,14 +181,34 @@ def test_intervals_of_five_runs_are_as_narrow_as_documented():
     assert 0.78 < coverage(5, mean_score, 0.0) < 0.89
 
 
-def test_pooled_interval_holds_its_level():
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_pooled_interval_holds_its_level(shared):
+    """Also where a seed does well, or badly, on all kinds of data."""
     rng = np.random.default_rng(0)
-    truths, held = np.array([[0.0], [5.0], [-3.0], [1.0]]), 0
+    truths, held, apart = np.array([[0.0], [5.0], [-3.0], [1.0]]), 0, 0
     for k in range(300):
-        strata = truths + rng.normal(size=(4, 10))
-        low, high = bootstrap_interval(*strata, statistic=mean_score, resamples=400, seed=k)
+        own, of_seed = rng.normal(size=(4, 10)), rng.normal(size=(1, 10))
+        strata = truths + math.sqrt(1 - shared) * own + math.sqrt(shared) * of_seed
+        settings = {"statistic": mean_score, "resamples": 400, "seed": k}
+        low, high = bootstrap_interval(*strata, paired=True, **settings)
         held += low <= truths.mean() <= high
-    assert 0.88 < held / 300 < 0.98
+        low, high = bootstrap_interval(*strata, **settings)
+        apart += low <= truths.mean() <= high
+    assert 0.86 < held / 300 < 0.98
+    assert (apart / 300 < 0.75) == (shared > 0)  # each kind by itself does not
+
+
+def test_pairs_stay_pairs_and_their_order_does_not_matter():
+    x, y = normal(9), normal(9, seed=1)
+    settings = {"statistic": interquartile_mean, "paired": True}
+    found = bootstrap_interval(x, y, **settings)
+    order = np.roll(np.arange(9), 4)
+    assert bootstrap_interval(x[order], y[order], **settings) == found
+    assert bootstrap_interval(x, y[order], **settings) != found
+    # Of a sum that is constant nothing is uncertain.
+    assert bootstrap_interval(x, 1 - x, statistic=mean_score, paired=True) == pytest.approx(
+        (0.5, 0.5)
+    )
 
 
 # Ranks
@@ -284,15 +304,23 @@ def test_only_losses_with_all_data_kinds_are_pooled():
     # dpo: 505 and 300 thousandths above the original on average, over 2000.
     dpo = overall[0]["score"]
     assert dpo["mean"] == pytest.approx((1010 / 2000 + 600 / 2000) / 2)
-    first = np.std([0, 10, 20, 5, 15], ddof=1) / math.sqrt(5) / 2000
-    second = np.std([0, 100, 200, 50, 150], ddof=1) / math.sqrt(5) / 2000
-    assert dpo["se"] == pytest.approx(math.sqrt(first**2 + second**2) / 2)
+    by_seed = np.add([0, 10, 20, 5, 15], [0, 100, 200, 50, 150]) / 2 / 2000
+    assert dpo["se"] == pytest.approx(np.std(by_seed, ddof=1) / math.sqrt(5))
     strata = [(np.array(x) - 1000) / 2000 for x in ([2000, 2010, 2020, 2005, 2015],
                                                     [1500, 1600, 1700, 1550, 1650])]  # fmt: skip
     iqm = overall[0]["iqm"]
     assert iqm["value"] == pytest.approx(interquartile_mean(*strata))
-    ends = bootstrap_interval(*strata, statistic=interquartile_mean)
+    ends = bootstrap_interval(*strata, statistic=interquartile_mean, paired=True)
     assert (iqm["low"], iqm["high"]) == pytest.approx(ends)
+
+
+def test_kinds_of_unequal_numbers_of_seeds_are_pooled_each_by_itself():
+    returns = [2000.0, 2010.0, 2020.0, 2005.0, 2015.0]
+    cells = [cell("dpo", "base", returns), cell("dpo", "mixed", returns[:3])]
+    (row,) = leaderboard(cells, ANCHORS)["overall"]
+    first, second = (np.std(returns[:n], ddof=1) / math.sqrt(n) / 2000 for n in (5, 3))
+    assert row["score"]["se"] == pytest.approx(math.hypot(first, second) / 2)
+    assert row["score"]["low"] < row["score"]["mean"] < row["score"]["high"]
 
 
 def test_improvement_is_there_both_ways_and_adds_up():

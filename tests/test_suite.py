@@ -161,6 +161,20 @@ def test_curves_begin_with_the_initial_policy(trial):
         assert found["accuracy"][k][0] == pytest.approx(float(share))
 
 
+def test_how_often_a_logit_is_clamped_is_watched(trial):
+    narrow = trial.changed(policy_std=0.05)  # densities far above 1
+    found = judge(narrow, resolve("sft"), {}, [0, 1], PROTOCOL)["curves"]
+    sample = Sample.of(narrow.dataset)
+    with torch.no_grad():
+        normal = torch.distributions.Normal(narrow.policy(sample.observation), 0.05)
+    logps = normal.log_prob(sample.action).sum(-1).mean(-1)
+    share = float((logps > -1e-6).float().mean())
+    assert 0 < share < 1
+    assert [curve[0] for curve in found["clamped"]] == pytest.approx([share, share])
+    wide = judge(trial, resolve("sft"), {}, [0], PROTOCOL)["curves"]
+    assert set(wide["clamped"][0]) == {0.0}  # no density exceeds 1 at σ 0.4
+
+
 def test_curves_end_with_the_margins(trial):
     found = judge(trial, resolve("simpo"), GRID[1], range(5), PROTOCOL)
     curves, margins = found["curves"], torch.tensor(found["margins"])

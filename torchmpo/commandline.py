@@ -26,7 +26,7 @@ class Command:
         presets: name → settings that differ from the dataclass's defaults; has ``"default"``.
         out: the default folder of a run.
         place: settings that may change on ``--resume``: where a run is computed, or how far.
-        grows: settings that are words by commas, to which ``--resume`` adds.
+        grows: settings to which ``--resume`` adds: words by commas, and counts, which may rise.
     """
 
     program: str
@@ -94,7 +94,7 @@ class Command:
                         f"--resume: {name} is {value!r}, but the run in {out} has "
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
-            config = replace(config, **self._joined(config, stored, defaults))
+            config = replace(config, **self._grown(config, stored, defaults, out))
         elif out.exists() and (not out.is_dir() or any(_visible(out))):
             raise UserError(
                 f"{out} exists and is not empty: go on with --resume, or choose another --out"
@@ -106,6 +106,7 @@ class Command:
         argv: Sequence[str] | None,
         prepare: Callable[[Any], Any],
         run: Callable[[Any, Path], int | None],
+        check: Callable[[Any, Path], Any] | None = None,
     ) -> int:
         """Parse, check, write ``config.yaml``, run.
 
@@ -113,6 +114,7 @@ class Command:
             argv: the command line; None for the process's own.
             prepare: settings → everything the run consists of, checked.
             run: does it, in the folder of the run; returns the exit code, or None for 0.
+            check: refuses what the folder has already, before anything is written there.
 
         Returns:
             the exit code.
@@ -129,6 +131,8 @@ class Command:
             prepared = prepare(config)
             out.mkdir(parents=True, exist_ok=True)
             with alone_in(out):
+                if check is not None:
+                    check(prepared, out)
                 write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
                 return run(prepared, out)
 
@@ -139,17 +143,29 @@ class Command:
 
         return exit_code(work, interrupted)
 
-    def _joined(
-        self, config: Any, stored: Mapping[str, Any], defaults: Mapping[str, Any]
-    ) -> dict[str, str]:
-        """The words of the run before those given now, each once; a preset's are not given."""
+    def _grown(
+        self, config: Any, stored: Mapping[str, Any], defaults: Mapping[str, Any], out: Path
+    ) -> dict[str, Any]:
+        """Each count as given now, and the words of the run before those given now, each once.
+
+        What a preset says is not given.
+        """
         untouched = {f.name: f.default for f in fields(self.settings)} | dict(defaults)
-        joined = {}
+        grown = {}
         for name in self.grows:
             given, known = getattr(config, name), stored[name]
-            more = [] if given == untouched[name] else words(name, given)
-            joined[name] = ",".join(dict.fromkeys(words(name, known) + more)) if more else known
-        return joined
+            if given == untouched[name]:
+                grown[name] = known
+            elif isinstance(given, str):
+                grown[name] = ",".join(dict.fromkeys(words(name, known) + words(name, given)))
+            elif given < known:
+                raise UserError(
+                    f"--resume: {name} is {given}, but the run in {out} has {known} and can only "
+                    "grow; drop that setting, or choose another --out"
+                )
+            else:
+                grown[name] = given
+        return grown
 
     def _config(self, namespace) -> Any:
         values = namespace.as_dict()

@@ -10,16 +10,15 @@ import importlib
 import json
 import math
 import os
-import re
 import statistics as st
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torchmpo.commandline import Command, duration, read_json, words
 from torchmpo.errors import UserError
@@ -40,9 +39,9 @@ class DiagnoseConfig:
         data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA; with
             --resume, in addition to those of the run.
         task: tla, hopper or ant.
-        seeds: final trainings per loss and data kind; --resume may raise it. Seeds added later are
-            those of a longer run up to rounding, which episodes amplify: the same distribution, not
-            the same bits.
+        seeds: final trainings per loss and data kind; --resume may raise their number. Seeds added
+            later are those of a longer run up to rounding, which episodes amplify: the same
+            distribution, not the same bits.
         trials: hyper-parameter settings tried per loss and data kind; a loss with nothing to tune
             is not tuned.
         tuning_seeds: trainings per trial.
@@ -124,8 +123,8 @@ PRESETS: dict[str, dict] = {
         "episodes": 100,
     },
 }
-# What may change on --resume: how far a run goes, and where it is computed.
-PLACE = ("seeds", "num_threads", "cache_dir")
+# What may change on --resume: where a run is computed.
+PLACE = ("num_threads", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,7 @@ class Setup:
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
+            _check_names(objectives)
             # SFT is for losses that need a reference only, see cell_trial.
             settings = replace(config, sft_epochs=0)
             trial = trial_of(settings, data=kinds[0], num_threads=config.num_threads)
@@ -190,6 +190,17 @@ class Setup:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
         return Setup(config, objectives, grids, trials, protocol)
+
+
+def _check_names(losses: Iterable[str]) -> None:
+    """Two losses must not share files."""
+    from torchmpo.cells import cell_path
+
+    taken: dict[Path, str] = {}
+    for loss in losses:
+        other = taken.setdefault(cell_path(Path(), loss, ""), loss)
+        if other != loss:
+            raise UserError(f"losses: {other} and {loss} would share a file of results; rename one")
 
 
 def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
@@ -213,11 +224,6 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def cell_path(out: Path, loss: str, data: str) -> Path:
-    """The file of one cell."""
-    return out / "cells" / (re.sub(r"[^A-Za-z0-9_.-]", "-", f"{loss}__{data}") + ".json")
-
-
 def run(setup: Setup, out: Path) -> int:
     """Every cell that is not finished, then the report; returns the exit code."""
     import torch
@@ -228,12 +234,16 @@ def run(setup: Setup, out: Path) -> int:
     config = setup.config
     torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     (out / "cells").mkdir(exist_ok=True)
+    todo = _missing(setup, out)
+    if not any((out / "cells").glob("*.json")):  # nothing vouches for what else is there
+        for name in ("anchors.json", "statistics.json"):
+            (out / name).unlink(missing_ok=True)
     _describe_data(setup, out)
     if not (out / "anchors.json").exists():
         first = next(iter(setup.trials.values()))
         found = anchors(first, max(config.episodes, 16), setup.protocol)
         write_atomic(out / "anchors.json", json.dumps(found) + "\n")
-    failed = _cells(setup, out, read_json(out / "anchors.json"))
+    failed = _cells(setup, todo, read_json(out / "anchors.json"))
     report(setup, out)
     return 1 if failed else 0
 
@@ -255,21 +265,47 @@ def _describe_data(setup: Setup, out: Path) -> None:
         write_atomic(path, json.dumps(found) + "\n")
 
 
-def _cells(setup: Setup, out: Path, agents: dict) -> list[str]:
+class Missing(NamedTuple):
+    """A cell that is not finished: what is missing, where it goes, and what there is of it."""
+
+    loss: str
+    data: str
+    path: Path
+    made: dict
+    done: dict | None
+
+
+def _missing(setup: Setup, out: Path) -> list[Missing]:
+    """The cells to run.
+
+    Raises:
+        UserError: a finished cell is damaged, or of something else.
+    """
+    from torchmpo.cells import cell_path, check_cell, made_of, read_cell
+
+    todo = []
+    for data, trial in setup.trials.items():
+        for loss, objective in setup.objectives.items():
+            path, done = cell_path(out, loss, data), None
+            made = made_of(loss, objective, trial)
+            if path.exists():
+                done = read_cell(path)
+                check_cell(path, done, loss, data, setup.grids[loss], made)
+            enough = done and (len(done["returns"]) >= setup.config.seeds or done["best"] < 0)
+            if not enough:
+                todo.append(Missing(loss, data, path, made, done))
+    return todo
+
+
+def _cells(setup: Setup, todo: Sequence[Missing], agents: dict) -> list[str]:
     """Run what is missing; returns a line for every loss that raised."""
     from tqdm import tqdm
 
-    todo = []
-    for data in setup.trials:
-        for loss in setup.objectives:
-            path = cell_path(out, loss, data)
-            done = _read_cell(path) if path.exists() else None
-            enough = done and (len(done["returns"]) >= setup.config.seeds or done["best"] < 0)
-            if not enough:
-                todo.append((loss, data, path, done))
+    from torchmpo.cells import write_cell
+
     failures, seconds = [], []
     with tqdm(total=len(todo), desc="cells", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for index, (loss, data, path, done) in enumerate(todo):
+        for index, (loss, data, path, made, done) in enumerate(todo):
             begin = time.perf_counter()
             try:
                 cell = _cell(setup, loss, data, done)
@@ -283,7 +319,8 @@ def _cells(setup: Setup, out: Path, agents: dict) -> list[str]:
                 continue
             seconds.append(time.perf_counter() - begin)
             cell["seconds"] = round(seconds[-1] + (done or {}).get("seconds", 0.0), 1)
-            _write(path, cell)
+            # What was begun without a record cannot be vouched for later.
+            write_cell(path, cell if done else cell | {"made_of": made})
             left = duration(st.mean(seconds) * (len(todo) - index - 1))
             bar.update()
             line = (
@@ -292,20 +329,6 @@ def _cells(setup: Setup, out: Path, agents: dict) -> list[str]:
             bar.write(line, file=sys.stdout)
             sys.stdout.flush()
     return failures
-
-
-def _read_cell(path: Path) -> dict:
-    cell = read_json(path)
-    keys = {"loss", "data", "grid", "tuning", "best", "returns", "curves", "margins"}
-    if not isinstance(cell, dict) or keys - cell.keys():
-        raise UserError(f"{path} is not a cell: delete it and --resume")
-    return cell
-
-
-def _write(path: Path, cell: dict) -> None:
-    from torchmpo.files import write_atomic
-
-    write_atomic(path, json.dumps(cell) + "\n")
 
 
 def _cell(setup: Setup, loss: str, data: str, done: dict | None) -> dict:
@@ -371,11 +394,12 @@ def _summary(cell: dict, agents: dict) -> str:
 
 def report(setup: Setup, out: Path) -> None:
     """Leaderboard and page of the cells that are there."""
+    from torchmpo.cells import cell_path, read_cell
     from torchmpo.page import write_page
     from torchmpo.statistics import leaderboard, write_leaderboard
 
     paths = [cell_path(out, loss, data) for data in setup.trials for loss in setup.objectives]
-    cells = [_read_cell(path) for path in paths if path.exists()]
+    cells = [read_cell(path) for path in paths if path.exists()]
     if not cells:
         return
     board = leaderboard(cells, read_json(out / "anchors.json"))
@@ -401,13 +425,13 @@ COMMAND = Command(
     out="runs/diagnose",
     place=PLACE,
     default_preset="quick",
-    grows=("losses", "data"),
+    grows=("losses", "data", "seeds"),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
-    return COMMAND.main(argv, Setup.of, run)
+    return COMMAND.main(argv, Setup.of, run, check=_missing)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,10 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
-    """Hold a folder against other processes of this machine.
+def held(folder: str | Path) -> Iterator[bool]:
+    """Hold a folder against other processes; yields whether nobody else holds it.
 
     Nothing is written, and the system lets go when the process ends, however it ends.
-
-    Raises:
-        UserError: another process holds it.
     """
     import fcntl  # not on Windows, where the losses work all the same
 
@@ -39,10 +36,24 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work in {folder}: wait for it, or choose another --out"
-            ) from error
-        yield
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Hold the folder of a run.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with held(folder) as ours:
+        if not ours:
+            raise UserError(
+                f"another process is at work in {folder}: wait for it, or choose another --out"
+            )
+        yield

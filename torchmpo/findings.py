@@ -215,7 +215,26 @@ def findings(run: Run) -> list[str]:
             f"{name_html(r['loss'])} on {escape(r['data'])} ({diverged_text(r)})" for r in broken
         ]
         lines.append(f"<b>Diverged:</b> {listed(told)}.")
+    if told := [
+        f"{name_html(loss)} on {escape(kind)} ({100 * share:.2g} %)"
+        for (loss, kind), share in _clamped(run).items()
+        if share
+    ]:
+        lines.append(
+            "<b>Densities near 1 or above:</b> of the mean log-probabilities watched, over all "
+            f"epochs, so many are clamped where a loss takes their logit: {listed(told)}."
+        )
     return lines
+
+
+def _clamped(run: Run) -> dict[tuple[str, str], float]:
+    """The share of log-probabilities that a logit clamps, highest first."""
+    shares = {}
+    for key, cell in run.cells.items():
+        seeds = (cell.get("curves") or {}).get("clamped") or []
+        values = [share for seed in seeds for share in seed or [] if finite(share)]
+        shares[key] = sum(values) / len(values) if values else 0.0
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def name_html(name: str) -> str:

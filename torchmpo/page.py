@@ -264,9 +264,9 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
         ),
         (
             "Scores",
-            "Interquartile mean over seeds with its interval. Blue: no other loss is shown to be "
-            "better; red: below the original agent. What lies beyond the axis is written at its "
-            "edge.",
+            "Interquartile mean over seeds with its interval. Blue: no other interval lies wholly "
+            "above; red: below the original agent. Ranks are by the mean, whose intervals can "
+            "differ. What lies beyond the axis is written at its edge.",
             _draw(run, "intervals", "Scores with intervals", figures.intervals, *_columns(run))
             if run.scaled
             else "",
@@ -344,20 +344,22 @@ def _sections(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _columns(run: Run) -> tuple[dict, list[str]]:
-    """What the figure of intervals shows."""
+    """What the figure of intervals shows; blue is what no drawn interval lies wholly above."""
     columns: dict[str, dict] = {}
     if len(run.kinds) > 1 and run.overall:
-        top = next(iter(run.overall.values()))["iqm"]
-        columns["all data"] = {
-            loss: row["iqm"] | {"lead": not (interval(top) and row["iqm"]["high"] < top["low"])}
-            for loss, row in run.overall.items()
-        }
+        columns["all data"] = {loss: row["iqm"] for loss, row in run.overall.items()}
     for kind in run.kinds:
-        values = {}
-        for row in run.on(kind):
-            lost = {"value": None} if not finite(row["return"]["mean"]) else {}
-            values[row["loss"]] = row["iqm"] | lost | {"lead": leads(row)}
-        columns[kind] = values
+        lost = {"value": None, "low": None, "high": None}
+        columns[kind] = {
+            row["loss"]: row["iqm"] if finite(row["return"]["mean"]) else lost
+            for row in run.on(kind)
+        }
+    for title, values in columns.items():
+        lows = [iqm["low"] for iqm in values.values() if interval(iqm)]
+        columns[title] = {
+            loss: iqm | {"lead": not (interval(iqm) and any(low > iqm["high"] for low in lows))}
+            for loss, iqm in values.items()
+        }
     return columns, run.losses
 
 
@@ -396,8 +398,9 @@ def _config(path: Path) -> Mapping:
 READING = """<dl>
 <dt>Score</dt><dd>(R − R<sub>original</sub>) / (R<sub>target</sub> − R<sub>original</sub>), where R
 is the mean return of one seed’s episodes.</dd>
-<dt>Interval</dt><dd>95 % percentile bootstrap over seeds, resampled within each kind of data. With
-few seeds such intervals are too narrow, and what they separate may not last with more.</dd>
+<dt>Interval</dt><dd>95 % percentile bootstrap over seeds. A seed has the same minibatches on every
+kind of data, so where kinds are taken together it is drawn with its scores on all. With few seeds
+such intervals are too narrow, and what they separate may not last with more.</dd>
 <dt>Rank</dt><dd>From one more than the number of losses whose interval lies wholly above, to the
 number of losses whose interval does not lie wholly below.</dd>
 <dt>Diverged</dt><dd>A seed whose training did not stay finite counts as the worst run that any loss

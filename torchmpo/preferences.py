@@ -18,10 +18,12 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.errors import UserError, nearest
+from torchmpo.files import held
 from torchmpo.policy import GaussianPolicy, load_policy
 from torchmpo.seeding import generator
 
@@ -283,9 +286,9 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
     shapes = _shapes(config, agents["target"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(folder)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
-    try:
+    with held(partial), _removed_at_the_end(partial):
         pool = {
             name: MemoryMappedTensor.empty(
                 shape, dtype=_DTYPES[name], filename=str(partial / f"{name}.memmap")
@@ -321,8 +324,6 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             # Another process finished the same pool first; any other failure is a real one.
             if not folder.exists():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def made_by_target(config: PoolConfig) -> Tensor:
@@ -362,22 +363,20 @@ def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None
         )
 
 
-def _clear_abandoned(folder: Path) -> None:
-    """Remove what killed builds of this pool left; other live processes may be building it too."""
-    for partial in folder.parent.glob(f"{folder.name}.*.partial"):
-        process = int(partial.suffixes[-2][1:])
-        if process == os.getpid() or not _alive(process):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
+@contextmanager
+def _removed_at_the_end(folder: Path) -> Iterator[None]:
     try:
-        os.kill(process, 0)  # signal 0 asks, and sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # it has another name if all went well
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Remove what killed builds of this pool left; who builds it now holds its folder."""
+    for partial in folder.parent.glob(f"{folder.name}.*.partial"):
+        with suppress(FileNotFoundError), held(partial) as abandoned:
+            if abandoned:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torchmpo.grids import nothing_to_tune
 from torchmpo.logps import gaussian_step_logps
 from torchmpo.objective import MirrorObjective, Objective, PairLogps
 from torchmpo.policy import GaussianPolicy, load_policy, stack_policies
+from torchmpo.potentials import LOGIT_MAX_LOGP
 from torchmpo.preferences import PreferenceDataset
 from torchmpo.seeding import derive_seed
 from torchmpo.statistics import plain
@@ -127,7 +128,9 @@ def judge(
     """Train one setting on the final seeds of these numbers.
 
     Returns:
-        ``returns`` [seed][episode], ``curves`` and ``margins``, with NaN where training diverged.
+        ``returns`` [seed][episode]; ``curves``, of every epoch, and ``margins``, at the end, on a
+        fixed sample of the pairs; NaN where training diverged. ``curves["clamped"]`` is the share
+        of mean log-probabilities so near 0, or above, that a logit clamps them.
     """
     streams = [derive_seed(protocol.seed, "final", k) for k in seeds]
     sample = Sample.of(trial.dataset)
@@ -147,6 +150,7 @@ def judge(
     chosen, rejected = logps.unbind(2)
     margins = chosen - rejected
     accuracy = (margins > 0).float().where(margins.isfinite(), math.nan).mean(-1)
+    clamped = (logps > LOGIT_MAX_LOGP).float().where(logps.isfinite(), math.nan).mean((2, 3))
     return {
         "returns": returns.tolist(),
         "curves": {
@@ -154,6 +158,7 @@ def judge(
             "chosen": chosen.mean(-1).tolist(),
             "rejected": rejected.mean(-1).tolist(),
             "accuracy": accuracy.tolist(),
+            "clamped": clamped.tolist(),
         },
         "margins": margins[:, -1].tolist(),
     }
@@ -205,12 +210,13 @@ def run_cell(
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
         new = judge(trial, objective, cell["grid"][cell["best"]], missing, protocol)
-        cell["returns"] = cell["returns"] + new["returns"]
-        cell["margins"] = cell["margins"] + new["margins"]
+        unknown = [None] * len(cell["returns"])  # of a curve that older cells do not have
         cell["curves"] = {
-            key: value if key == "epoch" else cell["curves"].get(key, []) + value
+            key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
             for key, value in new["curves"].items()
         }
+        cell["returns"] = cell["returns"] + new["returns"]
+        cell["margins"] = cell["margins"] + new["margins"]
     cell = plain(cell)
     cell["returns"] = [None if not row or None in row else row for row in cell["returns"]]
     cell["margins"] = [None if not row or None in row else row for row in cell["margins"]]
