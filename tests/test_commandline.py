@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,6 +118,17 @@ def test_counts_rise_and_never_fall(capsys):
     assert "seeds is 6, but the run in runs/mine has 7 and can only grow" in error
     assert run("--resume --seeds 9") == 0
     assert stored()["seeds"] == 9
+
+
+def test_the_line_after_ctrl_c_can_be_pasted(capsys):
+    def interrupt(config, out):
+        raise KeyboardInterrupt
+
+    assert COMMAND.main(["--out", "two words"], lambda config: config, interrupt) == 130
+    line = capsys.readouterr().err.strip().rpartition("go on with: ")[2]
+    argv = shlex.split(line)
+    assert argv[:3] == ["python", "-m", "mine"]
+    assert COMMAND.main(argv[3:], lambda config: config, lambda config, out: None) == 0
 
 
 def test_a_refused_resume_leaves_the_configuration_alone(capsys):

@@ -78,6 +78,15 @@ OWN = textwrap.dedent(
             raise ValueError(f"strength must be below 5; got {strength}")
         return -chosen_mean_logps * strength
 
+    def detached(chosen_mean_logps):
+        return -chosen_mean_logps.detach()
+
+    def votes_only(chosen_mean_logps):
+        return chosen_mean_logps < 0
+
+    def counts(chosen_mean_logps, *, strength=1.0, times=3):
+        return -strength * sum(chosen_mean_logps for _ in range(times))
+
     def votes(chosen_logps, preference_probs):
         return -chosen_logps * preference_probs
 
@@ -97,6 +106,7 @@ def folders(tmp_path_factory):
     (folder / "own_losses.py").write_text(OWN)
     (folder / "unfinished_losses.py").write_text("def loss(:\n")
     (folder / "broken_losses.py").write_text("import math\n\nhalf = one / 2\n")
+    (folder / "leaving_losses.py").write_text("import sys\n\nsys.exit('bye')\n")
     (folder / "cache").mkdir()
     return folder
 
@@ -161,6 +171,12 @@ def cells(folder="run"):
     [
         ("--losses simp", "unknown loss 'simp': did you mean 'simpo'?"),
         ("--losses dpo,oropo", "unknown loss 'oropo': did you mean 'orpo'?"),
+        ("--losses own_losses.fine", "has a colon: did you mean 'own_losses:fine'?"),
+        ("--losses own_losses.py", "is called as in own_losses:my_loss"),
+        ("--losses a/own_losses.py", "name a function in it, as in a.own_losses:my_loss"),
+        ("--losses own_losses:detached", "detached has no gradient: its value does not depend"),
+        ("--losses own_losses:votes_only", "must return floating-point numbers; torch.bool"),
+        ("--losses leaving_losses:loss", "leaving_losses:loss: SystemExit: bye ("),
         ("--losses ,", "losses is empty"),
         ("--losses=", "losses is empty"),
         ("--losses nowhere:loss", "'nowhere:loss': cannot import 'nowhere'"),
@@ -194,6 +210,7 @@ def cells(folder="run"):
         ("--data noizy:0.3", "unknown data 'noizy:0.3': did you mean 'noisy'?"),
         ("--data base,noisy", "needs a number, as in 'noisy:0.3'"),
         ("--data noisy:1.5", "out of range"),
+        ("--data noisy:0.3,noisy:0.30", "noisy:0.3 and noisy:0.30 are the same; name one"),
         ("--data base:1", "data 'base' takes no number"),
         ("--data ,", "data is empty"),
         ("--task tlaa", "unknown task 'tlaa': did you mean 'tla'?"),
@@ -204,15 +221,17 @@ def cells(folder="run"):
         ("--tuning_episodes 0", "tuning_episodes must be at least 1; got 0"),
         ("--episodes 0", "episodes must be at least 1; got 0"),
         ("--epochs 0", "epochs must be at least 1; got 0"),
-        ("--sft_epochs -1", "sft_epochs and num_threads must not be negative"),
-        ("--num_threads -1", "sft_epochs and num_threads must not be negative"),
+        ("--sft_epochs -1", "sft_epochs must not be negative"),
+        ("--num_threads -1", "num_threads must be between 0, for all, and 1024"),
+        ("--num_threads 1000000", "num_threads must be between 0, for all, and 1024"),
         ("--pairs 0", "pairs and max_steps must be at least 1; got 0"),
         ("--pairs 1", "pairs (1) must be at least minibatch_pairs (2)"),
         ("--minibatch_pairs 0", "minibatch_pairs must be at least 1; got 0"),
         ("--episode_steps 0", "must be at least 1; got"),
         ("--steps_per_trajectory 0", "steps_per_trajectory must be at least 1; got 0"),
         ("--chunk_size 0", "chunk_size must be at least 1; got 0"),
-        ("--learning_rate 0", "learning_rate must be positive; got 0"),
+        ("--learning_rate 0", "learning_rate must be positive and finite; got 0"),
+        ("--learning_rate 1e400", "learning_rate"),
         ("--max_grad_norm -1", "max_grad_norm must be positive; got -1"),
         ("--max_grad_norm nan", "max_grad_norm: Expected a float. Got value: nan"),
         ("--policy_std 0", "std must be positive; got 0"),
@@ -429,6 +448,32 @@ def test_resuming_a_finished_run_computes_nothing(reports, monkeypatch):
     }
     assert [path.stat().st_mtime_ns for path in others] == stamps
     assert len(reports) == 4  # the report is made every time
+
+
+def test_an_integer_of_ones_own_loss_stays_one(reports):
+    assert tiny("--losses own_losses:counts --data base") == 0
+    assert all(setting.keys() == {"strength"} for setting in cells().popitem()[1]["grid"])
+
+
+def test_a_run_is_not_offered_to_another_command(capsys, no_run):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("population: 32\n")
+    assert "run has a run: go on with --resume, or choose" in one_line_error(capsys, "--out run")
+    error = one_line_error(capsys, "--out run --resume")
+    assert "is not the configuration of a run of python -m torchmpo.diagnose: " in error
+    Path("run/config.yaml").rename("run/other.txt")
+    assert "choose another --out" in one_line_error(capsys, "--out run")
+    assert "there is no run in run; choose another --out" in one_line_error(
+        capsys, "--out run --resume"
+    )
+
+
+def test_what_a_preset_names_can_be_added_by_name(no_run):
+    assert call("--preset smoke --losses cpo --data mixed --out run") == 0
+    assert call("--preset smoke --out run --resume") == 0
+    assert no_run[1].config.losses == "cpo"
+    assert call("--preset smoke --losses sft,dpo --out run --resume") == 0  # the preset's own
+    assert (no_run[2].config.losses, no_run[2].config.data) == ("cpo,sft,dpo", "mixed")
 
 
 def test_seeds_are_not_taken_away(capsys, no_run):

@@ -59,7 +59,7 @@ def one_line_error(capsys, argv):
         ("--generations 0", "generations must be at least 1; got 0"),
         ("--sigma 0", "sigma must be positive"),
         ("--outer_learning_rate -1", "learning_rate must be positive"),
-        ("--learning_rate 0", "learning_rate must be positive; got 0"),
+        ("--learning_rate 0", "learning_rate must be positive and finite; got 0"),
         ("--fitness_shaping centred", "fitness_shaping must be centered or raw; got 'centred'"),
         ("--task tlaa", "unknown task 'tlaa': did you mean 'tla'?"),
         ("--data noizy:0.3", "unknown data 'noizy:0.3': did you mean 'noisy'?"),
@@ -126,7 +126,7 @@ def test_bad_config_file(capsys, no_run, content, message):
 def test_folder_in_use(capsys, no_run):
     Path("run").mkdir()
     assert main(["--out", "run"]) == 0  # empty is fine; now it has a config.yaml
-    assert "run exists and is not empty" in one_line_error(capsys, ["--out", "run"])
+    assert "run has a run: go on with --resume, or" in one_line_error(capsys, ["--out", "run"])
     Path("file").touch()
     assert "file exists" in one_line_error(capsys, ["--out", "file"])
     Path("killed").mkdir()

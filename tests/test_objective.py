@@ -164,6 +164,10 @@ def test_mistakes_in_a_users_function_are_told_in_one_line(user_module, function
         ("dpo", {"beta": 0.0}, "beta must be positive"),
         ("orpo", {"po_coef": -1}, "po_coef"),
         ("nowhere/objective", {}, "not a readable saved objective"),
+        ("my_pkg.losses.mine", {}, "did you mean 'my_pkg.losses:mine'"),
+        ("losses.py", {}, "as in losses:my_loss"),
+        ("my_pkg/losses.py", {}, "as in my_pkg.losses:my_loss"),
+        ("experiments/results/evolve_default_seed0", {}, "what it found is experiments/.*/obj"),
     ],
 )
 def test_mistakes_are_told_before_any_pair_is_seen(name, hyper, message):

@@ -404,17 +404,28 @@ def test_a_loss_with_nothing_to_tune(tmp_path):
     assert "a loss was tuned over 2 settings of its hyper-parameters; the best" in page.visible
     assert page.row("sft", "base").endswith("defaults nothing to tune 0 5 0")
     assert page.row("sft", "mixed").endswith("defaults 2 5 0")
-    assert "Nothing to tune on base." in page.visible
+    assert "Not tuned on base." in page.visible
     assert page.rows.count(["defaults", "5"]) == 2
 
     del cells[2:]
     for path in (tmp_path / "cells").iterdir():
         path.unlink()
     make_folder(tmp_path, cells)
-    assert "hyper-parameters (sft had nothing to tune); the best" in page_of(tmp_path).visible
+    assert "hyper-parameters (sft not); the best" in page_of(tmp_path).visible
     make_folder(tmp_path, cells[1:])
-    words = "There was nothing to tune: on each, a loss was trained on 5 fresh seeds for 12 epochs"
+    words = "Nothing was tuned: on each, a loss was trained on 5 fresh seeds for 12 epochs"
     assert words in page_of(tmp_path).visible
+
+
+def test_one_trial_is_no_tuning_and_a_run_that_diverged_trained_nothing(tmp_path):
+    one = make_cell("dpo", "base", 0.5) | {"grid": [{"beta": 0.1}], "tuning": [], "best": 0}
+    make_folder(tmp_path / "one", [one, make_cell("sft", "base", 0.6)])
+    assert page_of(tmp_path / "one").row("dpo", "base").endswith("0.1 not tuned 0 5 0")
+    lost = make_cell("dpo", "base", 0.5, diverged=range(5)) | {"returns": []}
+    make_folder(tmp_path / "lost", [lost])
+    words = page_of(tmp_path / "lost").visible
+    assert "from the three-legged ant. No training came to its end." in words
+    assert "judged by the true return of" not in words
 
 
 def test_pairs_and_start_are_those_used(tmp_path):
@@ -528,11 +539,11 @@ def run_of(*scores: dict[str, tuple[float, float]]) -> Run:
         ([{"a": (0.1, 0.9), "b": (0.1, 0.8)}] * 2, "No loss can be told from another on each kin"),
         (
             [{"a": (0.8, 0.9), "b": (0.1, 0.2)}, {"a": (0.7, 0.9), "b": (0.6, 0.8)}],
-            "a alone is best or tied for best on each kind of data.",
+            "No loss is shown to be better than a on any kind of data; every other loss is shown",
         ),
         (
             [{"a": (0.8, 0.9), "b": (0.7, 0.85), "c": (0.0, 0.1)}],
-            "No single winner: a and b are tied for best or best on x.",
+            "No loss is shown to be better than a or b on x.",
         ),
         (
             [{"a": (0.8, 0.9), "b": (0.1, 0.2)}, {"a": (0.1, 0.2), "b": (0.5, 0.8)}],

@@ -6,6 +6,7 @@ besides a YAML file of any of them (``--config``), a named set (``--preset``), t
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -94,11 +95,12 @@ class Command:
                         f"--resume: {name} is {value!r}, but the run in {out} has "
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
-            config = replace(config, **self._grown(config, stored, defaults, out))
+            given = self._config(self._readable(self.parser(stored).parse_args, list(argv)))
+            config = replace(config, **self._grown(given, stored, out))
+        elif (out / "config.yaml").exists():
+            raise UserError(f"{out} has a run: go on with --resume, or choose another --out")
         elif out.exists() and (not out.is_dir() or any(_visible(out))):
-            raise UserError(
-                f"{out} exists and is not empty: go on with --resume, or choose another --out"
-            )
+            raise UserError(f"{out} exists and is not an empty folder: choose another --out")
         return config, out, resume
 
     def main(
@@ -138,27 +140,24 @@ class Command:
 
         def interrupted() -> str:
             begun = out is not None and (out / "config.yaml").exists()
-            how = f"; go on with: {self.program} --out {out} --resume" if begun else ""
+            folder = shlex.quote(str(out))
+            how = f"; go on with: {self.program} --out {folder} --resume" if begun else ""
             return f"interrupted{how}"
 
         return exit_code(work, interrupted)
 
-    def _grown(
-        self, config: Any, stored: Mapping[str, Any], defaults: Mapping[str, Any], out: Path
-    ) -> dict[str, Any]:
+    def _grown(self, config: Any, stored: Mapping[str, Any], out: Path) -> dict[str, Any]:
         """Each count as given now, and the words of the run before those given now, each once.
 
-        What a preset says is not given.
+        Args:
+            config: where nothing is given, what is stored; what a preset says is not given.
         """
-        untouched = {f.name: f.default for f in fields(self.settings)} | dict(defaults)
         grown = {}
         for name in self.grows:
             given, known = getattr(config, name), stored[name]
-            if given == untouched[name]:
-                grown[name] = known
-            elif isinstance(given, str):
+            if isinstance(given, str) and given != known:
                 grown[name] = ",".join(dict.fromkeys(words(name, known) + words(name, given)))
-            elif given < known:
+            elif isinstance(given, int) and given < known:
                 raise UserError(
                     f"--resume: {name} is {given}, but the run in {out} has {known} and can only "
                     "grow; drop that setting, or choose another --out"
@@ -176,7 +175,9 @@ class Command:
 
         path = out / "config.yaml"
         if not path.exists():
-            raise UserError(f"--resume: there is no run in {out}; start one without --resume")
+            empty = not out.exists() or (out.is_dir() and not any(_visible(out)))
+            instead = "start one without --resume" if empty else "choose another --out"
+            raise UserError(f"--resume: there is no run in {out}; {instead}")
         try:
             values = yaml.safe_load(path.read_text())
             if not isinstance(values, dict):
@@ -186,7 +187,9 @@ class Command:
             return asdict(self._config(self._readable(self.parser({}).parse_object, values)))
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} is not the configuration of a run: {reason}") from error
+            raise UserError(
+                f"{path} is not the configuration of a run of {self.program}: {reason}"
+            ) from error
 
     def _readable(self, parse, argument):
         """Run a parser; its complaint becomes one line that names the nearest valid key."""

@@ -123,6 +123,7 @@ PRESETS: dict[str, dict] = {
         "episodes": 100,
     },
 }
+MOST_THREADS = 1024
 # What may change on --resume: where a run is computed.
 PLACE = ("num_threads", "cache_dir")
 
@@ -155,8 +156,10 @@ class Setup:
         for name in counts:
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
-        if config.sft_epochs < 0 or config.num_threads < 0:
-            raise UserError("sft_epochs and num_threads must not be negative")
+        if config.sft_epochs < 0:
+            raise UserError("sft_epochs must not be negative")
+        if not 0 <= config.num_threads <= MOST_THREADS:
+            raise UserError(f"num_threads must be between 0, for all, and {MOST_THREADS}")
         own = _own_grids(config.grid)
         try:
             objectives, grids = {}, {}
@@ -176,7 +179,7 @@ class Setup:
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
-            _check_names(objectives)
+            _check_names(objectives, kinds)
             # SFT is for losses that need a reference only, see cell_trial.
             settings = replace(config, sft_epochs=0)
             trial = trial_of(settings, data=kinds[0], num_threads=config.num_threads)
@@ -192,8 +195,8 @@ class Setup:
         return Setup(config, objectives, grids, trials, protocol)
 
 
-def _check_names(losses: Iterable[str]) -> None:
-    """Two losses must not share files."""
+def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:
+    """Two losses must not share files, and data must not count twice."""
     from torchmpo.cells import cell_path
 
     taken: dict[Path, str] = {}
@@ -201,6 +204,11 @@ def _check_names(losses: Iterable[str]) -> None:
         other = taken.setdefault(cell_path(Path(), loss, ""), loss)
         if other != loss:
             raise UserError(f"losses: {other} and {loss} would share a file of results; rename one")
+    same: dict[tuple, str] = {}
+    for kind in kinds:
+        name, _, number = kind.partition(":")
+        if (other := same.setdefault((name, number and float(number)), kind)) != kind:
+            raise UserError(f"data: {other} and {kind} are the same; name one of them")
 
 
 def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
@@ -243,9 +251,16 @@ def run(setup: Setup, out: Path) -> int:
         first = next(iter(setup.trials.values()))
         found = anchors(first, max(config.episodes, 16), setup.protocol)
         write_atomic(out / "anchors.json", json.dumps(found) + "\n")
-    failed = _cells(setup, todo, read_json(out / "anchors.json"))
+    failed = _cells(setup, todo, _anchors(out))
     report(setup, out)
     return 1 if failed else 0
+
+
+def _anchors(out: Path) -> dict[str, list[float]]:
+    found = read_json(path := out / "anchors.json")
+    if not (isinstance(found, dict) and all(found.get(role) for role in ("original", "target"))):
+        raise UserError(f"{path} is not the returns of two agents: delete it and --resume")
+    return found
 
 
 def _describe_data(setup: Setup, out: Path) -> None:
@@ -304,6 +319,7 @@ def _cells(setup: Setup, todo: Sequence[Missing], agents: dict) -> list[str]:
     from torchmpo.cells import write_cell
 
     failures, seconds = [], []
+    wide = max((len(cell.loss) for cell in todo), default=0)
     with tqdm(total=len(todo), desc="cells", disable=not sys.stderr.isatty(), leave=False) as bar:
         for index, (loss, data, path, made, done) in enumerate(todo):
             begin = time.perf_counter()
@@ -323,9 +339,8 @@ def _cells(setup: Setup, todo: Sequence[Missing], agents: dict) -> list[str]:
             write_cell(path, cell if done else cell | {"made_of": made})
             left = duration(st.mean(seconds) * (len(todo) - index - 1))
             bar.update()
-            line = (
-                f"{loss:<16} {data:<12} {_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
-            )
+            told = f"{_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
+            line = f"{loss:<{max(wide, 16)}} {data:<12} {told}"
             bar.write(line, file=sys.stdout)
             sys.stdout.flush()
     return failures
@@ -358,7 +373,7 @@ def _blame(loss: str) -> Iterator[None]:
     """Anything a user's own loss raises when it is imported and tried is their mistake."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
             raise  # says what is wrong with the settings
         if ":" not in loss:
@@ -366,7 +381,7 @@ def _blame(loss: str) -> Iterator[None]:
         raise UserError(f"{loss}: {_where(error)}") from error
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """What a user's loss raised, and in which line of theirs."""
     # Not theirs: this package, and what imports a module.
     others = (f"{Path(__file__).parent}{os.sep}", str(Path(importlib.__file__).parent), "<frozen")
@@ -385,11 +400,11 @@ def _summary(cell: dict, agents: dict) -> str:
     if not finite:
         return "every training diverged"
     mean = st.mean(finite)
-    se = st.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
+    error = f" ± {st.stdev(finite) / math.sqrt(len(finite)):<5.0f}" if len(finite) > 1 else ""
     low, high = (st.mean(agents[role]) for role in ("original", "target"))
     score = f" score {(mean - low) / (high - low):6.2f}" if low < high else ""
     note = f", {diverged} diverged" if diverged else ""
-    return f"return {mean:7.0f} ± {se:<5.0f}{score}{note}"
+    return f"return {mean:7.0f}{error}{score}{note}"
 
 
 def report(setup: Setup, out: Path) -> None:

@@ -127,12 +127,16 @@ def protocol(run: Run) -> str:
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
     kinds = listed([name_html(k) for k in run.kinds], 12)
-    return (
+    what = (
         f"{count(len(run.losses), 'loss')} on {count(len(run.kinds), 'kind')} of preference data "
         f"({kinds}{pairs}) from {escape(TASKS.get(run.board['task'], str(run.board['task'])))}. "
-        f"{_tuned(run)} on {span(r['seeds'] for r in rows)} "
+    )
+    if not (trained := [r for r in rows if r["episodes"]]):
+        return f"{what}No training came to its end."
+    return (
+        f"{what}{_tuned(run)} on {span(r['seeds'] for r in trained)} "
         f"fresh seeds{epochs}{start}, and judged by the true return of "
-        f"{span(r['episodes'] for r in rows if r['episodes'])} episodes per seed."
+        f"{span(r['episodes'] for r in trained)} episodes per seed."
     )
 
 
@@ -141,8 +145,8 @@ def _tuned(run: Run) -> str:
     tried = [r["trials"] for r in run.rows.values() if r["trials"]]
     fixed = [x for x in run.losses if not any(run.rows[k]["trials"] for k in run.rows if k[0] == x)]
     if not tried:
-        return "There was nothing to tune: on each, a loss was trained"
-    nothing = f" ({listed([name_html(x) for x in fixed])} had nothing to tune)" if fixed else ""
+        return "Nothing was tuned: on each, a loss was trained"
+    nothing = f" ({listed([name_html(x) for x in fixed])} not)" if fixed else ""
     return (
         f"On each, a loss was tuned over {span(tried)} settings of its hyper-parameters{nothing}; "
         "the best was trained anew"
@@ -162,11 +166,12 @@ def headline(run: Run) -> str:
         return f"No loss can be told from another on {many}."
     if len(everywhere) == 1 and all(len(top) == 1 for top in tops):
         return f"{name_html(everywhere[0])} is best on {many}."
-    if len(everywhere) == 1:
-        return f"{name_html(everywhere[0])} alone is best or tied for best on {many}."
     if everywhere:
         names = listed([name_html(x) for x in everywhere])
-        return f"No single winner: {names} are tied for best or best on {many}."
+        where = "on any kind of data" if len(tops) > 1 else f"on {many}"
+        others = "every other loss is shown to be worse than some on at least one kind"
+        told = f"; {others}." if len(tops) > 1 else "."
+        return f"No loss is shown to be better than {names.replace(' and ', ' or ')} {where}{told}"
     often = {loss: sum(loss in top for top in tops) for loss in run.losses}
     most = [name_html(loss) for loss in run.losses if often[loss] == max(often.values())]
     verb = "is" if len(most) == 1 else "are"

@@ -78,7 +78,8 @@ def ranges(objective: Objective) -> dict[str, Range]:
     """The range of every hyper-parameter that is a number.
 
     A name without one in the tables is looked for between a hundredth and a hundred times its
-    default; if that is not positive, the default is kept.
+    default; if that is not positive, or is an integer (a count, that ``range`` can take), the
+    default is kept.
     """
     found = {}
     unit = _unit(objective)
@@ -90,7 +91,7 @@ def ranges(objective: Objective) -> dict[str, Range]:
                 found[name] = table[name]
                 break
         else:
-            if default > 0:
+            if isinstance(default, float) and default > 0:
                 found[name] = Range(default / SPREAD, default * SPREAD)
     return found
 

@@ -76,9 +76,10 @@ class InnerConfig:
         for name in ("minibatch_pairs", "steps_per_trajectory", "chunk_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be positive; got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate must be positive and finite; got {self.learning_rate}")
+        if not self.max_grad_norm > 0:
+            raise UserError(f"max_grad_norm must be positive; got {self.max_grad_norm}")
 
 
 def train_policies(

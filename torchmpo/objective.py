@@ -507,7 +507,10 @@ def _import_function(reference: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"{reference!r}: cannot import {module_name!r}: {error}") from error
+        raise ValueError(
+            f"{reference!r}: cannot import {module_name!r}: {error} (modules are looked for in the "
+            "current folder and in those of PYTHONPATH)"
+        ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(
@@ -515,6 +518,16 @@ def _import_function(reference: str) -> Callable[..., Any]:
             + nearest(attribute, [n for n, v in vars(module).items() if inspect.isfunction(v)])
         )
     return function
+
+
+def _hint(name: str) -> str:
+    """What may have been meant by a name that nothing has."""
+    module, dot, function = name.removesuffix(".py").rpartition(".")
+    if name.endswith(".py"):
+        return f"a function of your own is called as in {name.removesuffix('.py')}:my_loss"
+    if dot:
+        return f"a function of your own has a colon: did you mean '{module}:{function}'?"
+    return nearest(name, [*LOSSES, *discovered()])
 
 
 # Objectives that searches of this project found, a folder each, with a card.
@@ -565,8 +578,12 @@ def resolve(
             plain = text.lower().removesuffix("_loss")
             if (here := OTHER_NAMES.get(plain, plain)) in LOSSES:
                 raise ValueError(f"unknown loss {text!r}: it is called {here!r} here")
-            names = [*LOSSES, *discovered()]
-            raise ValueError(f"unknown loss {text!r}: {nearest(text, names)}")
+            raise ValueError(f"unknown loss {text!r}: {_hint(text)}")
+        elif path.suffix == ".py":
+            module = ".".join(path.with_suffix("").parts)
+            raise ValueError(f"{text} is a file: name a function in it, as in {module}:my_loss")
+    if (path / "objective").is_dir() and not (path / "card.json").exists():
+        raise ValueError(f"{path} is a run; what it found is {path / 'objective'}")
     if hyper:
         raise ValueError(f"a saved objective takes no hyper-parameters; got {', '.join(hyper)}")
     if (path / "objective.json").is_file():

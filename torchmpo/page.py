@@ -121,9 +121,8 @@ def full_table(run: Run) -> str:
                 cell(f"{number(score['mean'], 2)} {interval(score)}", score["mean"], "number"),
                 cell(f"{number(iqm['value'], 2)} {interval(iqm)}", iqm["value"], "number"),
             ]
-            chosen = _setting(row["best"]) + "<br><small>nothing to tune</small>" * (
-                not row["trials"]
-            )
+            why = "not tuned" if row["best"] else "nothing to tune"
+            chosen = _setting(row["best"]) + f"<br><small>{why}</small>" * (not row["trials"])
             columns = [
                 cell(escape(kind), run.kinds.index(kind)),
                 cell(f"{number(value['mean'])}{error}", value["mean"], "number"),
@@ -147,7 +146,7 @@ def tuning(run: Run) -> str:
         grids: dict[str, list[Mapping]] = {}  # one, unless settings changed between the kinds
         for c in cells:
             grids.setdefault(json.dumps(c["grid"]), []).append(c)
-        tables = [f"<p>Nothing to tune on {listed(fixed, 12)}.</p>"] if fixed else []
+        tables = [f"<p>Not tuned on {listed(fixed, 12)}.</p>"] if fixed else []
         for same in grids.values():
             head = ["setting", *(f"#{escape(c['data'])}" for c in same)]
             lines = [

@@ -356,6 +356,8 @@ def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None
     shapes = _shapes(config, load_policy(expert_path(config.target)))
     needed = sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
     place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UserError(f"{place} is not a folder: trajectories cannot be kept there")
     if (free := shutil.disk_usage(place).free) < 1.1 * needed:
         raise UserError(
             f"the data needs {needed / 1e6:.0f} MB in {folder.parent} and {free / 1e6:.0f} MB are "

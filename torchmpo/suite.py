@@ -63,7 +63,8 @@ def rehearse(
     """Call the loss as training will, on made-up log-probabilities: many would fail only there.
 
     Raises:
-        ValueError: it does not return one value per pair for the pairs of an update.
+        ValueError: it does not return one value per pair for the pairs of an update, or what it
+            returns has no gradient.
         Exception: whatever the loss raises, under ``vmap`` or for these shapes.
     """
     pairs = trial.inner.minibatch_pairs
@@ -79,7 +80,11 @@ def rehearse(
         elif name.endswith("logps"):
             value = -value
         fields[name] = torch.tensor(0.5) if name == "progress" else value
-    members = {n: v.expand(len(grid), *v.shape) for n, v in fields.items() if n.endswith("logps")}
+    members = {
+        name: value.expand(len(grid), *value.shape).clone().requires_grad_()
+        for name, value in fields.items()
+        if name.endswith("logps")
+    }
 
     def of_member(params: Any, logps: dict[str, Tensor]) -> Tensor:
         loss = objective.apply(params, PairLogps(**{**fields, **logps}))
@@ -88,10 +93,16 @@ def rehearse(
                 f"{objective.name} must return one value per pair, [{pairs}] in training; "
                 f"got {tuple(loss.shape)}"
             )
+        if not loss.is_floating_point():
+            raise ValueError(f"{objective.name} must return floating-point numbers; {loss.dtype}")
         return loss
 
     # Without hyper-parameters the tree is empty, and vmap has the log-probabilities to go by.
-    vmap(of_member)(_stack(objective, grid), members)
+    if not vmap(of_member)(_stack(objective, grid), members).requires_grad:
+        raise ValueError(
+            f"{objective.name} has no gradient: its value does not depend on log-probabilities, or "
+            "was cut off from them by detach() or no_grad()"
+        )
 
 
 def tune(
