@@ -169,7 +169,7 @@ def headline(run: Run) -> str:
     if everywhere:
         names = listed([name_html(x) for x in everywhere])
         where = "on any kind of data" if len(tops) > 1 else f"on {many}"
-        others = "every other loss is shown to be worse than some on at least one kind"
+        others = "every other loss is shown to be worse than another on at least one kind"
         told = f"; {others}." if len(tops) > 1 else "."
         return f"No loss is shown to be better than {names.replace(' and ', ' or ')} {where}{told}"
     often = {loss: sum(loss in top for top in tops) for loss in run.losses}
