@@ -26,6 +26,12 @@ TARGET = torch.linspace(-0.5, 0.5, 5)
 INNER = InnerConfig(epochs=1, compile=False, minibatch_pairs=16, steps_per_trajectory=4)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A busy machine may take minutes to start an actor, which is not what is tested."""
+    monkeypatch.setattr(cluster, "START_SECONDS", 900.0)
+
+
 def quadratic(vectors, generation):
     return -(vectors - TARGET * (1 + generation)).square().sum(1)
 
