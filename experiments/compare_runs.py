@@ -17,10 +17,9 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 
-def seed_means(path):
+def seed_means(cell):
     """Mean return of every seed of a cell, NaN where it diverged."""
-    returns = json.loads(path.read_text())["returns"]
-    return np.array([np.mean(row) if row else math.nan for row in returns])
+    return np.array([np.mean(row) if row else math.nan for row in cell["returns"]])
 
 
 def differences(first, second):
@@ -30,13 +29,13 @@ def differences(first, second):
         other = Path(second, "cells", path.name)
         if not other.exists():
             continue
-        a, b = seed_means(path), seed_means(other)
+        cells = [json.loads(p.read_text()) for p in (path, other)]
+        a, b = map(seed_means, cells)
         n = min(len(a), len(b))
         both = np.isfinite(a[:n]) & np.isfinite(b[:n])
         if both.sum() < 2:
             continue
         a, b = a[:n][both], b[:n][both]
-        cells = [json.loads(p.read_text()) for p in (path, other)]
         same = cells[0]["grid"][cells[0]["best"]] == cells[1]["grid"][cells[1]["best"]]
         error = (a - b).std(ddof=1) / math.sqrt(len(a))
         row = (float((a - b).mean()), float(error), float(ttest_rel(a, b).pvalue), same)

@@ -181,8 +181,18 @@ def test_intervals_of_five_runs_are_as_narrow_as_documented():
     assert 0.78 < coverage(5, mean_score, 0.0) < 0.89
 
 
+def test_pooled_interval_holds_its_level():
+    rng = np.random.default_rng(0)
+    truths, held = np.array([[0.0], [5.0], [-3.0], [1.0]]), 0
+    for k in range(300):
+        strata = truths + rng.normal(size=(4, 10))
+        low, high = bootstrap_interval(*strata, statistic=mean_score, resamples=400, seed=k)
+        held += low <= truths.mean() <= high
+    assert 0.88 < held / 300 < 0.98
+
+
 @pytest.mark.parametrize("shared", [0.0, 0.8])
-def test_pooled_interval_holds_its_level(shared):
+def test_paired_interval_holds_its_level(shared):
     """Also where a seed does well, or badly, on all kinds of data."""
     rng = np.random.default_rng(0)
     truths, held, apart = np.array([[0.0], [5.0], [-3.0], [1.0]]), 0, 0
