@@ -23,11 +23,12 @@ import gymnasium
 import mujoco
 import torch
 
-from torchmpo import inner
-from torchmpo.commandline import duration
-from torchmpo.diagnose import DiagnoseConfig, Setup
-from torchmpo.policy import GaussianPolicy
-from torchmpo.suite import run_cell
+from torchmpo.control import inner_loop as inner
+from torchmpo.control.policy import GaussianPolicy
+from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.diagnose.setup import Setup
+from torchmpo.diagnose.suite import run_cell
+from torchmpo.runs.command import duration
 
 
 def plain_ant(max_steps):

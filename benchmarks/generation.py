@@ -27,11 +27,13 @@ from pathlib import Path
 
 import torch
 
-from torchmpo import inner
-from torchmpo.cluster import Fitness, VectorProblem, chunk_rows, ray_actors
-from torchmpo.evolve_settings import PRESETS, EvolveConfig, Setup
-from torchmpo.search import search
-from torchmpo.trial import ObjectiveFitness, Trial
+from torchmpo.control import inner_loop as inner
+from torchmpo.control.testbed import Trial
+from torchmpo.evolve.fitness import ObjectiveFitness
+from torchmpo.evolve.search import search
+from torchmpo.evolve.settings import PRESETS, EvolveConfig
+from torchmpo.evolve.setup import Setup
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 
 USEFUL = ("train", "evaluate")
 CLOCK = Counter()  # seconds of this process by part

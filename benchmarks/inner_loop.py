@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from torchmpo.inner import InnerConfig, train_policies
-from torchmpo.objective import resolve
-from torchmpo.policy import GaussianPolicy, stack_policies
-from torchmpo.preferences import PreferenceDataset
+from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.policy import GaussianPolicy, stack_policies
+from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.objectives.resolve import resolve
 
 OBSERVATIONS, HIDDEN, ACTIONS, TIME, PAIRS = 27, (64, 64), 8, 1000, 16
 WEIGHTS = 27 * 64 + 64 * 64 + 64 * 8

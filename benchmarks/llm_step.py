@@ -84,8 +84,8 @@ def prepare(case, steps, folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from torchmpo.llm.data import StepSampler
-    from torchmpo.llm.models import LoraSettings, add_lora
+    from torchmpo.finetune.data import StepSampler
+    from torchmpo.finetune.models import LoraSettings, add_lora
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -141,9 +141,9 @@ def train_ours(case, steps, folder, device, turn):
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from torchmpo.llm.data import PreferenceData
-    from torchmpo.llm.models import LoraSettings
-    from torchmpo.llm.module import PreferenceModule
+    from torchmpo.finetune.data import PreferenceData
+    from torchmpo.finetune.models import LoraSettings
+    from torchmpo.finetune.module import PreferenceModule
 
     class Turns(Callback):
         def on_train_batch_start(self, trainer, *_):

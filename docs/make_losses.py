@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import torchmpo.losses
-from torchmpo.files import write_atomic
 from torchmpo.losses import COUPLED, LOSSES
-from torchmpo.objective import Objective
+from torchmpo.objectives.bound import Objective
+from torchmpo.runs.files import write_atomic
 
 PAGE = Path(__file__).resolve().parent / "losses.md"
 FIGURES = PAGE.parent / "figures" / "losses"

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from tensordict import TensorDict
 from tqdm import tqdm
 
-from torchmpo.policy import load_policy
+from torchmpo.control.policy import load_policy
 from torchmpo_envs import EXPERTS, TASKS, expert_path
 
 HEIGHT, WIDTH = 240, 320  # of each side

@@ -17,8 +17,9 @@ import json
 from math import ceil
 from pathlib import Path
 
-from torchmpo.commandline import duration
-from torchmpo.evolve_settings import PRESETS, EvolveConfig, Setup
+from torchmpo.evolve.settings import PRESETS, EvolveConfig
+from torchmpo.evolve.setup import Setup
+from torchmpo.runs.command import duration
 
 RESULTS = Path(__file__).parent / "results"
 HIDDEN = 64

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from torchmpo import resolve
-from torchmpo.fitness import evaluate_policies
-from torchmpo.inner import InnerConfig, train_policies
-from torchmpo.policy import load_policy, stack_policies
-from torchmpo.preferences import PoolConfig, preference_data
+from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.policy import load_policy, stack_policies
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.preferences import preference_data
+from torchmpo.control.returns import evaluate_policies
 from torchmpo_envs import ThreeLeggedAnt, expert_path
 
 BETAS = [0.01, 0.1, 1.0, 10.0]

@@ -32,8 +32,8 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 from tqdm import tqdm
 
-from torchmpo.fitness import evaluate_policies
-from torchmpo.policy import GaussianPolicy, load_policy, save_policy, stack_policies
+from torchmpo.control.policy import GaussianPolicy, load_policy, save_policy, stack_policies
+from torchmpo.control.returns import evaluate_policies
 from torchmpo_envs import Ant, Hopper, ThreeLeggedAnt, expert_path
 
 NAMES = {

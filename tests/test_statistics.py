@@ -12,15 +12,13 @@ from hypothesis import strategies as some
 from scipy import stats
 
 from torchmpo import statistics
+from torchmpo.diagnose.leaderboard import leaderboard, plain, write_leaderboard
 from torchmpo.statistics import (
     bootstrap_interval,
     interquartile_mean,
-    leaderboard,
     mean_score,
-    plain,
     probability_of_improvement,
     ranks,
-    write_leaderboard,
 )
 
 ANCHORS = {"original": [900.0, 1100.0], "target": [3000.0, 3000.0, 3000.0]}  # 1000 and 3000
@@ -591,7 +589,7 @@ def test_a_failure_to_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("torchmpo.files.os.replace", full)
+    monkeypatch.setattr("torchmpo.runs.files.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_leaderboard(leaderboard(three_losses()[:1], ANCHORS), tmp_path)
     assert (tmp_path / "leaderboard.json").read_bytes() == before

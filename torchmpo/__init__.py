@@ -1,6 +1,44 @@
-"""torchmpo: discover, diagnose and use preference-optimization losses."""
+"""torchmpo: discover, diagnose and use preference-optimization losses.
 
-from torchmpo.objective import MirrorObjective, Objective, PairLogps, resolve
+>>> import torchmpo
+>>> torchmpo.resolve("simpo", beta=2.0).needs_reference
+False
+
+What lives where: :mod:`torchmpo.losses` are the functions, :mod:`torchmpo.objectives` binds them to
+hyper-parameters, :mod:`torchmpo.control` trains robots under them. :mod:`torchmpo.evolve`,
+:mod:`torchmpo.diagnose`, :mod:`torchmpo.show`, :mod:`torchmpo.finetune` and :mod:`torchmpo.winrate`
+are commands, and what they share is :mod:`torchmpo.runs`. Importing this package imports none of
+them, nor torch, until one is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchmpo.objectives.bound import Objective as Objective
+    from torchmpo.objectives.inputs import PairLogps as PairLogps
+    from torchmpo.objectives.mirror import MirrorObjective as MirrorObjective
+    from torchmpo.objectives.resolve import resolve as resolve
 
 __version__ = "0.1.0"
 __all__ = ["MirrorObjective", "Objective", "PairLogps", "resolve"]
+
+_WHERE = {
+    "MirrorObjective": "torchmpo.objectives.mirror",
+    "Objective": "torchmpo.objectives.bound",
+    "PairLogps": "torchmpo.objectives.inputs",
+    "resolve": "torchmpo.objectives.resolve",
+}
+_MODULES = ("adapters", "linear_logps", "losses", "metrics", "objectives")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:  # as attributes, too: torchmpo.losses.dpo_loss
+        return importlib.import_module(f"torchmpo.{name}")
+    raise AttributeError(f"module 'torchmpo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_MODULES])

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from torchmpo.metrics import implicit_rewards
-from torchmpo.objective import MirrorObjective, Objective, PairLogps, resolve
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.objectives.resolve import resolve
 
 Bound: TypeAlias = Objective | MirrorObjective
 Logps: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]

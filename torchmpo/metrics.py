@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchmpo.logps import q_logarithm
 from torchmpo.losses import LOSSES
 from torchmpo.losses.arguments import Scalar, check_positive, same_shape
+from torchmpo.losses.numerics import q_logarithm
 from torchmpo.losses.reference_based import f_derivative
-from torchmpo.objective import MirrorObjective, Objective, PairLogps
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.mirror import MirrorObjective
 
 # Implicit rewards
 
@@ -77,7 +79,7 @@ def implicit_rewards(
     same as TRL 0.24's, which however logs β·(c − c') for every f-divergence, zeros for SFT, and
     β·c for SLiC.
 
-    >>> from torchmpo.objective import resolve
+    >>> from torchmpo import resolve
     >>> pair = PairLogps(
     ...     chosen_logps=torch.tensor([-20.0]), rejected_logps=torch.tensor([-30.0]),
     ...     ref_chosen_logps=torch.tensor([-24.0]), ref_rejected_logps=torch.tensor([-24.0]),

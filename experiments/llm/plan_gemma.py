@@ -22,10 +22,10 @@ from typing import Any
 import torch
 import yaml
 
-from torchmpo.files import write_atomic
+from torchmpo.finetune.models import LoraSettings, TokenLogps, add_lora
 from torchmpo.linear_logps import TILE_NUMBERS
-from torchmpo.llm.models import LoraSettings, TokenLogps, add_lora
-from torchmpo.objective import resolve
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.files import write_atomic
 
 CONFIG = Path(__file__).parent / "gemma7b_dpo_mix.yaml"
 # Gemma Team, arXiv 2403.08295, table 1.

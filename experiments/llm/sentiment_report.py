@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from torchmpo.document import cell, document, nested, table
-from torchmpo.errors import UserError
-from torchmpo.files import write_atomic
-from torchmpo.report import SERIES, new_figure
-from torchmpo.suite_figures import INK, LINE, MUTED, save
+from torchmpo.diagnose.report.figures import INK, LINE, MUTED, save
+from torchmpo.diagnose.report.html import cell, document, nested, table
+from torchmpo.figures import SERIES, new_figure
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import write_atomic
 
 # Preference losses with a term for the likelihood of chosen answers, and without one.
 ANCHORED, FREE = ("slic_hf", "cpo", "orpo", "colpo"), ("dpo", "simpo")

@@ -49,12 +49,13 @@ from experiments.llm.sentiment import (
 )
 from experiments.llm.sentiment_report import write_report
 from experiments.llm.small_lm import TINY, LmSettings, lm_folder
-from torchmpo.errors import Diverged, UserError, exit_code
-from torchmpo.files import alone_in, write_atomic
-from torchmpo.llm.models import load_model, load_tokenizer
-from torchmpo.llm.win_rates import length_controlled_win_rate
-from torchmpo.objective import Objective, resolve
-from torchmpo.seeding import derive_seed
+from torchmpo.finetune.models import load_model, load_tokenizer
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.errors import Diverged, UserError, exit_code
+from torchmpo.runs.files import alone_in, write_atomic
+from torchmpo.runs.seeding import derive_seed
+from torchmpo.winrate.rates import length_controlled_win_rate
 
 KINDS = ("base", "noisy:0.3", "mixed")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -237,8 +238,8 @@ def train(world: World, pairs, loss: str, setting, seed: int) -> tuple[Any, dict
     """
     from lightning.pytorch import Trainer
 
-    from torchmpo.llm.data import PreferenceData
-    from torchmpo.llm.module import PreferenceModule
+    from torchmpo.finetune.data import PreferenceData
+    from torchmpo.finetune.module import PreferenceModule
 
     module = PreferenceModule(
         copy.deepcopy(world.lm), loss, **setting, warmup=0.1, schedule="linear", seed=seed

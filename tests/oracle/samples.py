@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from torchmpo.objective import PairLogps
+from torchmpo.objectives.inputs import PairLogps
 
 SEEDS = range(3)
 PAIRS = 16

@@ -40,7 +40,7 @@ import torchmpo
 from torchmpo.adapters import trl_signature
 from torchmpo.losses import LOSSES
 from torchmpo.metrics import implicit_rewards
-from torchmpo.objective import PairLogps
+from torchmpo.objectives.inputs import PairLogps
 
 # Every loss type that the methods know, by the loss of ours that is held against it.
 DPO_TYPES = {

@@ -17,8 +17,8 @@ from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl_methods import dpo_trainer
 
-from torchmpo.llm.pairs import load_pairs
-from torchmpo.llm.tokenize import PairDataset, collate
+from torchmpo.finetune.pairs import load_pairs
+from torchmpo.finetune.tokenize import PairDataset, collate
 
 # Each is the name of a test below.
 DISAGREEMENTS = {

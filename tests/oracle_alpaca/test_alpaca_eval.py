@@ -45,7 +45,8 @@ def theirs(rows, glm, gamed):
 
 
 def ours(rows, glm, gamed):
-    from torchmpo.llm import alpaca_files, win_rates
+    from torchmpo.winrate import alpaca_files
+    from torchmpo.winrate import rates as win_rates
 
     values = [alpaca_files.probability(row["preference"]) for row in rows]
     difficulty, baselines = alpaca_files.read_gamed(gamed)
@@ -75,7 +76,7 @@ def test_all_numbers_are_the_packages(case, glm, tmp_path):
 def test_the_package_reads_our_files(tmp_path):
     from alpaca_eval import utils
 
-    from torchmpo.llm import alpaca_files
+    from torchmpo.winrate import alpaca_files
 
     rows = comparisons("draws and missing")
     for row in rows:
@@ -95,7 +96,7 @@ def test_the_package_reads_our_files(tmp_path):
 
 
 def test_we_read_the_packages_files(tmp_path):
-    from torchmpo.llm import alpaca_files
+    from torchmpo.winrate import alpaca_files
 
     rows = comparisons("draws and missing")
     frame = pd.DataFrame(rows)
@@ -111,7 +112,7 @@ def test_pairs_are_merged_as_the_package_does():
     """Columns of both files, and who is 1 and who is 2; no annotator is asked."""
     from alpaca_eval.annotators import PairwiseAnnotator
 
-    from torchmpo.llm import alpaca_files
+    from torchmpo.winrate import alpaca_files
 
     reference = [
         {"instruction": "b", "output": "x", "generator": "r", "dataset": "d", "seed": 1},

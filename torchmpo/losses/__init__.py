@@ -10,13 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from torchmpo.losses.coupled import (
-    aot_loss,
-    aot_unpaired_loss,
-    aqfl_loss,
-    aql_loss,
-    dbaql_loss,
-)
+from torchmpo.losses.coupled import aot_loss, aot_unpaired_loss, aqfl_loss, aql_loss, dbaql_loss
 from torchmpo.losses.discopop import cell_loss, discopop_loss, padll_loss, pfl_loss
 from torchmpo.losses.logistic import (
     dpo_gamma_loss,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from torchmpo.logps import exp_then_line
 from torchmpo.losses.arguments import (
     Scalar,
     check_label_smoothing,
@@ -21,6 +20,7 @@ from torchmpo.losses.arguments import (
     same_shape,
     scaled_margin,
 )
+from torchmpo.losses.numerics import exp_then_line
 
 
 def _logistic(d: Tensor, beta: Scalar, label_smoothing: Scalar) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from torchmpo.logps import exp_then_line
 from torchmpo.losses.arguments import Scalar, check_positive, scaled_margin
+from torchmpo.losses.numerics import exp_then_line
 
 
 def discopop_loss(

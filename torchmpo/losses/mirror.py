@@ -1,10 +1,10 @@
 """Mirror preference optimisation: the pairwise loss that a mirror map generates.
 
 Shapes: tensors are ``[batch]``, in and out. ψ and φ⁻¹ are increasing functions of a probability,
-given as functions of the **log**-probability (see :mod:`torchmpo.potentials`); g is an increasing
-function of σ(m), given as a function of the margin m. So everything stays in log space: g = log is
-``logsigmoid``. Log-probabilities are per-step means, since the product of a thousand densities
-underflows; sums may be passed where φ⁻¹ can take them.
+given as functions of the **log**-probability (see :mod:`torchmpo.losses.potentials`); g is an
+increasing function of σ(m), given as a function of the margin m. So everything stays in log space:
+g = log is ``logsigmoid``. Log-probabilities are per-step means, since the product of a thousand
+densities underflows; sums may be passed where φ⁻¹ can take them.
 
     g            φ⁻¹      one-step                        two-step
     logsigmoid   logit    ORPO (ψ = log, po_coef = 0.1)
@@ -50,7 +50,7 @@ def one_step_mirror_loss(
 
     >>> import torch
     >>> from torch.nn.functional import logsigmoid
-    >>> from torchmpo.potentials import log, logit
+    >>> from torchmpo.losses.potentials import log, logit
     >>> x = torch.tensor([-2.0])
     >>> one_step_mirror_loss(x, x, psi=log, phi_inv=logit, g=logsigmoid, po_coef=0.1).tolist()
     [2.06931471824646]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from torchmpo.logps import exp_then_line, q_logarithm
 from torchmpo.losses.arguments import (
     Scalar,
     check_choice,
@@ -24,6 +23,7 @@ from torchmpo.losses.arguments import (
     reduce_steps,
     same_shape,
 )
+from torchmpo.losses.numerics import exp_then_line, q_logarithm
 
 
 def ipo_loss(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from torchmpo.logps import q_logarithm
 from torchmpo.losses.arguments import (
     Scalar,
     check_finite,
@@ -20,7 +19,8 @@ from torchmpo.losses.arguments import (
     reduce_steps,
     same_shape,
 )
-from torchmpo.potentials import logit
+from torchmpo.losses.numerics import q_logarithm
+from torchmpo.losses.potentials import logit
 
 
 def sft_loss(chosen_mean_logps: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def orpo_loss(
     loss = −c̄ − po_coef·LS(logodds(c̄) − logodds(r̄)),    logodds(a) = a − log(1 − eᵃ)
 
     The log-odds take means above −1e-6 as −1e-6, with no gradient above it
-    (:func:`torchmpo.potentials.logit`); the SFT term always has its own.
+    (:func:`torchmpo.losses.potentials.logit`); the SFT term always has its own.
 
     Args:
         chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.

@@ -1,0 +1,409 @@
+"""The command line: every mistake in one line before any compute, and a run that survives kills."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import torchmpo
+from torchmpo.control.tuning import cell_trial
+from torchmpo.evolve import run as evolve
+from torchmpo.evolve.__main__ import COMMAND, main
+from torchmpo.evolve.settings import PRESETS, EvolveConfig
+from torchmpo.evolve.setup import Setup
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_run(monkeypatch):
+    """What would be run; nothing is."""
+    runs = []
+    monkeypatch.setattr(evolve, "run", lambda setup, out: runs.append((setup, out)))
+    return runs
+
+
+def one_line_error(capsys, argv):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", captured.err), captured.err
+    return captured.err
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--popluation 4", "unknown option --popluation: did you mean 'population'?"),
+        ("--popluation=4", "unknown option --popluation: did you mean 'population'?"),
+        ("--pop 4", "unknown option --pop"),
+        ("extra", "unexpected argument 'extra'"),
+        ("--population", "expected one argument"),
+        ("--population many", "population: Expected a int. Got value: many"),
+        ("--population 5", "population must be even and at least 2 (antithetic pairs); got 5"),
+        ("--generations 0", "generations must be at least 1; got 0"),
+        ("--sigma 0", "sigma must be positive"),
+        ("--outer_learning_rate -1", "learning_rate must be positive"),
+        ("--learning_rate 0", "learning_rate must be positive and finite; got 0"),
+        ("--fitness_shaping centred", "fitness_shaping must be centered or raw; got 'centred'"),
+        ("--task tlaa", "unknown task 'tlaa': did you mean 'tla'?"),
+        ("--data noizy:0.3", "unknown data 'noizy:0.3': did you mean 'noisy'?"),
+        ("--data noisy", "needs a number, as in 'noisy:0.3'"),
+        ("--data noisy:2", "out of range"),
+        ("--preset smok", "unknown preset 'smok': did you mean 'smoke'?"),
+        ("--steps three", "steps must be 'one' or 'two'; got 'three'"),
+        ("--learn [ps]", "'ps' is not a function of the one-step loss; choose from psi"),
+        ("--learn []", "learn is empty"),
+        ("--steps two --learn [psi]", "'psi' is not a function of the two-step loss"),
+        ("--policy_std_kind frozen", "std_kind must be one of fixed, learned; got 'frozen'"),
+        ("--policy_std 0", "std must be positive; got 0"),
+        ("--episodes 0", "episodes must be at least 1; got 0"),
+        ("--final_seeds 1", "final_seeds must be at least 2; got 1"),
+        ("--pairs 1", "pairs (1) must be at least minibatch_pairs (2)"),
+        ("--pairs 0 --minibatch_pairs 0", "must be at least 1"),
+        ("--chunk_size 0", "chunk_size must be at least 1; got 0"),
+        ("--epochs 0", "epochs must be at least 1; got 0"),
+        ("--sft_epochs -1", "sft_epochs and held_out_every must not be negative"),
+        ("--held_out_seeds 0", "held_out_seeds must be at least 1; got 0"),
+        ("--rival_trials 0", "rival_trials must be at least 1; got 0"),
+        ("--rivals sftt", "unknown loss 'sftt': did you mean 'sft'?"),
+        ("--rivals ,", "rivals is empty: name at least one"),
+        ("--combine max", "combine must be mean or worst; got 'max'"),
+        ("--optimizer adam", "optimizer must be es or cmaes; got 'adam'"),
+        ("--space networks", "'networks'"),
+        ("--space hyper", "start"),
+        ("--warm_start simpo", "a one-step network holds orpo, sft, cpo"),
+        ("--warm_start runs/none/objective", "neither a loss of this space nor the folder"),
+        ("--data base,noizy:0.3", "unknown data 'noizy:0.3'"),
+        ("--start nowhere", "start must be original or scratch; got 'nowhere'"),
+        ("--num_actors -1", "num_actors and num_threads must not be negative"),
+        (f"--num_actors {CORES + 1}", f"exceeds the {CORES} cores of this machine"),
+        (f"--num_actors 2 --num_threads {CORES}", f"2 × {CORES} exceeds the {CORES} cores"),
+        ("--config none.yaml", "config: File does not exist"),
+        ("--config .", "config: Path is not a file"),
+        ("--resume", "there is no run in runs/evolve; start one without --resume"),
+        ("--resume --out nowhere", "there is no run in nowhere"),
+    ],
+)
+def test_mistake_is_told_in_one_line_before_any_compute(capsys, no_run, tmp_path, argv, message):
+    assert message in one_line_error(capsys, argv.split())
+    assert no_run == []
+    assert list(tmp_path.iterdir()) == []  # no folder was made, no data built
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"popluation: 4", "unknown key 'popluation': did you mean 'population'?"),
+        (b"population: [4", "Problems parsing config"),
+        (b"population: few", "Expected a int. Got value: few"),
+        (b"\x93\xfe\x00binary", "not text"),
+        (b"out: elsewhere", "give --out and --resume on the command line"),
+        (b"resume: true", "give --out and --resume on the command line"),
+    ],
+)
+def test_bad_config_file(capsys, no_run, content, message):
+    Path("file.yaml").write_bytes(content)
+    assert message in one_line_error(capsys, ["--config", "file.yaml"])
+    assert no_run == []
+
+
+def test_folder_in_use(capsys, no_run):
+    Path("run").mkdir()
+    assert main(["--out", "run"]) == 0  # empty is fine; now it has a config.yaml
+    assert "run has a run: go on with --resume, or" in one_line_error(capsys, ["--out", "run"])
+    Path("file").touch()
+    assert "file exists" in one_line_error(capsys, ["--out", "file"])
+    Path("killed").mkdir()
+    Path("killed/.config.yaml.tmp").touch()  # what a kill in the first instant leaves
+    assert main(["--out", "killed"]) == 0
+
+
+def test_too_little_disk_for_the_data(capsys, monkeypatch):
+    free = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    assert main(["--preset", "smoke", "--out", "run"]) == 2
+    assert "the data needs" in capsys.readouterr().err
+
+
+def test_damaged_agent(capsys, no_run, monkeypatch, tmp_path):
+    (tmp_path / "agent").write_bytes(b"not a policy")
+    monkeypatch.setattr("torchmpo_envs.expert_path", lambda name: tmp_path / "agent")
+    assert "agent is not a readable policy file" in one_line_error(capsys, ["--out", "run"])
+
+
+# --- where settings come from ---
+
+
+def test_flags_override_the_file_which_overrides_the_preset(no_run):
+    Path("mine.yaml").write_text("population: 8\nsigma: 0.1\n")
+    main(["--preset", "smoke", "--config", "mine.yaml", "--population", "6", "--out", "run"])
+    config = no_run[0][0].config
+    assert (config.population, config.sigma) == (6, 0.1)
+    assert config.pairs == PRESETS["smoke"]["pairs"]
+    assert yaml.safe_load(Path("run/config.yaml").read_text()) == asdict(config)
+
+
+def test_a_run_folders_config_repeats_the_run(no_run):
+    main(["--preset", "smoke", "--seed", "5", "--out", "run"])
+    main(["--config", "run/config.yaml", "--out", "again"])
+    assert no_run[0][0].config == no_run[1][0].config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_are_valid(preset):
+    config = EvolveConfig(**PRESETS[preset])
+    setup = Setup.of(config)
+    assert setup.search.population == config.population
+
+
+def test_every_setting_is_explained():
+    for field in fields(EvolveConfig):
+        assert f"        {field.name}: " in EvolveConfig.__doc__
+
+
+def test_print_config_can_be_read_back(capsys, no_run):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--preset", "smoke", "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    assert main(["--config", "printed.yaml"]) == 0
+    assert no_run[0][0].config == EvolveConfig(**PRESETS["smoke"])
+
+
+# --- resuming ---
+
+
+def test_resume_takes_the_settings_of_the_run(no_run):
+    main(["--preset", "smoke", "--population", "6", "--out", "run"])
+    for again in ("", "--population 6", "--preset smoke --population 6", "--num_threads 1"):
+        assert main(["--out", "run", "--resume", *again.split()]) == 0
+    assert {setup.config.population for setup, _ in no_run} == {6}
+    assert no_run[-1][0].num_threads == 1
+
+
+@pytest.mark.parametrize("flags", ["--population 8", "--preset default", "--config other.yaml"])
+def test_resume_with_other_settings_says_which(capsys, no_run, flags):
+    Path("other.yaml").write_text("population: 8")
+    main(["--preset", "smoke", "--out", "run"])
+    error = one_line_error(capsys, ["--out", "run", "--resume", *flags.split()])
+    key = "pairs is 128" if "preset" in flags else "population is 8"
+    assert f"{key}, but the run in run has 4" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("population: [", "is not the configuration of a run"),
+        ("- 1", "not a mapping"),
+        ("population: 4", "is missing"),
+        (None, "unknown key 'colour'"),
+    ],
+)
+def test_resume_with_a_damaged_configuration(capsys, no_run, content, message):
+    main(["--preset", "smoke", "--out", "run"])
+    path = Path("run/config.yaml")
+    path.write_text(path.read_text() + "colour: red\n" if content is None else content)
+    assert message in one_line_error(capsys, ["--out", "run", "--resume"])
+
+
+def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(setup, out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evolve, "run", interrupt)
+    assert main(["--out", "run"]) == 130
+    message = capsys.readouterr().err
+    assert message == "\ninterrupted; go on with: python -m torchmpo.evolve --out run --resume\n"
+    assert COMMAND.parse(["--out", "run", "--resume"])[0] == EvolveConfig()
+
+
+# --- the real thing, small ---
+
+KILLED = """
+    import os, signal, sys
+    import torch
+    import torchmpo.evolve.run
+    from torchmpo.evolve.__main__ import main
+
+    torch.set_num_threads(1)
+    flags = "--preset smoke --pairs 2 --episode_steps 10 --num_threads 1".split()
+
+    def in_child(folder, kill):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid:
+            return os.waitpid(pid, 0)[1]
+        os.environ["TORCHMPO_CACHE"] = f"{folder}-cache"
+        count = 0
+        def killing(rename):
+            def replace(old, new):
+                nonlocal count
+                count += 1
+                rename(old, new)
+                if count == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return replace
+        os.replace, os.rename = killing(os.replace), killing(os.rename)
+        started = os.path.exists(f"{folder}/config.yaml")
+        code = main([*flags, "--out", folder, *(["--resume"] if started else [])])
+        sys.stdout.flush()
+        os._exit(code)
+
+    base = sys.argv[1]
+    assert in_child(f"{base}/whole", None) == 0
+    kills = 0
+    while in_child(f"{base}/killed", kills + 1) == signal.SIGKILL:
+        kills += 1
+    print("kills", kills)
+"""
+
+
+def test_smoke_run_killed_again_and_again_gives_the_same_bytes(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("kills ")
+    assert int(result.stdout.split()[-1]) >= 4
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for name in (
+        "config.yaml",
+        "log.csv",
+        "rivals.json",
+        "comparison.json",
+        "objective/objective.safetensors",
+        "objective/card.json",
+    ):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert (killed / "figures/fitness.png").exists()
+    assert (killed / "figures/gradients.png").exists()
+    assert not list(killed.rglob(".*"))  # no temporary file is left
+    objective = torchmpo.resolve(killed / "objective")
+    assert objective.card["comparison"] == {**json.loads((whole / "comparison.json").read_text())}
+    assert "generation   2/2" in result.stdout
+    assert "vs sft, tuned: " in result.stdout
+
+
+@pytest.mark.skipif(CORES < 2, reason="two actors need two cores")
+def test_smoke_run_on_two_actors_gives_the_same_bytes(tmp_path):
+    """Real data, training and simulation, in this process and in Ray actors (in a process of its
+    own, which Ray may fill with threads and files as it likes)."""
+    flags = ["--preset", "smoke", "--pairs", "2", "--episode_steps", "10", "--chunk_size", "3"]
+    for actors in ("0", "2"):
+        where = ["--num_actors", actors, "--num_threads", "1", "--out", actors]
+        command = [sys.executable, "-m", "torchmpo.evolve", *flags, *where]
+        result = subprocess.run(
+            [*command, "--cache_dir", "cache"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    for name in ("log.csv", "comparison.json", "objective/objective.safetensors"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_preset_in_a_file(no_run, capsys):
+    Path("preset.yaml").write_text("preset: smoke\nepisodes: 3\n")
+    assert main(["--config", "preset.yaml"]) == 0
+    config = no_run[0][0].config
+    assert (config.population, config.episodes) == (PRESETS["smoke"]["population"], 3)
+    Path("preset.yaml").write_text("preset: smok\n")
+    assert "did you mean 'smoke'" in one_line_error(capsys, ["--config", "preset.yaml"])
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys, no_run):
+    Path("file").write_text("")
+    assert "file" in one_line_error(capsys, ["--out", "file/run"])
+
+
+def test_a_search_of_coefficients_on_two_kinds_of_data(capsys):
+    """CMA-ES over closed_form_loss, the worst of two kinds, with curves for TensorBoard."""
+    flags = (
+        "--preset smoke --pairs 2 --episode_steps 10 --num_threads 1 --out run --space closed_form"
+    )
+    more = "--optimizer cmaes --data noisy:0.3,mixed --combine worst --tensorboard true"
+    assert main(f"{flags} {more}".split()) == 0
+    objective = torchmpo.resolve("run/objective")
+    assert objective.inputs == {"chosen_mean_logps", "rejected_mean_logps"}
+    comparison = json.loads(Path("run/comparison.json").read_text())
+    both = [comparison["data"][kind]["objectives"] for kind in ("noisy:0.3", "mixed")]
+    assert all("orpo, tuned" in objectives for objectives in both)
+    assert list(Path("run/tensorboard").glob("events.out.tfevents.*"))
+    log = Path("run/log.csv").read_text().splitlines()
+    assert log[0].endswith(",held_out")
+    assert not any(row.endswith(",") for row in log[1:])  # --held_out_every 1
+    assert "start (closed form)" in capsys.readouterr().out
+
+
+def test_hopper_starts_from_scratch_and_robots_with_legs_from_the_original(no_run):
+    for task, start in (("hopper", "scratch"), ("tla", "original")):
+        assert main(["--task", task, "--pairs", "null", "--out", task]) == 0
+        trial = no_run[-1][0].trials[0]
+        assert trial.start == start
+        assert trial.pool.pairs == {"hopper": 5120, "tla": 1280}[task]
+
+
+def test_an_objective_with_a_reference_starts_with_sft(no_run):
+    assert main(["--steps", "two", "--sft_epochs", "9", "--epochs", "11"]) == 0
+    setup = no_run[0][0]
+    trial = cell_trial(setup.trials[0], setup.space.objective, setup.protocol)
+    assert (trial.inner.sft_epochs, trial.inner.epochs) == (9, 2)
+
+
+def test_rivals_get_as_many_trainings_as_the_search_if_asked(no_run):
+    flags = "--rival_trials null --rivals sft,orpo,cpo --population 20 --generations 6"
+    assert main(flags.split()) == 0
+    assert no_run[0][0].rival_trials == 40
+
+
+def test_rivals_can_be_added_to_a_finished_run(capsys):
+    """Nobody is trained twice, and the newcomer scores what it would have from the start."""
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1", "--out"]
+    assert main([*small, "at_once", "--rivals", "sft,orpo"]) == 0
+    assert main([*small, "run", "--rivals", "sft"]) == 0
+    path = Path("run/comparison.json")
+    before = json.loads(path.read_text())["mean_return_by_seed"]
+    before["sft, tuned"][0] += 1.0  # shows below that it was not trained again
+    path.write_text(json.dumps({"mean_return_by_seed": before}))
+    assert main(["--out", "run", "--resume", "--rivals", "orpo"]) == 0
+    assert "vs orpo, tuned: " in capsys.readouterr().out
+    after = json.loads(path.read_text())
+    added = after["mean_return_by_seed"].pop("orpo, tuned")
+    assert after["mean_return_by_seed"] == before
+    whole = json.loads(Path("at_once/comparison.json").read_text())
+    assert added == pytest.approx(whole["mean_return_by_seed"]["orpo, tuned"], rel=1e-4)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["rivals"] == "sft,orpo"
+    assert torchmpo.resolve("run/objective").card["comparison"]["differences"].keys() == {
+        "start (ORPO)",
+        "sft, tuned",
+        "orpo, tuned",
+    }
+
+
+def test_a_comparison_of_another_run(capsys):
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
+    assert main([*small, "--out", "run", "--rivals", "sft"]) == 0
+    Path("run/comparison.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["--out", "run", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: run/comparison.json is not the comparison of this run: delete it and --resume\n"
+    )

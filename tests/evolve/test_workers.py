@@ -1,0 +1,346 @@
+"""Fitness by Ray actors on two nodes, some of which die: the bits of one process."""
+
+import os
+import sys
+import threading
+import time
+from functools import cached_property
+
+import pytest
+import ray
+import torch
+from ray._private.internal_api import node_stats
+from ray.cluster_utils import Cluster
+
+from torchmpo.control.inner_loop import InnerConfig
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.testbed import Trial
+from torchmpo.evolve import workers as cluster
+from torchmpo.evolve.fitness import ObjectiveFitness
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.runs.errors import UserError
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+TARGET = torch.linspace(-0.5, 0.5, 5)
+INNER = InnerConfig(epochs=1, compile=False, minibatch_pairs=16, steps_per_trajectory=4)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A busy machine may take minutes to start an actor, which is not what is tested."""
+    monkeypatch.setattr(cluster, "START_SECONDS", 900.0)
+
+
+def quadratic(vectors, generation):
+    return -(vectors - TARGET * (1 + generation)).square().sum(1)
+
+
+def fitness_of(evaluate, dim=5, population=8, chunk_size=3, **kwargs):
+    chunk = chunk_rows(population, chunk_size)
+    return Fitness(VectorProblem(evaluate, dim, chunk=chunk, **kwargs))
+
+
+# --- in one process ---
+
+
+def test_every_chunk_has_the_same_shape_and_knows_its_generation():
+    calls = []
+
+    def record(vectors, generation):
+        calls.append((tuple(vectors.shape), generation))
+        return quadratic(vectors, generation)
+
+    fitness = fitness_of(record, chunk_size=4)
+    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    result = fitness(vectors, 3)
+    assert calls == [((3, 5), 3)] * 3  # 9 rows in three chunks of 3, rather than 4, 4 and 1
+    assert type(result) is torch.Tensor
+    assert torch.equal(result, quadratic(vectors, 3))
+    assert torch.equal(fitness(vectors[:1], 4), quadratic(vectors[:1], 4))
+    assert calls[3:] == [((3, 5), 4)]
+    assert fitness.bytes_sent == 0
+
+
+# --- joining a cluster ---
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1: .*refused"),
+        ("127.0.0.1:99999", "no Ray cluster at 127.0.0.1:99999"),
+        ("nonsense", "host:port, or auto; got 'nonsense'"),
+        ("ray://127.0.0.1:10001", "host:port, or auto; got 'ray://"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_line(address, message):
+    with pytest.raises(UserError, match=message) as caught, ray_actors(2, 1, address):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cluster_is_for_actors():
+    with (
+        pytest.raises(UserError, match="num_actors of at least 2; got 0"),
+        ray_actors(0, 1, "auto"),
+    ):
+        pass
+    with ray_actors(1, 1):
+        assert not ray.is_initialized()
+
+
+def test_actors_outside_of_ray_actors_are_refused():
+    with pytest.raises(RuntimeError, match="inside of ray_actors"):
+        fitness_of(quadratic, num_actors=2)(torch.zeros(3, 5), 0)
+    assert not ray.is_initialized()
+
+
+# --- two nodes ---
+
+
+class TwoFunctions:
+    """A search space over vectors of a mirror objective."""
+
+    name, start_name = "mirror", "ORPO"
+
+    def __init__(self):
+        self.objective = MirrorObjective(learn=("psi",))
+        self.dim = self.objective.dim
+
+    def parameters(self, vectors):
+        return vectors
+
+
+class Accidents:
+    """Fitness that meets with the accidents whose files lie in ``folder``, in actors only."""
+
+    def __init__(self, fitness, folder, driver=None):
+        self.fitness, self.folder, self.driver = fitness, folder, driver or os.getpid()
+
+    def share(self, put):
+        return Accidents(self.fitness.share(put), self.folder, self.driver)
+
+    def __call__(self, vectors, generation):
+        if os.getpid() != self.driver:
+            self.meet(generation)
+        return self.fitness(vectors, generation)
+
+    def meet(self, generation):
+        node = ray.get_runtime_context().get_node_id()
+        if (self.folder / f"hang-{generation}-{node}").exists():
+            (self.folder / "hanging").touch()
+            time.sleep(600)
+        if (self.folder / f"raise-{generation}").exists():
+            raise UserError("the user did this")
+        try:
+            os.unlink(self.folder / f"die-{generation}")  # the first to come
+        except FileNotFoundError:
+            return
+        os._exit(1)
+
+
+class Nodes:
+    """A head and a second node of one CPU each, and the fitness of generations on both."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        # That a node is gone is noticed sooner than by default, 15 s.
+        sooner = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": sooner}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.second = self.cluster.add_node(num_cpus=1)
+        self.cluster.wait_for_nodes()
+        pool = PoolConfig(pairs=64, max_steps=50)
+        trial = Trial(pool=pool, inner=INNER, num_threads=1, cache_dir=str(folder))
+        trials = (trial, trial.changed(data="noisy:0.3"))
+        self.space = TwoFunctions()
+        self.evaluate = Accidents(ObjectiveFitness(trials, self.space, 2, seed=0), folder)
+        draw = torch.Generator().manual_seed(0)
+        self.vectors = 0.5 * torch.randn(9, self.space.dim, generator=draw)
+
+    def problem(self, num_actors):
+        return fitness_of(self.evaluate, self.space.dim, num_actors=num_actors)
+
+    def check(self, generation):
+        """A generation has the bits of one process, which are another one's no more."""
+        expected = self.alone(self.vectors, generation)
+        assert expected.isfinite().all()
+        assert not torch.equal(expected, self.alone(self.vectors, generation + 1))
+        assert torch.equal(self.spread(self.vectors, generation), expected)
+
+    @cached_property
+    def alone(self):
+        return self.problem(0)
+
+    @cached_property
+    def spread(self):
+        return self.problem(2)
+
+    def both_work(self):
+        """Wait until an actor of each node is ready for work."""
+        deadline = time.monotonic() + 120
+        while len(self.spread._actors.idle) < 2 and time.monotonic() < deadline:
+            self.spread(self.vectors, 0)
+            time.sleep(0.2)
+        assert len(self.spread._actors.idle) == 2
+
+    def stored(self):
+        """Bytes ever put into each living node's object store."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        return {
+            node["NodeID"]: node_stats(
+                node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+            ).store_stats.cumulative_created_bytes
+            for node in nodes
+        }
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    with ray_actors(2, 1, nodes.cluster.address):
+        yield nodes
+        nodes.spread._actors.stop()
+    # The cluster was there before and is there still.
+    with ray_actors(2, 1, nodes.cluster.address):
+        assert ray.nodes()
+    nodes.cluster.shutdown()
+
+
+def test_two_nodes_equal_one_process_and_fetch_the_data_once(nodes):
+    before = nodes.stored()
+    nodes.check(0)
+    nodes.both_work()
+    trajectories = nodes.evaluate.fitness.trials[0].trajectories
+    data = sum(tensor.nbytes for tensor in trajectories.values())
+    assert data > 1e6
+    after = nodes.stored()
+    assert len(after) == 2
+    for node, size in after.items():  # the pool of both kinds of data, once
+        assert data <= size - before[node] < 1.1 * data
+    nodes.check(1)
+    nodes.check(2)
+    assert nodes.stored() == after
+
+
+def test_bytes_of_a_generation_grow_with_the_population_only(nodes):
+    nodes.both_work()
+    sizes = []
+    for rows in (3, 9, 27):
+        nodes.spread(nodes.vectors.repeat(3, 1)[:rows], 0)
+        sizes.append(nodes.spread.bytes_sent)
+    small, large = sizes[1] - sizes[0], sizes[2] - sizes[1]
+    assert large == pytest.approx(3 * small, rel=0.01)
+    assert sizes[0] == pytest.approx(small / 2, rel=0.01)
+    numbers = 4 * nodes.space.dim  # bytes of a vector
+    assert numbers * 27 < sizes[2] < numbers * 27 + 9 * 2000
+
+
+def test_an_actor_that_dies_mid_generation_changes_nothing(nodes):
+    nodes.both_work()
+    (nodes.folder / "die-3").touch()
+    with pytest.warns(UserWarning, match=r"generation 3: lost process \d+ on .*again"):
+        nodes.check(3)
+    assert not (nodes.folder / "die-3").exists()
+    nodes.both_work()  # another one has taken its place
+    nodes.check(4)
+
+
+def test_a_node_that_is_lost_mid_generation_changes_nothing(nodes):
+    nodes.both_work()
+    (nodes.folder / f"hang-5-{nodes.second.node_id}").touch()
+
+    def lose():
+        while not (nodes.folder / "hanging").exists():
+            time.sleep(0.05)
+        nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    with pytest.warns(UserWarning, match=r"generation 5: lost process \d+ on .*again"):
+        nodes.check(5)
+    thread.join()
+    nodes.check(6)
+    deadline = time.monotonic() + 60
+    while cluster.capacity(1) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert cluster.capacity(1) == 1
+    nodes.check(7)
+    nodes.second = nodes.cluster.add_node(num_cpus=1)
+    nodes.both_work()  # a new node is put to use, and fetches the data
+    nodes.check(8)
+
+
+def test_members_that_kill_every_actor_are_given_up(nodes, monkeypatch):
+    monkeypatch.setattr(cluster, "LIVES", 1)
+    nodes.both_work()
+    (nodes.folder / "die-9").touch()
+    with pytest.raises(UserError, match=r"9: 1 actors died of the same 3 members.*smaller chunk"):
+        nodes.spread(nodes.vectors, 9)
+
+
+def test_a_mistake_of_the_user_arrives_as_it_is(nodes, monkeypatch):
+    monkeypatch.setattr(cluster, "capacity", lambda num_threads: 1)  # one starts sooner than two
+    (nodes.folder / "raise-10").touch()
+    with pytest.raises(UserError) as caught:
+        nodes.spread(nodes.vectors, 10)
+    assert str(caught.value) == "the user did this"
+    assert not isinstance(caught.value, ray.exceptions.RayError)
+    assert nodes.spread._actors.tasks == {}
+
+
+class Unreadable:
+    """Fitness that cannot be unpickled where it arrives."""
+
+    def __call__(self, vectors, generation):
+        return quadratic(vectors, generation)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return exec, ("import a_module_that_only_this_machine_has",)
+
+
+def test_actors_that_do_not_start_are_one_line(nodes):
+    with pytest.warns(UserWarning, match="generation 0: an actor did not start") as warned:  # noqa: SIM117
+        with pytest.raises(UserError, match=r"no actor starts: .*a_module_that") as caught:
+            fitness_of(Unreadable(), num_actors=2)(torch.zeros(9, 5), 0)
+    assert "\n" not in str(caught.value) + str(warned[0].message)
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_without_actors_this_process_works(nodes, monkeypatch, room):
+    if room == 0:
+        monkeypatch.setattr(cluster, "capacity", lambda num_threads: 0)
+    monkeypatch.setattr(cluster, "START_SECONDS", 1e-3)
+    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    fitness = fitness_of(quadratic, num_actors=2)
+    for generation in range(2):
+        why = "no actor started" if room else "no actor is left"
+        with pytest.warns(UserWarning, match=f"generation {generation}: {why}, so this process"):
+            result = fitness(vectors, generation)
+        assert torch.equal(result, quadratic(vectors, generation))
+    fitness._actors.stop()
+
+
+def test_too_few_cpus_are_one_line(nodes):
+    ray.shutdown()
+    address = nodes.cluster.address
+    with pytest.raises(UserError, match="room for 2 actors of 1 CPUs, not for 3"):  # noqa: SIM117
+        with ray_actors(3, 1, address):
+            pass
+    assert not ray.is_initialized()
+
+
+# --- on this machine ---
+
+
+def test_ray_of_this_machine_alone(monkeypatch):
+    """Not the cluster that runs here or that the environment names, and ended at the end."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with ray_actors(2, 3):
+        assert [node["Resources"]["CPU"] for node in ray.nodes()] == [6]
+    assert not ray.is_initialized()

@@ -1,0 +1,436 @@
+"""The command line of fine-tuning, its data, and runs that are divided, cut short or gone wrong."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors.torch import load_file
+from tiny_llm import QUIET, save_tiny, tiny_gemma, tiny_llama, tiny_pairs, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from torchmpo.finetune.__main__ import main
+from torchmpo.finetune.data import PreferenceData, StepSampler
+from torchmpo.finetune.models import LoraSettings
+from torchmpo.finetune.module import PreferenceModule
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.runs.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    *QUIET,
+    # LightningCLI says so whenever it is called from Python, and calls jsonargparse by an old name.
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in tiny_pairs(17)))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, base, pairs) -> Path:
+    """Four steps of four pairs in each of two epochs."""
+    settings = {
+        "out": str(tmp_path / "run"),
+        "model": {
+            "model": str(base),
+            "loss": "dpo",
+            "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+            "lr": 1e-2,
+        },
+        "data": {"train": str(pairs), "batch_size": 2, "max_length": 64},
+        "trainer": {
+            "max_epochs": 2,
+            "accumulate_grad_batches": 2,
+            "accelerator": "cpu",
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(command: str, config: Path, *more: str) -> int:
+    return main([command, "--config", str(config), *more])
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same(a, b, atol=0.0):
+    assert a
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=atol, msg=name)
+
+
+def metrics(folder: Path, version: int = 0) -> list[dict[str, str]]:
+    lines = (folder / f"log/version_{version}/metrics.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    return [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
+
+
+# The order of pairs
+
+
+def steps_of(rows, batch_size, accumulate, world, epoch=0):
+    """The set of pairs of each optimizer step, over all processes."""
+    parts = []
+    for rank in range(world):
+        sampler = StepSampler(rows, batch_size, accumulate, rank, world, seed=7)
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert len(sampler) == len(order)
+        per_step = batch_size * accumulate
+        parts.append([order[i : i + per_step] for i in range(0, len(order), per_step)])
+    return [sorted(chain(*pieces)) for pieces in zip(*parts, strict=True)]
+
+
+def test_a_step_has_the_same_pairs_however_it_is_divided():
+    whole = steps_of(29, 8, 1, 1)
+    assert len(whole) == 3
+    assert len(set(chain(*whole))) == 24
+    for batch_size, accumulate, world in ((4, 2, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4)):
+        assert steps_of(29, batch_size, accumulate, world) == whole
+    assert steps_of(29, 8, 1, 1, epoch=1) != whole
+
+
+def test_too_few_pairs_for_a_step_are_named():
+    with pytest.raises(UserError, match=r"one step takes 16 pairs .* but there are 15"):
+        StepSampler(15, 2, 4, 0, 2, 0)
+
+
+# A run
+
+
+def test_a_run_leaves_an_adapter_its_settings_and_its_numbers(config, tmp_path, capsys):
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=1)))
+    assert run("fit", config, "--data.validation", str(tmp_path / "v.jsonl")) == 0
+    out = tmp_path / "run"
+    assert f"wrote {out / 'adapter'}" in capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} == {"adapter", "last.ckpt", "log"}
+    rows = metrics(out)
+    trained = [row for row in rows if row["loss"]]
+    assert [int(row["step"]) for row in trained] == list(range(8))
+    assert float(trained[0]["loss"]) == pytest.approx(0.6931, abs=0.05)  # dropout is on
+    assert float(trained[-1]["loss"]) < 0.69
+    assert [row["val/loss"] != "" for row in rows].count(True) == 2
+    stored = yaml.safe_load((out / "log/version_0/config.yaml").read_text())
+    assert stored["model"]["lora"]["r"] == 4
+    assert stored["seed_everything"] == 0
+    # What was stored is a configuration that runs.
+    stored = out / "log/version_0/config.yaml"
+    assert run("validate", stored, "--ckpt_path", f"{out}/last.ckpt") == 0
+    assert "val/rewards/accuracies" in capsys.readouterr().out
+
+
+def test_the_merged_model_loads(config, tmp_path, base):
+    assert run("fit", config, "--trainer.max_epochs", "1") == 0
+    given = ["export", "--adapter", f"{tmp_path}/run/adapter", "--out", f"{tmp_path}/merged"]
+    assert main(given) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    start = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    names = [n for n, p in merged.named_parameters() if not torch.equal(p, start.get_parameter(n))]
+    assert len(names) == 14  # seven linear layers in each of two blocks
+
+
+def test_full_training_leaves_a_model(config, tmp_path):
+    assert run("fit", config, "--model.lora", "null", "--trainer.max_epochs", "1") == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+
+
+def test_a_run_that_went_on_after_a_stop_in_mid_epoch_ends_in_the_same_bits(config, tmp_path):
+    assert run("fit", config, "--trainer.max_steps", "7") == 0
+    cut = f"{tmp_path}/cut"
+    assert run("fit", config, "--trainer.max_steps", "3", "--out", cut) == 0
+    assert run("fit", config, "--trainer.max_steps", "7", "--out", cut, "--resume") == 0
+    assert_same(adapter(tmp_path / "run"), adapter(tmp_path / "cut"))
+    assert len(metrics(tmp_path / "cut")) == 3
+    assert [int(row["step"]) for row in metrics(tmp_path / "cut", 1)] == [3, 4, 5, 6]
+
+
+class Crash(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 5:
+            raise RuntimeError("power cut")
+
+
+def test_a_run_that_crashed_in_mid_epoch_ends_in_the_same_bits(tmp_path, base, pairs):
+    def fit(ckpt_path=None, callbacks=()):
+        lora = LoraSettings(r=4, alpha=8.0, dropout=0.1)
+        module = PreferenceModule(
+            str(base), "orpo", lora=lora, lr=1e-2, warmup=0.2, schedule="cosine"
+        )
+        data = PreferenceData(str(pairs), batch_size=2, max_length=64)
+        every = ModelCheckpoint(
+            tmp_path, "last", every_n_train_steps=1, enable_version_counter=False
+        )
+        trainer = Trainer(
+            max_epochs=3,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[every, *callbacks],
+        )
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        assert trainer.global_step == 12
+        return {n: p for n, p in module.named_parameters() if p.requires_grad}
+
+    whole = fit()
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(callbacks=[Crash()])
+    assert_same(whole, fit(ckpt_path=tmp_path / "last.ckpt"))
+
+
+def test_two_processes_end_where_one_does(config, tmp_path):
+    """The whole command in two processes that the launcher starts, as on two GPUs."""
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["lora"]["dropout"] = 0.0  # each process draws its own
+    settings["trainer"]["max_epochs"] = 1
+    config.write_text(yaml.safe_dump(settings))
+    assert run("fit", config) == 0
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torchmpo.finetune", "fit", "--config", str(config)),
+            *("--out", f"{tmp_path}/two", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+            *("--trainer.accumulate_grad_batches", "1"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(adapter(tmp_path / "run"), adapter(tmp_path / "two"), atol=2e-6)
+    for one, two in zip(metrics(tmp_path / "run"), metrics(tmp_path / "two"), strict=True):
+        numbers = [{k: float(v) for k, v in row.items() if v} for row in (one, two)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["function", "folder"])
+def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch):
+    if kind == "function":
+        (tmp_path / "shy_losses.py").write_text(
+            "def shy_loss(chosen_logps, *, scale=1.0):\n    return -scale * chosen_logps\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        loss = ("shy_losses:shy_loss", "--model.loss_args", "{scale: 0.0}")
+    else:
+        MirrorObjective(temporal=True).save(tmp_path / "objective", card={})
+        loss = (str(tmp_path / "objective"),)
+    assert run("fit", config, "--trainer.max_steps", "1", "--model.loss", *loss) == 0
+    value = float(metrics(tmp_path / "run")[0]["loss"])
+    assert value == 0 if kind == "function" else value > 1
+
+
+# The reference's cache
+
+
+def test_a_cached_reference_trains_the_same_adapter(config, tmp_path, capsys):
+    cache = ("--model.reference", "cache", "--data.reference_cache", f"{tmp_path}/ref")
+    assert run("fit", config, "--trainer.max_epochs", "1") == 0
+    once = ("--trainer.max_epochs", "1", *cache)
+    assert run("fit", config, "--out", f"{tmp_path}/a", *once) == 0
+    assert_same(adapter(tmp_path / "run"), adapter(tmp_path / "a"), atol=1e-5)
+    written = (tmp_path / "ref" / "train.safetensors").stat().st_mtime_ns
+    assert run("fit", config, "--out", f"{tmp_path}/b", *once) == 0
+    assert_same(adapter(tmp_path / "a"), adapter(tmp_path / "b"))
+    assert (tmp_path / "ref" / "train.safetensors").stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert run("fit", config, "--out", f"{tmp_path}/c", *once, "--data.max_length", "40") == 2
+    assert "is of other data (17 pairs), or of another tokenizer" in capsys.readouterr().err
+
+
+# The experiments
+
+
+def experiments():
+    return sorted((ROOT / "experiments" / "llm").glob("*.yaml"))
+
+
+def test_there_are_experiments():
+    assert {"colpo_smollm2.yaml", "gemma7b_dpo_mix.yaml"} <= {p.name for p in experiments()}
+
+
+@pytest.mark.parametrize("path", experiments(), ids=lambda path: path.stem)
+def test_an_experiment_takes_a_step_on_a_tiny_model(path, tmp_path):
+    """Everything as in the file but for model, data and where it runs."""
+    gemma = "gemma" in path.stem
+    folder = save_tiny(tmp_path / "model", tiny_gemma() if gemma else tiny_llama())
+    data = tmp_path / "pairs.jsonl"
+    rows = [
+        {
+            "chosen": [
+                {"role": "user", "content": pair["prompt"]},
+                {"role": "assistant", "content": pair["chosen"]},
+            ],
+            "rejected": [
+                {"role": "user", "content": pair["prompt"]},
+                {"role": "assistant", "content": pair["rejected"]},
+            ],
+        }
+        for pair in tiny_pairs(70)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        *("--model.model", str(folder), "--data.tokenizer", str(folder)),
+        *("--data.train", str(data), "--data.validation", str(data)),
+        *("--out", f"{tmp_path}/run", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+        *("--trainer.limit_val_batches", "2", "--trainer.enable_progress_bar", "false"),
+        *("--trainer.enable_model_summary", "false"),
+    ]
+    assert run("fit", path, *arguments) == 0
+    settings = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
+    if gemma:
+        assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (128, 256, 0.05)
+    losses = [float(row["loss"]) for row in metrics(tmp_path / "run") if row["loss"]]
+    assert len(losses) == (1 if gemma else 8)
+    assert all(abs(loss) < 100 for loss in losses)
+
+
+# Other commands, and mistakes
+
+
+def test_inspect_prints_a_pair_without_loading_the_model(config, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "torchmpo.finetune.module.load_model", lambda *a, **k: pytest.fail("loaded")
+    )
+    assert run("inspect", config, "--index", "3") == 0
+    printed = capsys.readouterr().out
+    assert tiny_pairs(4)[3]["chosen"].split()[0] in printed
+    assert run("inspect", config, "--index", "99") == 2
+    assert "--index must be in 0…16; got 99" in capsys.readouterr().err
+    assert run("inspect", config, "--split", "validation") == 2
+
+
+def test_help_names_the_commands(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for command in ("fit", "validate", "inspect", "export"):
+        assert f"torchmpo.finetune {command}" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fot"], "unknown command 'fot': did you mean 'fit'?"),
+        ([], "unknown command '': choose from"),
+        (["fit", "--model.loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
+        (["fit", "--loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
+        (["fit", "--loss=simp"], "unknown loss 'simp': did you mean 'simpo'?"),
+        (["fit", "--model.lr", "fast"], "model.lr"),
+        (["fit", "--model.lerning_rate", "1"], "model.lerning_rate"),
+        (["fit", "--model.lora.r", "0"], "lora.r must be at least 1; got 0"),
+        (["fit", "--model.lora.targets", "q_prj"], "lora.targets 'q_prj' does not fit"),
+        (["fit", "--model.model", "./nowhere"], "there is no folder ./nowhere"),
+        (["fit", "--data.validation", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["fit", "--model.reference", "cache"], "set data.reference_cache"),
+        (["fit", "--model.loss", "aot"], "aot couples the pairs of a batch"),
+        (["fit", "--model.loss", "margin_dpo"], "the data have no chosen_rewards"),
+        (["fit", "--data.batch_size", "0"], "data.batch_size must be at least 1"),
+        (["fit", "--data.batch_size", "20"], "one step takes 40 pairs"),
+        (["fit", "--resume"], "there is no last.ckpt in"),
+        (["fit", "--checkpoint_every", "0"], "checkpoint_every must be at least 1"),
+        (["fit", "--config", "none.yaml"], "none.yaml"),
+        (["export", "--adapter", "none", "--out", "there"], "none holds no adapter"),
+        (["export"], "adapter"),
+    ],
+    ids=lambda value: " ".join(value[1:3]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(arguments, message, config, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if arguments[:1] == ["fit"]:
+        arguments = ["fit", "--config", str(config), *arguments[1:]]
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_run_is_not_overwritten(config, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious")
+    assert run("fit", config) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
+
+
+def test_a_run_that_never_came_to_a_checkpoint_is_no_obstacle(config):
+    assert run("fit", config, "--data.batch_size", "20") == 2
+    assert run("fit", config, "--trainer.max_steps", "1") == 0
+
+
+def test_a_tokenizer_of_another_model_is_refused(config, tmp_path, capsys):
+    folder = save_tiny(tmp_path / "small", tiny_llama(vocab=100), tiny_tokenizer())
+    assert run("fit", config, "--model.model", str(folder)) == 2
+    assert "do not belong together" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(config, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")
+
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
+    assert run("fit", config, "--checkpoint_every", "1") == 2
+    assert "error: No space left on device: last.ckpt" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_the_extra(config, capsys, monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'peft'", name="peft")
+
+    monkeypatch.setattr("torchmpo.finetune.module.add_lora", missing)
+    assert run("fit", config) == 2
+    assert "peft is not installed: pip install 'torchmpo[llm]'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(config, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    assert run("fit", config, "--trainer.max_steps", "1") == 0
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False)
+    path = tmp_path / "run" / "last.ckpt"
+    trainer.strategy.checkpoint_io.save_checkpoint({"state_dict": Evil()}, path)
+    with pytest.raises(Exception, match=re.compile("weights.only|Unsupported", re.I)):
+        run("fit", config, "--resume")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_loss_leaves_the_hyper_parameters_of_the_configurations_own(config, tmp_path):
+    settings = yaml.safe_load(config.read_text())
+    settings["model"] |= {"loss": "simpo", "loss_args": {"target_margin": 0.3}}
+    config.write_text(yaml.safe_dump(settings))
+    short = ("--trainer.max_steps", "1")
+    assert run("fit", config, *short, "--loss", "tla_noisy") == 0
+    ours = ("--loss", "cpo", "--model.loss_args", "{beta: 0.3}")
+    assert run("fit", config, *short, "--out", str(tmp_path / "other"), *ours) == 0
+    stored = yaml.safe_load((tmp_path / "other/log/version_0/config.yaml").read_text())
+    assert stored["model"]["loss_args"] == {"beta": 0.3}

@@ -1,0 +1,226 @@
+"""What the command lines share and tests of their own commands do not show."""
+
+import errno
+import os
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from torchmpo.runs.command import Command, duration, read_json
+from torchmpo.runs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A command.
+
+    Args:
+        size: a number.
+        names: a word.
+        where: may change.
+        seeds: a count.
+    """
+
+    size: int = 1
+    names: str = "a,b"
+    where: str | None = None
+    seeds: int = 5
+
+
+COMMAND = Command(
+    program="python -m mine",
+    description="Nothing.",
+    settings=Settings,
+    presets={"small": {}, "large": {"size": 9}},
+    work="torchmpo.nothing",
+    extra="evolve",
+    out="runs/mine",
+    place=("where",),
+    default_preset="large",
+    grows=("names", "seeds"),
+)
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def doing(body=lambda prepared, out: None, prepare=lambda config: config):
+    return replace(COMMAND, work=SimpleNamespace(prepare=prepare, run=body))
+
+
+def run(argv, body=lambda prepared, out: None, prepare=lambda config: config):
+    return doing(body, prepare).main(argv.split())
+
+
+def stored(folder="runs/mine"):
+    return yaml.safe_load(Path(folder, "config.yaml").read_text())
+
+
+def test_the_default_preset_is_the_commands_own():
+    seen = []
+    assert run("", lambda config, out: seen.append((config, out))) == 0
+    assert seen == [(Settings(size=9), Path("runs/mine"))]
+    assert stored() == asdict(Settings(size=9))
+    assert run("--preset small --out other") == 0
+    assert stored("other")["size"] == 1
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_exit_code_of_the_run(returned, code):
+    assert run("", lambda config, out: returned) == code
+
+
+def test_arguments_of_the_process(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mine", "--size", "4"])
+    assert doing().main(None) == 0
+    assert stored()["size"] == 4
+
+
+def test_nothing_is_written_before_the_settings_are_checked(capsys, tmp_path):
+    def refuse(config):
+        assert list(tmp_path.iterdir()) == []
+        raise UserError("size is odd")
+
+    assert run("", prepare=refuse) == 2
+    assert capsys.readouterr().err == "error: size is odd\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_is_there_before_the_run_begins():
+    def body(config, out):
+        assert stored() == asdict(config)
+
+    assert run("--size 3", body) == 0
+
+
+def test_resume_writes_down_what_has_changed():
+    run("--size 3")
+    assert run("--resume --names a,b,c") == 0
+    assert stored() == {"size": 3, "names": "a,b,c", "where": None, "seeds": 5}
+    assert run("--resume") == 0
+    assert stored()["names"] == "a,b,c"
+
+
+def test_words_are_added_and_those_of_a_preset_are_not():
+    assert run("--preset small --names c") == 0
+    assert run("--resume --preset small") == 0
+    assert stored()["names"] == "c"
+    assert run("--resume --preset small --names d,c,e") == 0
+    assert stored()["names"] == "c,d,e"
+
+
+def test_counts_rise_and_never_fall(capsys):
+    assert run("--preset small --seeds 7") == 0
+    assert run("--resume") == 0
+    assert run("--resume --preset small") == 0  # its 5 is not given
+    assert stored()["seeds"] == 7
+    assert run("--resume --seeds 6") == 2
+    error = capsys.readouterr().err
+    assert "seeds is 6, but the run in runs/mine has 7 and can only grow" in error
+    assert run("--resume --seeds 9") == 0
+    assert stored()["seeds"] == 9
+
+
+def test_the_line_after_ctrl_c_can_be_pasted(capsys):
+    def interrupt(config, out):
+        raise KeyboardInterrupt
+
+    assert doing(interrupt).main(["--out", "two words"]) == 130
+    line = capsys.readouterr().err.strip().rpartition("go on with: ")[2]
+    argv = shlex.split(line)
+    assert argv[:3] == ["python", "-m", "mine"]
+    assert doing().main(argv[3:]) == 0
+
+
+def test_a_refused_resume_leaves_the_configuration_alone(capsys):
+    run("--size 3")
+    before = Path("runs/mine/config.yaml").read_bytes()
+    assert run("--resume --size 4 --names c") == 2
+    assert "size is 4, but the run in runs/mine has 3" in capsys.readouterr().err
+    assert Path("runs/mine/config.yaml").read_bytes() == before
+
+
+def test_two_processes_do_not_share_a_folder(capsys):
+    """Not the first's, whose run goes on, and whatever became of it, a third may take over."""
+
+    def body(config, out):
+        assert run("--resume --names c") == 2
+        assert "error: another process is at work in runs/mine: wait" in capsys.readouterr().err
+        assert stored()["names"] == "a,b"
+        raise KeyboardInterrupt
+
+    assert run("", body) == 130
+    assert run("--resume --names c") == 0
+    assert [path.name for path in Path("runs/mine").iterdir()] == ["config.yaml"]
+
+
+def test_full_disk_is_one_line(capsys, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("") == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+    monkeypatch.undo()
+
+
+def test_a_file_that_cannot_be_read_is_named(capsys):
+    def body(config, out):
+        Path("absent").read_text()
+
+    assert run("", body) == 2
+    assert capsys.readouterr().err == "error: No such file or directory: absent\n"
+
+
+def test_bugs_are_not_hidden():
+    def body(config, out):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run("", body)
+
+
+def test_interrupt_before_there_is_a_folder(capsys):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    assert run("--out somewhere", prepare=interrupt) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"  # there is nothing to go on with
+
+
+def test_help_names_every_setting_and_preset(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run("--help")
+    text = capsys.readouterr().out
+    for word in ("--size", "--names", "--where", "small, large", "--resume", "runs/mine"):
+        assert word in text
+
+
+# --- read_json, duration ---
+
+
+def test_read_json():
+    Path("good").write_text('{"a": [1, null]}')
+    assert read_json(Path("good")) == {"a": [1, None]}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": [1,', b"\xff\xfe\x00", None])
+def test_damaged_file(content):
+    if content is not None:
+        Path("bad").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad is damaged .*: delete it and --resume"):
+        read_json(Path("bad"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (9.4, "0:09"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

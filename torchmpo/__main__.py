@@ -1,0 +1,1 @@
+"""One program for all commands: ``torchmpo evolve …`` is ``python -m torchmpo.evolve …``."""

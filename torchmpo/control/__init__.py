@@ -1,0 +1,12 @@
+"""Losses on robots: preference data with a known true return, policies, training, returns.
+
+:mod:`.pools` are trajectories on disk, :mod:`.preferences` pairs of them (here labels are flipped),
+:mod:`.policy` what is trained, :mod:`.inner_loop` the training of a whole population at once,
+:mod:`.returns` what the trained policies score. :mod:`.testbed` puts them together: train under
+given objectives, then measure. :mod:`.grids` says what is tuned and over which values,
+:mod:`.tuning` tunes, :mod:`.rehearsal` tries a loss before any of it, :mod:`.sample` is a part of
+the data on which likelihoods are watched.
+
+Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.runs`, and of the
+environments ``torchmpo_envs``. It knows no command.
+"""

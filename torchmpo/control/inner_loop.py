@@ -1,0 +1,390 @@
+"""The inner loop: train a population of policies, each under its own objective, as one program.
+
+One update, for every member at once: step log-probabilities of a minibatch of pairs → trajectory
+means and sums → the objective's loss, averaged over the pairs → gradient → clip by the member's own
+norm → Adam. This is ``vmap(grad(...))``, compiled once for a chunk of the population and reused.
+Members never mix: the result does not depend on the chunks, and a NaN stays where it arose.
+
+Shapes: P members, C of them in a chunk, B pairs in a minibatch, S time steps, and R = B or 2B
+trajectories (the chosen ones, then the rejected ones if the objective looks at them).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor import list_options
+from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from torchmpo.control.policy import GaussianPolicy
+from torchmpo.losses import sft_loss
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.seeding import generator
+
+if TYPE_CHECKING:
+    from torchmpo.control.preferences import PreferenceDataset
+
+Params = dict[str, Tensor]
+Seed = int | Sequence[int]
+OnEpoch = Callable[[int, list[int], Params], None]
+OnTrained = Callable[[int, Params], None] | None
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    """Settings of the inner loop.
+
+    Args:
+        epochs: passes over the pairs under the objective (≥ 0).
+        sft_epochs: passes before them that maximise the chosen mean log-probability (≥ 0).
+        minibatch_pairs: pairs per update. Every epoch visits the pairs in a new order; those that
+            do not fill a last minibatch are left out of that epoch.
+        learning_rate: Adam's step size (> 0). Each phase starts with fresh Adam moments.
+        max_grad_norm: limit on the gradient norm of each member (> 0). A norm that overflows makes
+            the member NaN.
+        steps_per_trajectory: time steps drawn per trajectory and update; ``None`` takes all.
+        chunk_size: at most this many members are trained at once. Large chunks leave the cache,
+            small ones spend their time between operations.
+        compile: compile the update. ``False`` runs the same code eagerly, about 2× slower.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+
+    epochs: int = 12
+    sft_epochs: int = 0
+    minibatch_pairs: int = 2
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.3
+    steps_per_trajectory: int | None = None
+    chunk_size: int = 16
+    compile: bool = True
+
+    def __post_init__(self):
+        for name in ("epochs", "sft_epochs"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("minibatch_pairs", "steps_per_trajectory", "chunk_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate must be positive and finite; got {self.learning_rate}")
+        if not self.max_grad_norm > 0:
+            raise UserError(f"max_grad_norm must be positive; got {self.max_grad_norm}")
+
+
+def train_policies(
+    policy: GaussianPolicy,
+    init_params: Params,
+    objective: Objective | MirrorObjective,
+    objective_params: Any,
+    dataset: "PreferenceDataset",
+    config: InnerConfig,
+    seed: Seed,
+    *,
+    on_epoch: OnEpoch | None = None,
+) -> Params:
+    """Train a population of policies on preference pairs.
+
+    Args:
+        policy: the architecture, its observation statistics and, if fixed, its σ.
+        init_params: ``{name: [P, ...]}``, the parameters each member starts from.
+        objective: an ``Objective`` or ``MirrorObjective``. If it needs a reference, that is the
+            member itself after the SFT epochs.
+        objective_params: what ``objective.apply`` takes, every tensor with a leading P.
+        dataset: trajectories and the pairs among them.
+        config: see :class:`InnerConfig`.
+        seed: names the minibatches and time steps, which all members share; or P seeds, one per
+            member. Torch's global random state is neither read nor changed.
+        on_epoch: called for each chunk before the first epoch and after every one, with the number
+            of epochs done (SFT included), the chunk's members, and their parameters ``{name: [C,
+            ...]}``. Of an SFT phase that all members share only the end is told.
+
+    Returns:
+        ``{name: [P, ...]}`` with dtype and device of ``init_params``.
+
+    Raises:
+        UserError: fewer pairs than a minibatch, an empty trajectory, populations that differ, or
+            an objective with an input that this loop cannot supply.
+    """
+    population = _population(policy, init_params, objective, objective_params, seed)
+    loop = _Loop(policy, dataset, config, like=next(iter(init_params.values())))
+
+    def start(params: Params, stream: Seed, told: OnTrained = None) -> tuple[Params, Params]:
+        if config.sft_epochs:
+            params = loop.train("sft", params, _SFT, {}, {}, stream, told)
+        if objective.needs_reference:
+            return params, {"reference": loop.step_logps(params)}
+        return params, {}
+
+    # Equal members on one stream stay equal through SFT: prepare one of them for all.
+    equal = all(bool((value == value[:1]).all()) for value in init_params.values())
+    alike = equal and isinstance(seed, int)
+    if alike:
+        params, reference = start({name: value[:1] for name, value in init_params.items()}, seed)
+    # Chunks of one size need one program: the last one is filled up with members from the front.
+    chunks = math.ceil(population / config.chunk_size)
+    size = math.ceil(population / chunks)
+    trained = []
+    for chunk in range(chunks):
+        members = [i % population for i in range(chunk * size, (chunk + 1) * size)]
+        stream = seed if isinstance(seed, int) else [seed[i] for i in members]
+        told = on_epoch and _tell(on_epoch, members)
+        if not alike:
+            params, reference = start(_rows(init_params, members), stream, told)
+        first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
+        prior = {n: v.expand(size, -1, -1) for n, v in reference.items()}
+        own = _rows(objective_params, members)
+        trained.append(loop.train("preference", first, objective, own, prior, stream, told))
+        if told:
+            told(config.sft_epochs + config.epochs, trained[-1])
+    return {name: torch.cat([t[name] for t in trained])[:population] for name in init_params}
+
+
+def _tell(on_epoch: OnEpoch, members: list[int]) -> OnTrained:
+    return lambda epochs, params: on_epoch(epochs, members, params)
+
+
+class _StepLogps(nn.Module):
+    """A policy whose forward gives step log-probabilities, for ``functional_call``."""
+
+    def __init__(self, policy: GaussianPolicy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
+        return self.policy.step_logps_from_whitened(whitened, action)
+
+    def at(self, params: Params, buffers: Params, whitened: Tensor, action: Tensor) -> Tensor:
+        """Step log-probabilities ``[R, S]`` of one member."""
+        tensors = {f"policy.{name}": value for name, value in (buffers | params).items()}
+        return functional_call(self, tensors, (whitened, action))
+
+
+_SFT = Objective(sft_loss)
+
+
+class _Loop:
+    """The training loop over the trajectories that the pairs name, whitened once."""
+
+    def __init__(self, policy: GaussianPolicy, dataset: Any, config: InnerConfig, like: Tensor):
+        if len(dataset.chosen) < config.minibatch_pairs:
+            raise UserError(
+                f"the dataset has {len(dataset.chosen)} pairs, fewer than one minibatch of "
+                f"{config.minibatch_pairs}: add pairs or lower minibatch_pairs"
+            )
+        self.policy, self.config, self.device = policy, config, like.device
+        pairs = torch.stack([dataset.chosen, dataset.rejected])
+        rows, pairs = torch.unique(pairs, return_inverse=True)
+        self.pairs = pairs.to(self.device)  # [2, pairs]: chosen, rejected
+        self.lengths = dataset.lengths[rows].to(self.device)
+        if int(self.lengths.min()) < 1:
+            raise UserError("a trajectory of the dataset has length 0: leave it out of the pairs")
+        self.buffers = {name: buffer.to(like) for name, buffer in policy.named_buffers()}
+        whiten = copy.deepcopy(policy).to(like).whiten  # the policy itself may be elsewhere
+        self.whitened = whiten(dataset.observation[rows].to(like))
+        self.action = dataset.action[rows].to(like)
+        self.returns = dataset.returns[rows].to(like)
+
+    @torch.no_grad()
+    def step_logps(self, params: Params) -> Tensor:
+        """Step log-probabilities of all trajectories, ``[C, trajectories, time]``."""
+        forward = vmap(_StepLogps(self.policy).at, in_dims=(0, None, None, None))
+        blocks = zip(self.whitened.split(4), self.action.split(4), strict=True)
+        return torch.cat([forward(params, self.buffers, *block) for block in blocks], dim=1)
+
+    def train(
+        self,
+        phase: str,
+        params: Params,
+        objective: Any,
+        objective_params: Any,
+        reference: Params,
+        seed: Seed,
+        told: OnTrained = None,
+    ) -> Params:
+        """The epochs of one phase, for one chunk of the population."""
+        config, shared = self.config, isinstance(seed, int)
+        epochs = config.sft_epochs if phase == "sft" else config.epochs
+        pairs = self.pairs[: _sides(objective.inputs)]
+        updates = pairs.shape[1] // config.minibatch_pairs
+        moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+        state, update = (params, *moments), None
+        before = 0 if phase == "sft" else config.sft_epochs
+        for epoch in range(epochs):
+            if told:
+                told(before + epoch, state[0])
+            order, offsets = self.draw(phase, epoch, updates, seed)
+            for i in range(updates):
+                n = epoch * updates + i
+                clock = (n / (epochs * updates), 1 - BETA1 ** (n + 1), 1 - BETA2 ** (n + 1))
+                rows = pairs[:, order[..., i, :]].movedim(0, -2).flatten(-2)
+                batch = self.gather(rows, offsets[..., i, : rows.shape[-1], :], reference)
+                clock = torch.tensor(clock, dtype=self.action.dtype, device=self.device)
+                args = (*state, objective_params, self.buffers, batch, clock)
+                if update is None:
+                    update = _update(self.policy, objective, config, shared, args)
+                state = update(*args)
+        return state[0]
+
+    def draw(self, phase: str, epoch: int, updates: int, seed: Seed):
+        """An epoch's pairs ``[updates, B]`` and its uniform numbers ``[updates, 2B, K]``.
+
+        Both have a leading C if the members have streams of their own.
+        """
+        if not isinstance(seed, int):
+            own = [self.draw(phase, epoch, updates, s) for s in seed]
+            return tuple(torch.stack(x) for x in zip(*own, strict=True))
+        size, steps = self.config.minibatch_pairs, self.config.steps_per_trajectory or 0
+        random = generator(seed, "inner", phase, epoch)
+        order = torch.randperm(self.pairs.shape[1], generator=random)[: updates * size]
+        shape = (updates, 2 * size, steps)
+        offsets = torch.rand(shape, generator=random, dtype=torch.float64)
+        return order.view(updates, size).to(self.device), offsets.to(self.device)
+
+    def gather(self, rows: Tensor, offsets: Tensor, reference: Params) -> Params:
+        """The minibatch of the trajectories ``rows [(C,) R]``, at the time steps it looks at."""
+        lengths = self.lengths[rows]
+        last = lengths[..., None] - 1
+        if steps := self.config.steps_per_trajectory:
+            # One uniform draw in each of K equal strata: every step is equally likely.
+            strata = torch.arange(steps, device=self.device) + offsets
+            time = torch.minimum((strata * lengths[..., None] / steps).long(), last)
+            mask = torch.ones_like(time, dtype=torch.bool)
+        else:
+            # Steps past the end repeat the last one, so that padding is never even read.
+            steps = torch.arange(self.action.shape[1], device=self.device)
+            time, mask = torch.minimum(steps, last), steps <= last
+        at = rows[..., None], time
+        batch = {"whitened": self.whitened[at], "action": self.action[at], "mask": mask}
+        batch |= {"lengths": lengths, "returns": self.returns[rows]}
+        for name, logps in reference.items():
+            batch[name] = logps[torch.arange(len(logps))[:, None, None], *at]
+        return batch
+
+
+def _sides(inputs: frozenset[str]) -> int:
+    """1 if an objective looks at the chosen trajectories only, else 2."""
+    return 2 if any("rejected" in name for name in inputs) else 1
+
+
+def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> PairLogps:
+    """What the objective asks for, from one member's step log-probabilities ``[R, S]``."""
+    mask, lengths = batch["mask"], batch["lengths"]
+    values = {"{}_step_logps": step_logps, "{}_mask": mask}
+    values |= {"{}_lengths": lengths, "{}_rewards": batch["returns"]}
+    for ref, logps in (("", step_logps), ("ref_", batch.get("reference"))):
+        if logps is not None:
+            mean = (logps * mask).sum(-1) / mask.sum(-1)
+            values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": mean * lengths}
+    fields = {"progress": progress}
+    for name, value in values.items():
+        for side, part in zip(("chosen", "rejected"), value.chunk(_sides(inputs)), strict=False):
+            fields[name.format(side)] = part
+    return PairLogps(**{name: fields[name] for name in inputs})
+
+
+_PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys identify
+
+
+def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -> Callable:
+    """The update for arguments like ``args``, compiled if asked for, and then kept for reuse."""
+    module = _StepLogps(policy)
+
+    def loss(params, objective_params, buffers, batch, progress):
+        step_logps = module.at(params, buffers, batch["whitened"], batch["action"])
+        pair = _pair_logps(objective.inputs, step_logps, batch, progress)
+        return objective.apply(objective_params, pair).mean()
+
+    def update(params, average, square, objective_params, buffers, batch, clock):
+        progress, correction1, correction2 = clock.unbind()
+        own = {name: None if shared and name != "reference" else 0 for name in batch}
+        grads = vmap(grad(loss), in_dims=(0, 0, None, own, None))(
+            params, objective_params, buffers, batch, progress
+        )
+        squares = torch.stack([g.square().flatten(1).sum(1) for g in grads.values()])
+        norm = squares.sum(0).sqrt()
+        clip = (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        # A norm that overflows would scale every gradient to 0, and the member would seem trained.
+        clip = clip.where(norm.isfinite(), math.nan)
+        grads = {name: g * clip.view(-1, *(1,) * (g.ndim - 1)) for name, g in grads.items()}
+        m = {name: torch.lerp(average[name], g, 1 - BETA1) for name, g in grads.items()}
+        v = {name: BETA2 * square[name] + (1 - BETA2) * g * g for name, g in grads.items()}
+        scale = {name: (value / correction2).sqrt() + EPSILON for name, value in v.items()}
+        rate = config.learning_rate / correction1
+        return {name: p - rate * m[name] / scale[name] for name, p in params.items()}, m, v
+
+    if not config.compile:
+        return update
+    shapes = tuple((x.shape, x.dtype, x.device) for x in tree_leaves(args))
+    settings = (config.learning_rate, config.max_grad_norm, shared, torch.get_num_threads())
+    key = (id(policy), id(objective), settings, shapes)
+    if key not in _PROGRAMS:
+        if len(_PROGRAMS) == 64:
+            _PROGRAMS.pop(next(iter(_PROGRAMS)))
+        _PROGRAMS[key] = (_compile(update, args), policy, objective)
+    return _PROGRAMS[key][0]
+
+
+def _compile(update: Callable, args: tuple) -> Callable:
+    """Trace and compile for the shapes of ``args``, and see that it runs."""
+    # tanh from one exponential: 1e-7 from the library's (absolute), and several times faster.
+    tanh = "cpp.use_decompose_tanh"
+    options: dict[str, Any] = {tanh: True} if tanh in list_options() else {}
+    # Traced first, a program has code of its own: Dynamo limits recompilations per function.
+    program = torch.compile(make_fx(update)(*args), fullgraph=True, dynamic=False, options=options)
+    try:
+        program(*args)
+    except BackendCompilerFailed as error:
+        raise UserError(
+            "could not compile the inner loop: install a C++ compiler (g++), or set compile to "
+            f"false; the compiler said: {str(error).splitlines()[0]}"
+        ) from error
+    return program
+
+
+def _rows(tree: Any, members: list[int]) -> Any:
+    return tree_map(lambda value: value[members].contiguous(), tree)
+
+
+def check_inputs(objective: Objective | MirrorObjective) -> None:
+    """Refuse an objective with an input that trajectories do not have.
+
+    Raises:
+        UserError: which input, and what could be supplied.
+    """
+    # Trajectories have a return, but nobody voted on them.
+    supplied = [name for name in PairLogps._fields if name != "preference_probs"]
+    if unknown := objective.inputs - set(supplied):
+        raise UserError(
+            f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "
+            f"an objective may take {', '.join(supplied)}"
+        )
+
+
+def _population(policy, init_params: Params, objective, objective_params, seed) -> int:
+    """P, if everything agrees on it and the objective can be served."""
+    check_inputs(objective)
+    want = {name: tuple(value.shape) for name, value in policy.trainable().items()}
+    have = {name: tuple(value.shape[1:]) for name, value in init_params.items()}
+    if want != have:
+        raise UserError(f"init_params should be [P, ...] of {want}; got [P, ...] of {have}")
+    sizes = {len(value) for value in tree_leaves((init_params, objective_params))}
+    sizes |= set() if isinstance(seed, int) else {len(seed)}
+    if len(sizes) != 1:
+        raise UserError(
+            "init_params, objective_params and a sequence of seeds must have one population size; "
+            f"got {', '.join(map(str, sorted(sizes)))}"
+        )
+    return sizes.pop()

@@ -1,0 +1,172 @@
+"""Gaussian policies: a bounded mean from a small MLP, fixed observation statistics, one σ per
+action.
+
+Shapes: ``obs [..., observation_size]``, ``action [..., action_size]``, log-densities ``[...]``.
+A population is a dictionary ``{name: [population, ...]}`` of stacked parameters, run with
+``torch.func.functional_call`` under ``torch.func.vmap``.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def gaussian_step_logps(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of each step's action under a diagonal Gaussian.
+
+    log N(a; μ, σ²) = Σ_i −½((a_i − μ_i)/σ_i)² − log σ_i − ½ log 2π
+
+    Args:
+        action: ``[..., action_size]``, as drawn, before any clipping to the actuators' range.
+        mean: ``[..., action_size]``.
+        log_std: broadcastable to ``mean``; the log of the standard deviation.
+
+    Returns:
+        ``[...]`` in nats. A density, so it may be positive when σ is small.
+    """
+    z = (action - mean) * torch.exp(-log_std)
+    constant = 0.5 * math.log(2 * math.pi) * action.shape[-1]
+    return -0.5 * z.square().sum(-1) - log_std.expand_as(mean).sum(-1) - constant
+
+
+MEANS = ("tanh", "clip", "linear")
+STDS = ("fixed", "learned")
+
+
+class GaussianPolicy(nn.Module):
+    """π(a | s) = N(a; μ(s), diag σ²), with μ an MLP of tanh units on whitened observations.
+
+    Args:
+        observation_size, action_size: widths of an observation and of an action.
+        hidden: widths of the hidden layers.
+        mean: ``"tanh"`` and ``"clip"`` keep μ inside [−1, 1], the range of the actuators;
+            ``"linear"`` leaves it free.
+        std: σ, the same for all actions at first, in actuator units (> 0).
+        std_kind: ``"fixed"`` keeps σ constant; ``"learned"`` makes log σ a parameter. At a fixed
+            σ ≥ (2π)^(−1/2) ≈ 0.4 no density exceeds 1, so log-probabilities are bounded above by 0,
+            as a language model's are.
+
+    Raises:
+        ValueError: unknown ``mean`` or ``std_kind``, or ``std`` ≤ 0.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        mean: str = "tanh",
+        std: float = 0.4,
+        std_kind: str = "fixed",
+    ):
+        super().__init__()
+        if mean not in MEANS:
+            raise ValueError(f"mean must be one of {', '.join(MEANS)}; got {mean!r}")
+        if std_kind not in STDS:
+            raise ValueError(f"std_kind must be one of {', '.join(STDS)}; got {std_kind!r}")
+        if not std > 0:  # catches NaN too
+            raise ValueError(f"std must be positive; got {std}")
+        self.observation_size, self.action_size = observation_size, action_size
+        self.hidden, self.mean_kind, self.std_kind = tuple(hidden), mean, std_kind
+        widths = (observation_size, *hidden, action_size)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:]))
+        self.register_buffer("observation_mean", torch.zeros(observation_size))
+        self.register_buffer("observation_std", torch.ones(observation_size))
+        log_std = torch.full((action_size,), math.log(std))
+        if std_kind == "learned":
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
+
+    def whiten(self, obs: Tensor) -> Tensor:
+        """(obs − mean)/std with the stored statistics, limited to ±10."""
+        return ((obs - self.observation_mean) / self.observation_std).clamp(-10.0, 10.0)
+
+    def mean_from_whitened(self, whitened: Tensor) -> Tensor:
+        """μ for observations that went through :meth:`whiten` already."""
+        x = whitened
+        for layer in self.layers[:-1]:
+            x = torch.tanh(layer(x))
+        x = self.layers[-1](x)
+        if self.mean_kind == "tanh":
+            return torch.tanh(x)
+        return x.clamp(-1.0, 1.0) if self.mean_kind == "clip" else x
+
+    def step_logps_from_whitened(self, whitened: Tensor, action: Tensor) -> Tensor:
+        """log π(action | obs) of each step, for observations already whitened: ``[...]``, nats."""
+        return gaussian_step_logps(action, self.mean_from_whitened(whitened), self.log_std)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """μ(obs), the deterministic action."""
+        return self.mean_from_whitened(self.whiten(obs))
+
+    def step_logps(self, obs: Tensor, action: Tensor) -> Tensor:
+        """log π(action | obs) of each step: ``[...]``, nats."""
+        return self.step_logps_from_whitened(self.whiten(obs), action)
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters by name, detached: what a population stacks."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def architecture(self) -> dict:
+        """What ``GaussianPolicy(**architecture)`` needs to build this policy again."""
+        return {
+            "observation_size": self.observation_size,
+            "action_size": self.action_size,
+            "hidden": list(self.hidden),
+            "mean": self.mean_kind,
+            "std_kind": self.std_kind,
+        }
+
+
+def stack_policies(params: dict[str, Tensor], population: int) -> dict[str, Tensor]:
+    """``population`` copies of one policy's parameters: ``{name: [population, ...]}``."""
+    return {name: value.expand(population, *value.shape).clone() for name, value in params.items()}
+
+
+def save_policy(policy: GaussianPolicy, path: str | Path) -> None:
+    """Write weights, observation statistics and architecture to one safetensors file."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().contiguous() for name, value in policy.state_dict().items()}
+    save_file(tensors, str(path), metadata={"gaussian_policy": json.dumps(policy.architecture())})
+
+
+def load_policy(
+    path: str | Path, *, std: float | None = None, std_kind: str | None = None
+) -> GaussianPolicy:
+    """Read a policy that :func:`save_policy` wrote.
+
+    Args:
+        path: the safetensors file.
+        std, std_kind: replace the stored σ, and whether it is trained (the mean stays as it is).
+
+    Raises:
+        ValueError: the file is missing, damaged, or not a policy.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    damage = OSError, SafetensorError, LookupError, TypeError, RuntimeError, json.JSONDecodeError
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        architecture = json.loads(metadata["gaussian_policy"])
+        policy = GaussianPolicy(**architecture | ({"std_kind": std_kind} if std_kind else {}))
+        policy.load_state_dict(tensors)
+    except damage as error:
+        reason = " ".join(str(error).split())  # torch reports over several lines
+        raise ValueError(f"{path} is not a readable policy file: {reason}") from error
+    if std is not None:
+        if not std > 0:
+            raise ValueError(f"std must be positive; got {std}")
+        policy.log_std.data.fill_(math.log(std))
+    return policy

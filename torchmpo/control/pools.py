@@ -1,0 +1,301 @@
+"""Trajectories on disk, rolled out once by the two agents of a task.
+
+A *pool* holds, for every start state, one trajectory of the original agent, one of the target agent
+and one of either, drawn by a coin. It is built on first use, named by a hash of all it follows
+from, and mapped into memory.
+"""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchmpo.control.policy import GaussianPolicy, load_policy
+from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.files import held
+from torchmpo.runs.seeding import generator
+
+ROLES = ("original", "target", "either")  # the three trajectories of every start state
+FORMAT = 1  # of the files; goes into the key, so that stores of another format are not found
+_BATCH = 512  # simulations at once while a pool is built
+_COMPLETE = "pool.json"  # written last
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Everything that a pool of trajectories follows from.
+
+    Args:
+        task: a name in ``torchmpo_envs.TASKS``.
+        pairs: start states; a pool has three trajectories for each.
+        max_steps: time limit of an episode.
+        behaviour_std: σ of the Gaussian from which the agents' actions are drawn (> 0).
+        seed: of the start states and of the actions.
+        integrator: of the physics.
+        original, target: names in ``torchmpo_envs.EXPERTS``; empty for those of the task,
+            ``torchmpo_envs.AGENTS``. On Hopper the original is the bad agent.
+
+    Raises:
+        UserError: an unknown task or agent, or a number out of its range.
+    """
+
+    task: str = "tla"
+    pairs: int = 1280
+    max_steps: int = 1000
+    behaviour_std: float = 0.1
+    seed: int = 0
+    integrator: str = "implicitfast"
+    original: str = ""
+    target: str = ""
+
+    def __post_init__(self):
+        from torchmpo_envs import AGENTS, EXPERTS, TASKS
+
+        if self.task not in TASKS:
+            raise UserError(f"unknown task {self.task!r}: {nearest(self.task, TASKS)}")
+        if self.pairs < 1 or self.max_steps < 1:
+            raise UserError(
+                f"pairs and max_steps must be at least 1; got {self.pairs} and {self.max_steps}"
+            )
+        if not self.behaviour_std > 0:
+            raise UserError(f"behaviour_std must be positive; got {self.behaviour_std}")
+        for role, agent in zip(("original", "target"), AGENTS[self.task], strict=True):
+            agent = getattr(self, role) or agent
+            if agent not in EXPERTS:
+                raise UserError(f"no agent {agent!r} is shipped: {nearest(agent, EXPERTS)}")
+            object.__setattr__(self, role, agent)  # frozen, and still being made
+
+    def key(self) -> str:
+        """A hash of settings, agents' weights and physics: the name of the pool's folder."""
+        from torchmpo_envs import TASKS, expert_path
+
+        digests = [
+            hashlib.blake2b(expert_path(agent).read_bytes()).hexdigest()
+            for agent in (self.original, self.target)
+        ]
+        penalty = getattr(TASKS[self.task], "default_penalty", None)
+        # Other physics give other trajectories, and the noise is drawn batch by batch.
+        versions = [version(package) for package in ("mujoco", "gymnasium")]
+        parts = [FORMAT, _BATCH, asdict(self), digests, penalty, versions]
+        made_of = json.dumps(parts, sort_keys=True)
+        return f"{self.task}-{hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()}"
+
+
+def pool_of(
+    config: PoolConfig, *, cache_dir: str | Path | None = None, progress: bool = True
+) -> dict[str, Tensor]:
+    """The trajectories of :class:`PreferenceDataset`, by its names: ``3 × pairs`` rows.
+
+    Raises:
+        UserError: a damaged store, or too little disk.
+    """
+    folder = pool_folder(config, cache_dir)
+    if not folder.exists():
+        check_space(config, cache_dir)
+        _build(config, folder, progress)
+    return _load(folder)
+
+
+def pool_folder(config: PoolConfig, cache_dir: str | Path | None = None) -> Path:
+    """Where the pool of ``config`` is, or will be."""
+    default = os.environ.get("TORCHMPO_CACHE") or Path.home() / ".cache" / "torchmpo"
+    return Path(cache_dir or default) / config.key()
+
+
+def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
+    """Roll the agents out and leave a complete pool at ``folder``, or nothing there."""
+    from tensordict import MemoryMappedTensor
+    from tqdm import tqdm
+
+    from torchmpo_envs import TASKS, expert_path
+
+    count = len(ROLES) * config.pairs
+    agents = {}
+    for role, agent in (("original", config.original), ("target", config.target)):
+        agents[role] = load_policy(expert_path(agent), std=config.behaviour_std, std_kind="fixed")
+    shapes = _shapes(config, agents["target"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(folder)
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    with held(partial), _removed_at_the_end(partial):
+        pool = {
+            name: MemoryMappedTensor.empty(
+                shape, dtype=_DTYPES[name], filename=str(partial / f"{name}.memmap")
+            )
+            for name, shape in shapes.items()
+        }
+        pair = torch.arange(config.pairs)
+        start_of = pair.repeat(len(ROLES))
+        is_target = made_by_target(config)
+        batch = min(_BATCH, count)
+        env = TASKS[config.task](batch, integrator=config.integrator, max_steps=config.max_steps)
+        start = env.start_states(config.pairs, generator(config.seed, "start states"))
+        bar = tqdm(total=count, desc=f"{config.task} trajectories", disable=not progress)
+        with bar:
+            for first in range(0, count, batch):
+                rows = torch.arange(first, min(first + batch, count))
+                padded = torch.arange(first, first + batch).clamp(max=count - 1)
+                noise = generator(config.seed, "actions", first)
+                part = _roll_out(env, agents, start[start_of[padded]], is_target[padded], noise)
+                for name, value in part.items():
+                    pool[name][rows] = value[: len(rows)]
+                bar.update(len(rows))
+        files = {name: f"{name}.memmap" for name in shapes}
+        card = {
+            "config": asdict(config),
+            "shapes": shapes,
+            "crc32": {name: _crc32(partial / file) for name, file in files.items()},
+        }
+        (partial / _COMPLETE).write_text(json.dumps(card, indent=2))
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            # Another process finished the same pool first; any other failure is a real one.
+            if not folder.exists():
+                raise
+
+
+def made_by_target(config: PoolConfig) -> Tensor:
+    """Whether the target agent makes each row of a pool, by `ROLES`: bool ``[3·pairs]``."""
+    coin = torch.rand(config.pairs, generator=generator(config.seed, "third agent")) < 0.5
+    return torch.cat([torch.zeros_like(coin), torch.ones_like(coin), coin])
+
+
+def _shapes(config: PoolConfig, agent: GaussianPolicy) -> dict[str, tuple[int, ...]]:
+    count = len(ROLES) * config.pairs
+    return {
+        "observation": (count, config.max_steps, agent.observation_size),
+        "action": (count, config.max_steps, agent.action_size),
+        "lengths": (count,),
+        "returns": (count,),
+    }
+
+
+def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None:
+    """See that there is room for the pool of ``config``, if it is not built yet.
+
+    Raises:
+        UserError: there is not.
+    """
+    from torchmpo_envs import expert_path
+
+    folder = pool_folder(config, cache_dir)
+    if folder.exists():
+        return
+    shapes = _shapes(config, load_policy(expert_path(config.target)))
+    needed = sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UserError(f"{place} is not a folder: trajectories cannot be kept there")
+    if (free := shutil.disk_usage(place).free) < 1.1 * needed:
+        raise UserError(
+            f"the data needs {needed / 1e6:.0f} MB in {folder.parent} and {free / 1e6:.0f} MB are "
+            "free: make room, use fewer pairs, or set TORCHMPO_CACHE to another disk"
+        )
+
+
+@contextmanager
+def _removed_at_the_end(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # it has another name if all went well
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Remove what killed builds of this pool left; who builds it now holds its folder."""
+    for partial in folder.parent.glob(f"{folder.name}.*.partial"):
+        with suppress(FileNotFoundError), held(partial) as abandoned:
+            if abandoned:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@torch.no_grad()
+def _roll_out(env, agents, start, is_target, noise) -> dict[str, Tensor]:
+    """One episode in every simulation; rows of ``is_target`` follow the target agent."""
+    from tensordict import TensorDict
+
+    state = env.reset(TensorDict({"start_state": start}, env.batch_size))
+    std = agents["target"].log_std.exp()
+    shape = (env.num_envs, env.max_steps)
+    observation = torch.zeros(*shape, agents["target"].observation_size)
+    actions = torch.zeros(*shape, agents["target"].action_size)
+    lengths = torch.zeros(env.num_envs, dtype=torch.int64)
+    returns = torch.zeros(env.num_envs)
+    running = torch.ones(env.num_envs, dtype=torch.bool)
+    for step in range(env.max_steps):
+        obs = state["observation"]
+        mean = torch.where(is_target[:, None], agents["target"](obs), agents["original"](obs))
+        action = mean + std * torch.randn(mean.shape, generator=noise)
+        observation[:, step] = obs * running[:, None]
+        actions[:, step] = action * running[:, None]
+        lengths += running
+        state = env.step(state.set("action", action))["next"]
+        returns += state["reward"].squeeze(-1)
+        running &= ~state["done"].squeeze(-1)
+        if not running.any():
+            break
+    return {
+        "observation": observation,
+        "action": actions,
+        "lengths": lengths,
+        "returns": returns,
+    }
+
+
+_DTYPES = {
+    "observation": torch.float32,
+    "action": torch.float32,
+    "lengths": torch.int64,
+    "returns": torch.float32,
+}
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    """The memory-mapped tensors of a pool, after checking sizes and checksums."""
+    from tensordict import MemoryMappedTensor
+
+    try:
+        card = json.loads((folder / _COMPLETE).read_text())
+        shapes = {name: tuple(card["shapes"][name]) for name in _DTYPES}
+        paths = {name: folder / f"{name}.memmap" for name in _DTYPES}
+        for name, path in paths.items():
+            expected = math.prod(shapes[name]) * _DTYPES[name].itemsize
+            if path.stat().st_size != expected:
+                raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {expected}")
+        with ThreadPoolExecutor() as threads:
+            for name, crc in zip(paths, threads.map(_crc32, paths.values()), strict=True):
+                if crc != card["crc32"][name]:
+                    raise ValueError(f"{paths[name].name} was altered")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the preference data in {folder} is damaged ({error}): delete that folder and run "
+            "again to rebuild it"
+        ) from error
+    return {
+        name: MemoryMappedTensor.from_filename(
+            filename=str(path), dtype=_DTYPES[name], shape=torch.Size(shapes[name])
+        )
+        for name, path in paths.items()
+    }
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -1,0 +1,84 @@
+"""The fitness of a population of policies: undiscounted returns in the environment."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from torchmpo.control.policy import GaussianPolicy
+from torchmpo.runs.seeding import generator
+
+if TYPE_CHECKING:
+    from torchmpo_envs.base import BatchedMujocoEnv
+
+
+@torch.no_grad()
+def evaluate_policies(
+    env: "BatchedMujocoEnv",
+    policy: GaussianPolicy,
+    params: dict[str, Tensor],
+    episodes: int,
+    seed: int,
+    *,
+    sample: bool = False,
+) -> Tensor:
+    """Return of each member in ``episodes`` episodes that start in the same states for all.
+
+    Args:
+        env: its ``num_envs`` must be a multiple of ``episodes``; ``num_envs / episodes`` members
+            run at once.
+        policy: the architecture and what members have in common.
+        params: ``{name: [population, ...]}``.
+        episodes: per member.
+        seed: of the start states, and of the noise if ``sample``; all members share both.
+        sample: draw actions from the policy instead of taking its mean.
+
+    Returns:
+        ``[population, episodes]``, float32. A member with a parameter that is not finite, or whose
+        actions become so, has NaN and does not disturb the others.
+
+    Raises:
+        ValueError: ``env.num_envs`` is not a multiple of ``episodes``.
+    """
+    if episodes < 1 or env.num_envs % episodes:
+        raise ValueError(
+            f"env.num_envs must be a multiple of episodes; got {env.num_envs} and {episodes}"
+        )
+    population = next(iter(params.values())).shape[0]
+    at_once = env.num_envs // episodes
+    returns = torch.empty(population, episodes)
+    for first in range(0, population, at_once):
+        # The last chunk is filled up with copies, so that every pass has the shape of the batch.
+        members = torch.arange(first, first + at_once).clamp(max=population - 1)
+        chunk = {name: value[members] for name, value in params.items()}
+        result = _run_chunk(env, policy, chunk, episodes, seed, sample)
+        count = min(at_once, population - first)
+        returns[first : first + count] = result[:count]
+    return returns
+
+
+def _run_chunk(env, policy, params, episodes, seed, sample) -> Tensor:
+    """One episode in every simulation of ``env``: ``[members, episodes]``."""
+    members = env.num_envs // episodes
+    finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
+    mean_action = vmap(partial(functional_call, policy))
+    start = env.start_states(episodes, generator(seed, "start states"))
+    state = env.reset(TensorDict({"start_state": start.repeat(members, 1)}, [env.num_envs]))
+    draw = generator(seed, "action noise")
+    std = params.get("log_std", policy.log_std).exp().expand(members, policy.action_size)
+    total = torch.zeros(members, episodes)
+    while True:
+        obs = state["observation"].view(members, episodes, -1)
+        action = mean_action(params, obs)
+        if sample:
+            action += std[:, None] * torch.randn(episodes, policy.action_size, generator=draw)
+        finite &= action.flatten(1).isfinite().all(1)
+        action = torch.where(finite[:, None, None], action, 0.0)
+        state = env.step(state.set("action", action.flatten(0, 1)))["next"]
+        total += state["reward"].view(members, episodes)
+        done = state["done"].view(members, episodes) | ~finite[:, None]
+        if done.all():
+            return torch.where(finite[:, None], total, torch.nan)

@@ -1,0 +1,46 @@
+"""A fixed part of the data on which likelihoods are watched."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from torchmpo.control.policy import GaussianPolicy, gaussian_step_logps
+from torchmpo.control.preferences import PreferenceDataset
+
+SAMPLE_PAIRS, SAMPLE_STEPS = 128, 64  # what curves and margins are measured on
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A fixed part of the training data on which likelihoods are watched.
+
+    Args:
+        observation: ``[pairs, 2, time, observation_size]``, of chosen and rejected trajectories.
+        action: ``[pairs, 2, time, action_size]``.
+    """
+
+    observation: Tensor
+    action: Tensor
+
+    @staticmethod
+    def of(data: PreferenceDataset) -> "Sample":
+        """Evenly spread pairs and, of each trajectory, evenly spread time steps."""
+        pairs = torch.linspace(0, len(data) - 1, min(SAMPLE_PAIRS, len(data))).long().unique()
+        rows = torch.stack([data.chosen[pairs], data.rejected[pairs]], 1)  # [pairs, 2]
+        fraction = (torch.arange(SAMPLE_STEPS) + 0.5) / SAMPLE_STEPS
+        time = (fraction * data.lengths[rows][..., None]).long()
+        at = rows[..., None], time
+        return Sample(data.observation[at], data.action[at])
+
+    @torch.no_grad()
+    def mean_logps(self, policy: GaussianPolicy, params: dict[str, Tensor]) -> Tensor:
+        """Log-probability per step of each trajectory: ``[members, 2, pairs]``, nats."""
+
+        def of_member(params: dict[str, Tensor]) -> Tensor:
+            mean = functional_call(policy, params, (self.observation,))
+            log_std = params.get("log_std", policy.log_std)
+            return gaussian_step_logps(self.action, mean, log_std).mean(-1)
+
+        return vmap(of_member, chunk_size=4)(params).transpose(1, 2)

@@ -1,0 +1,35 @@
+"""How good is a preference loss, and on which data does it break? ``python -m torchmpo.diagnose``.
+
+Every loss is tuned with the same number of trials on every kind of data, trained again on fresh
+seeds, and judged by the true return. A finished cell (loss × data) is on disk at once; a run goes
+on with ``--resume``, also with more losses, more data or more seeds: ``--resume --losses x`` adds x
+to the losses of the run. To take a loss out of a run, take it out of its ``config.yaml``.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from torchmpo.diagnose.settings import PLACE, PRESETS, DiagnoseConfig
+from torchmpo.runs.command import Command
+
+COMMAND = Command(
+    program="python -m torchmpo.diagnose",
+    description="How good is a preference loss, and on which data does it break?",
+    settings=DiagnoseConfig,
+    presets=PRESETS,
+    work="torchmpo.diagnose.run",
+    extra="evolve",
+    out="runs/diagnose",
+    place=PLACE,
+    default_preset="quick",
+    grows=("losses", "data", "seeds"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    return COMMAND.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

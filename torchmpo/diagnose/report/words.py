@@ -1,0 +1,259 @@
+"""What a run of the diagnostic suite says, in words: what was done, what is best, what broke."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from torchmpo.diagnose.report.html import finite, number
+
+TASKS = {"tla": "the three-legged ant", "ant": "Ant", "hopper": "Hopper"}
+NAMED = 6  # losses a sentence may list
+
+
+class Run:
+    """What the page shows, in the order in which it shows it.
+
+    Args:
+        board, cells, anchors, config, statistics: contents of the files.
+        figures: folder to write to.
+
+    Attributes:
+        scaled: whether there are scores. Without, what is shown in their place are returns.
+    """
+
+    def __init__(
+        self,
+        board: Mapping,
+        cells: Sequence[Mapping],
+        anchors: Mapping,
+        config: Mapping,
+        statistics: Mapping,
+        figures: Path,
+    ):
+        self.board, self.anchors, self.config = board, anchors, config
+        self.statistics, self.figures = statistics, figures
+        self.scaled = board.get("scaled", True)
+        rows = board["rows"] if self.scaled else [r | {"score": r["return"]} for r in board["rows"]]
+        self.rows = {(row["loss"], row["data"]): row for row in rows}
+        self.cells = {
+            (c["loss"], c["data"]): c for c in cells if (c["loss"], c["data"]) in self.rows
+        }
+        self.overall = {row["loss"]: row for row in board["overall"]}
+        wanted = [word.strip() for word in str(config.get("data", "")).split(",")]
+        kinds = dict.fromkeys(data for _, data in self.rows)
+        self.kinds = sorted(kinds, key=lambda k: wanted.index(k) if k in wanted else len(wanted))
+        self.losses = sorted({loss for loss, _ in self.rows}, key=self._merit)
+
+    def _merit(self, loss: str) -> tuple:
+        """Best first: by the score over all data kinds, or else the mean of those there are."""
+        if finite(pooled := self.overall.get(loss, {}).get("score", {}).get("mean")):
+            return 0, -pooled, loss
+        scores = [row["score"]["mean"] for (name, _), row in self.rows.items() if name == loss]
+        known = [x for x in scores if finite(x)]
+        return (1, -sum(known) / len(known), loss) if known else (2, 0, loss)
+
+    @property
+    def zero(self) -> float:
+        """What the original agent has."""
+        return 0.0 if self.scaled else self.board["anchors"]["original"]["mean"]
+
+    def score(self, row: Mapping) -> str:
+        """The score of a row with its interval, where there is one."""
+        digits = 2 if self.scaled else 0
+        return f"{number(row['score']['mean'], digits)} {interval(row['score'], digits)}".strip()
+
+    def on(self, kind: str) -> list[Mapping]:
+        """The rows of a data kind, best first."""
+        rows = [row for (_, data), row in self.rows.items() if data == kind]
+        return sorted(
+            rows, key=lambda r: (not finite(r["score"]["mean"]), -(r["score"]["mean"] or 0))
+        )
+
+    def cells_on(self, kind: str) -> list[Mapping]:
+        """The cells of a data kind, in the order of the losses."""
+        return [self.cells[loss, kind] for loss in self.losses if (loss, kind) in self.cells]
+
+
+def leads(row: Mapping) -> bool:
+    """Whether no other loss is shown to be better on this data."""
+    return row["rank"]["best"] == 1 and finite(row["return"]["mean"])
+
+
+# Words --------------------------------------------------------------------------------------------
+
+
+def interval(entry: Mapping, digits: int = 2) -> str:
+    """``[low, high]``, or nothing where it is not known."""
+    if not (finite(entry["low"]) and finite(entry["high"])):
+        return ""
+    return f"[{number(entry['low'], digits)}, {number(entry['high'], digits)}]"
+
+
+def setting(values: Mapping | None) -> str:
+    """Hyper-parameters in a line."""
+    if values is None:
+        return "–"
+    return ", ".join(f"{k} = {v:g}" if finite(v) else f"{k} = {v}" for k, v in values.items()) or (
+        "defaults"
+    )
+
+
+def span(values: Iterable[int]) -> str:
+    """``5``, or ``5 to 10`` where they differ."""
+    low, high = min(values := list(values), default=0), max(values, default=0)
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
+
+
+def count(n: int, what: str) -> str:
+    """``1 loss``, ``2 losses``."""
+    return f"{n} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def listed(words: Sequence[str], most: int = NAMED) -> str:
+    """``a, b and c``; of many, the first and how many more. The words are HTML."""
+    shown, more = list(words[:most]), len(words) - most
+    if more > 0:
+        shown.append(f"{more} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def protocol(run: Run) -> str:
+    """What was done, in a sentence or two."""
+    rows, config = list(run.rows.values()), run.config
+    used = {key: run.board.get(key, config.get(key)) for key in ("pairs", "start")}
+    pairs = f", {number(used['pairs'])} pairs each" if finite(used["pairs"]) else ""
+    epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
+    starts = {"original": ", from the original agent", "scratch": ", from scratch"}
+    start = starts.get(str(used["start"]), "")
+    kinds = listed([name_html(k) for k in run.kinds], 12)
+    what = (
+        f"{count(len(run.losses), 'loss')} on {count(len(run.kinds), 'kind')} of preference data "
+        f"({kinds}{pairs}) from {escape(TASKS.get(run.board['task'], str(run.board['task'])))}. "
+    )
+    if not (trained := [r for r in rows if r["episodes"]]):
+        return f"{what}No training came to its end."
+    return (
+        f"{what}{_tuned(run)} on {span(r['seeds'] for r in trained)} "
+        f"fresh seeds{epochs}{start}, and judged by the true return of "
+        f"{span(r['episodes'] for r in trained)} episodes per seed."
+    )
+
+
+def _tuned(run: Run) -> str:
+    """The part of the protocol that says how settings were found, up to the training."""
+    tried = [r["trials"] for r in run.rows.values() if r["trials"]]
+    fixed = [x for x in run.losses if not any(run.rows[k]["trials"] for k in run.rows if k[0] == x)]
+    if not tried:
+        return "Nothing was tuned: on each, a loss was trained"
+    nothing = f" ({listed([name_html(x) for x in fixed])} not)" if fixed else ""
+    return (
+        f"On each, a loss was tuned over {span(tried)} settings of its hyper-parameters{nothing}; "
+        "the best was trained anew"
+    )
+
+
+def headline(run: Run) -> str:
+    """The answer in a line: which loss is best, or that this is not known."""
+    tops = [{r["loss"] for r in run.on(kind) if leads(r)} for kind in run.kinds]
+    many = "each kind of data" if len(tops) > 1 else name_html(run.kinds[0])
+    everywhere = [loss for loss in run.losses if all(loss in top for top in tops)]
+    if len(run.losses) == 1:
+        return f"{name_html(run.losses[0])} alone was run: there is nothing to compare it with."
+    if not any(interval(r["score"]) for r in run.rows.values()):
+        return "One seed each: there are no intervals, so no loss can be called better."
+    if len(everywhere) == len(run.losses):
+        return f"No loss can be told from another on {many}."
+    if len(everywhere) == 1 and all(len(top) == 1 for top in tops):
+        return f"{name_html(everywhere[0])} is best on {many}."
+    if everywhere:
+        names = listed([name_html(x) for x in everywhere])
+        where = "on any kind of data" if len(tops) > 1 else f"on {many}"
+        others = "every other loss is shown to be worse than another on at least one kind"
+        told = f"; {others}." if len(tops) > 1 else "."
+        return f"No loss is shown to be better than {names.replace(' and ', ' or ')} {where}{told}"
+    often = {loss: sum(loss in top for top in tops) for loss in run.losses}
+    most = [name_html(loss) for loss in run.losses if often[loss] == max(often.values())]
+    verb = "is" if len(most) == 1 else "are"
+    return (
+        "No loss is among the best on every kind of data; "
+        f"{listed(most)} {verb} on {max(often.values())} of {len(tops)}."
+    )
+
+
+def findings(run: Run) -> list[str]:
+    """The best on each kind of data, and what broke."""
+    lines = []
+    if not run.scaled:
+        low, high = (number(run.board["anchors"][a]["mean"]) for a in ("original", "target"))
+        lines.append(
+            f"<b>No scores:</b> the target agent’s mean return, {high}, is not above the "
+            f"original’s, {low}. Returns stand in their place."
+        )
+    for kind in run.kinds:
+        rows = run.on(kind)
+        best = [r for r in rows if leads(r)]
+        told = [f"{name_html(r['loss'])} ({run.score(r)})" for r in best]
+        where = f"<b>{escape(kind)}:</b>"
+        if not best:
+            lines.append(f"{where} no training of any loss finished.")
+        elif len(rows) == 1:
+            lines.append(f"{where} {told[0]}.")
+        elif not interval(best[0]["score"]):
+            lines.append(f"{where} highest {told[0]}; without an interval that is no ranking.")
+        elif len(best) == 1:
+            lines.append(f"{where} {told[0]}, above the intervals of all others.")
+        else:
+            lines.append(
+                f"{where} {count(len(best), 'loss')} of {len(rows)} cannot be told apart: "
+                f"{listed(told, 4)}."
+            )
+    measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
+    # Where there is no interval, there is only the mean to go by.
+    tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
+    below = [r for r in measured if r["score"][tops[r["loss"], r["data"]]] < run.zero]
+    if below := sorted(below, key=lambda r: r["score"]["mean"]):
+        told = [f"{name_html(r['loss'])} on {escape(r['data'])} ({run.score(r)})" for r in below]
+        lines.append(f"<b>Worse than the original agent:</b> {listed(told)}.")
+    if broken := [r for r in run.rows.values() if r["diverged"]]:
+        told = [
+            f"{name_html(r['loss'])} on {escape(r['data'])} ({diverged_text(r)})" for r in broken
+        ]
+        lines.append(f"<b>Diverged:</b> {listed(told)}.")
+    if told := [
+        f"{name_html(loss)} on {escape(kind)} ({100 * share:.2g} %)"
+        for (loss, kind), share in _clamped(run).items()
+        if share
+    ]:
+        lines.append(
+            "<b>Densities near 1 or above:</b> of the mean log-probabilities watched, over all "
+            f"epochs, so many are clamped where a loss takes their logit: {listed(told)}."
+        )
+    return lines
+
+
+def _clamped(run: Run) -> dict[tuple[str, str], float]:
+    """The share of log-probabilities that a logit clamps, highest first."""
+    shares = {}
+    for key, cell in run.cells.items():
+        seeds = (cell.get("curves") or {}).get("clamped") or []
+        values = [share for seed in seeds for share in seed or [] if finite(share)]
+        shares[key] = sum(values) / len(values) if values else 0.0
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def name_html(name: str) -> str:
+    """A name from a user as HTML; a long one may break after its dots and colons."""
+    parts = re.split(r"(?<=[.:/])(?=\w)", name)
+    return f"<code>{'<wbr>'.join(map(escape, parts))}</code>"
+
+
+def diverged_text(row: Mapping) -> str:
+    """How many seeds of a row diverged."""
+    return f"{row['diverged']} of {count(row['seeds'], 'seed')}"
+
+
+def rank_text(row: Mapping) -> str:
+    """The rank of a row, from best to worst where it is tied."""
+    best, worst = row["rank"]["best"], row["rank"]["worst"]
+    return f"{best}" if best == worst else f"{best}–{worst}"

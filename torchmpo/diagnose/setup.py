@@ -1,0 +1,160 @@
+"""What the settings of a diagnosis mean, checked before anything is computed."""
+
+import importlib
+import os
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import yaml
+
+from torchmpo.control.grids import check_grid, grid
+from torchmpo.control.inner_loop import check_inputs
+from torchmpo.control.pools import check_space
+from torchmpo.control.preferences import parse_kind
+from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.testbed import Trial, trial_of
+from torchmpo.control.tuning import Protocol
+from torchmpo.diagnose.cells import cell_path
+from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.command import words
+from torchmpo.runs.errors import UserError
+
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run consists of, checked, before anything is computed."""
+
+    config: DiagnoseConfig
+    objectives: dict[str, Objective | MirrorObjective]
+    grids: dict[str, list[dict[str, float]]]
+    trials: dict[str, Trial]
+    protocol: Protocol
+
+    @staticmethod
+    def of(config: DiagnoseConfig) -> "Setup":
+        """Build it.
+
+        Raises:
+            UserError: anything in ``config`` that could not work.
+        """
+        counts = ("seeds", "trials", "tuning_seeds", "tuning_episodes", "episodes", "epochs")
+        for name in counts:
+            if getattr(config, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+        if config.sft_epochs < 0:
+            raise UserError("sft_epochs must not be negative")
+        if not 0 <= config.num_threads <= MOST_THREADS:
+            raise UserError(f"num_threads must be between 0, for all, and {MOST_THREADS}")
+        own = _own_grids(config.grid)
+        try:
+            objectives, grids = {}, {}
+            for name in words("losses", config.losses):
+                with _blame(name):
+                    objectives[name] = objective = resolve(name)
+                    check_inputs(objective)
+                    theirs = own.pop(name, None)
+                    grids[name] = theirs or grid(objective, config.trials)
+                    if isinstance(objective, Objective):
+                        with _suggest_grid(name, built_in=not theirs):
+                            check_grid(objective, grids[name])
+                    elif any(grids[name]):
+                        raise UserError(f"--grid: {name} is learned; it has no hyper-parameters")
+            if own:
+                raise UserError(f"--grid: {', '.join(own)} is not among the losses")
+            kinds = words("data", config.data)
+            for kind in kinds:
+                parse_kind(kind)
+            _check_names(objectives, kinds)
+            # SFT is for losses that need a reference only, see cell_trial.
+            settings = replace(config, sft_epochs=0)
+            trial = trial_of(settings, data=kinds[0], num_threads=config.num_threads)
+            trial.policy  # noqa: B018  a damaged file of the agent shows here
+            trials = {kind: trial.changed(data=kind) for kind in kinds}
+            for name, objective in objectives.items():
+                with _blame(name):
+                    rehearse(objective, grids[name], trial)
+            check_space(trial.pool, config.cache_dir)
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
+        return Setup(config, objectives, grids, trials, protocol)
+
+
+def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:
+    """Two losses must not share files, and data must not count twice."""
+    taken: dict[Path, str] = {}
+    for loss in losses:
+        other = taken.setdefault(cell_path(Path(), loss, ""), loss)
+        if other != loss:
+            raise UserError(f"losses: {other} and {loss} would share a file of results; rename one")
+    same: dict[tuple, str] = {}
+    for kind in kinds:
+        name, _, number = kind.partition(":")
+        if (other := same.setdefault((name, number and float(number)), kind)) != kind:
+            raise UserError(f"data: {other} and {kind} are the same; name one of them")
+
+
+def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
+    if path is None:
+        return {}
+    try:
+        grids = yaml.safe_load(Path(path).read_text())
+        if not isinstance(grids, dict):
+            raise ValueError("give {loss: [{hyper-parameter: value}, ...]}")
+        found = {}
+        for name, settings in grids.items():
+            if not (isinstance(settings, list) and len({frozenset(s) for s in settings}) == 1):
+                raise ValueError(f"{name}: give a list of settings with the same keys")
+            # YAML takes 1e-3, without a point, for a word.
+            found[str(name)] = [{key: float(s[key]) for key in settings[0]} for s in settings]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--grid: {path} is not a file of trials: {reason}") from error
+    return found
+
+
+@contextmanager
+def _suggest_grid(loss: str, *, built_in: bool) -> Iterator[None]:
+    """A value that the suite chose and the loss refuses is not a mistake in the loss."""
+    try:
+        yield
+    except ValueError as error:
+        if not built_in:
+            raise
+        raise UserError(
+            f"{loss}: {error}; this value is from the suite's own trials: give others by --grid"
+        ) from error
+
+
+@contextmanager
+def _blame(loss: str) -> Iterator[None]:
+    """Anything a user's own loss raises when it is imported and tried is their mistake."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
+            raise  # says what is wrong with the settings
+        if ":" not in loss:
+            raise  # a loss of this package: a bug of ours
+        raise UserError(f"{loss}: {where(error)}") from error
+
+
+def where(error: BaseException) -> str:
+    """What a user's loss raised, and in which line of theirs."""
+    # Not theirs: this package, and what imports a module.
+    others = (f"{Path(__file__).parent}{os.sep}", str(Path(importlib.__file__).parent), "<frozen")
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        f for f in frames if not f.filename.startswith(others) and "/torch/" not in f.filename
+    ]
+    text = " ".join(str(error).split()) or "no message"
+    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {text[:300]}{place}"

@@ -1,0 +1,131 @@
+"""One cell of the diagnostic suite: a loss, tuned and then judged, on one kind of data.
+
+Tuning trains every setting of the loss's grid once per tuning seed; the setting with the best mean
+return is trained again on fresh seeds, which is what counts. A loss with nothing to tune goes
+straight to the fresh seeds. Settings and seeds are members of one population. A seed names the
+initial policy (where training starts from scratch), the minibatches and the time steps; the start
+states of the final evaluation are the same for all seeds and losses.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchmpo.control.grids import nothing_to_tune
+from torchmpo.control.policy import load_policy, stack_policies
+from torchmpo.control.sample import Sample
+from torchmpo.control.testbed import Trial
+from torchmpo.control.tuning import Protocol, best_setting, cell_trial, stack_settings, tune
+from torchmpo.diagnose.leaderboard import plain
+from torchmpo.losses.potentials import LOGIT_MAX_LOGP
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.runs.seeding import derive_seed
+
+
+def judge(
+    trial: Trial,
+    objective: Objective | MirrorObjective,
+    setting: dict[str, float],
+    seeds: Sequence[int],
+    protocol: Protocol,
+) -> dict[str, Any]:
+    """Train one setting on the final seeds of these numbers.
+
+    Returns:
+        ``returns`` [seed][episode]; ``curves``, of every epoch, and ``margins``, at the end, on a
+        fixed sample of the pairs; NaN where training diverged. ``curves["clamped"]`` is the share
+        of mean log-probabilities so near 0, or above, that a logit clamps them.
+    """
+    streams = [derive_seed(protocol.seed, "final", k) for k in seeds]
+    sample = Sample.of(trial.dataset)
+    curves: list[tuple[int, Tensor, Tensor]] = []
+
+    def watch(epoch: int, members: list[int], params: dict[str, Tensor]) -> None:
+        curves.append((epoch, torch.tensor(members), sample.mean_logps(trial.policy, params)))
+
+    params = stack_settings(objective, [setting] * len(seeds))
+    policies = trial.train(objective, params, len(seeds), streams, on_epoch=watch)
+    states = derive_seed(protocol.seed, "final episodes")
+    returns = trial.evaluate(policies, protocol.episodes, states)
+    epochs = sorted({epoch for epoch, _, _ in curves})
+    logps = torch.full((len(seeds), len(epochs), *curves[0][2].shape[1:]), math.nan)
+    for epoch, members, values in curves:
+        logps[members, epochs.index(epoch)] = values
+    chosen, rejected = logps.unbind(2)
+    margins = chosen - rejected
+    accuracy = (margins > 0).float().where(margins.isfinite(), math.nan).mean(-1)
+    clamped = (logps > LOGIT_MAX_LOGP).float().where(logps.isfinite(), math.nan).mean((2, 3))
+    return {
+        "returns": returns.tolist(),
+        "curves": {
+            "epoch": epochs,
+            "chosen": chosen.mean(-1).tolist(),
+            "rejected": rejected.mean(-1).tolist(),
+            "accuracy": accuracy.tolist(),
+            "clamped": clamped.tolist(),
+        },
+        "margins": margins[:, -1].tolist(),
+    }
+
+
+def anchors(trial: Trial, episodes: int, protocol: Protocol) -> dict[str, list[float]]:
+    """Returns of the two agents that made the data, in the start states of the final evaluation."""
+    from torchmpo_envs import expert_path
+
+    states = derive_seed(protocol.seed, "final episodes")
+    found = {}
+    for role, name in (("original", trial.pool.original), ("target", trial.pool.target)):
+        agent = load_policy(expert_path(name))
+        params = stack_policies(agent.trainable(), 1)
+        found[role] = trial.evaluate(params, episodes, states, policy=agent)[0].tolist()
+    return found
+
+
+def run_cell(
+    trial: Trial,
+    objective: Objective | MirrorObjective,
+    grid: Sequence[dict[str, float]],
+    seeds: int,
+    protocol: Protocol,
+    done: dict | None = None,
+) -> dict[str, Any]:
+    """Tune and judge one loss on the data of ``trial``.
+
+    Args:
+        seeds: final seeds in all.
+        done: this cell as it was finished before; what it holds is not done again.
+
+    Returns:
+        the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
+        there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
+        setting diverged in tuning), ``returns``, ``curves``, ``margins``; ``None`` for what is not
+        finite, and instead of the list of a seed that diverged.
+    """
+    trial = cell_trial(trial, objective, protocol)
+    cell: dict[str, Any] = dict(done or {})
+    if not done:
+        cell = {"loss": objective.name, "task": trial.pool.task, "data": trial.data}
+        if nothing_to_tune(grid):
+            cell |= {"grid": [grid[0]], "tuning": [], "best": 0}
+        else:
+            tuning = tune(trial, objective, grid, protocol)
+            cell |= {"grid": list(grid), "tuning": tuning, "best": best_setting(tuning)}
+        cell |= {"returns": [], "curves": {}, "margins": []}
+    missing = range(len(cell["returns"]), seeds)
+    if missing and cell["best"] >= 0:
+        new = judge(trial, objective, cell["grid"][cell["best"]], missing, protocol)
+        unknown = [None] * len(cell["returns"])  # of a curve that older cells do not have
+        cell["curves"] = {
+            key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
+            for key, value in new["curves"].items()
+        }
+        cell["returns"] = cell["returns"] + new["returns"]
+        cell["margins"] = cell["margins"] + new["margins"]
+    cell = plain(cell)
+    cell["returns"] = [None if not row or None in row else row for row in cell["returns"]]
+    cell["margins"] = [None if not row or None in row else row for row in cell["margins"]]
+    return cell

@@ -1,0 +1,32 @@
+"""Discover a preference loss by evolution: ``python -m torchmpo.evolve``.
+
+Policies are trained on preference data under a population of candidate losses; the mean return of
+each trained policy is the fitness of its loss; OpenAI-ES moves the losses uphill.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
+from torchmpo.runs.command import Command
+
+COMMAND = Command(
+    program="python -m torchmpo.evolve",
+    description="Discover a preference loss by evolution.",
+    settings=EvolveConfig,
+    presets=PRESETS,
+    work="torchmpo.evolve.run",
+    extra="evolve",
+    out="runs/evolve",
+    place=PLACE,
+    grows=("rivals",),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    return COMMAND.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Does what a search found beat other losses? Rivals are tuned, then everyone is trained anew.
+
+Rivals are tuned on the data of the search. The comparison is on fresh data: other start states,
+other trajectories, other flipped labels. A seed is an independent repetition with its own
+minibatches and its own start states, which all contestants share, so differences are paired.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from torchmpo.control.grids import grid, nothing_to_tune
+from torchmpo.control.testbed import Trial
+from torchmpo.control.tuning import Protocol, best_setting, cell_trial, tune
+from torchmpo.evolve.fitness import combined
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.runs.seeding import derive_seed
+
+
+class Contestant(NamedTuple):
+    """An objective and what its ``apply`` takes, every tensor with a leading 1."""
+
+    objective: Objective | MirrorObjective
+    params: Any
+
+
+class Tuned(NamedTuple):
+    """A rival's best setting, its mean score on the data of the search, and how many were tried.
+
+    A rival with nothing to tune has no score and 0 trials.
+    """
+
+    setting: dict[str, float]
+    score: float | None
+    trials: int
+
+
+def tune_rival(
+    trials: Sequence[Trial], objective: Objective, budget: int, protocol: Protocol, combine: str
+) -> Tuned | None:
+    """Try ``budget`` settings of a rival on the data of the search.
+
+    Args:
+        trials: one per kind of data.
+        combine: how the scores on several kinds become one, see
+            :func:`torchmpo.control.testbed.combined`.
+
+    Returns:
+        None if every setting diverged somewhere.
+    """
+    settings = grid(objective, budget)
+    if nothing_to_tune(settings):
+        return Tuned(settings[0], None, 0)
+    kinds = [
+        torch.tensor(tune(cell_trial(t, objective, protocol), objective, settings, protocol))
+        for t in trials
+    ]
+    scores = combined(torch.stack(kinds), combine).tolist()  # [settings][tuning seeds]
+    best = best_setting(scores)
+    return None if best < 0 else Tuned(settings[best], mean(scores[best]), len(settings))
+
+
+def contestant(objective: Objective, setting: Mapping[str, float]) -> Contestant:
+    """A rival with one of its settings."""
+    return Contestant(objective, {name: torch.tensor([value]) for name, value in setting.items()})
+
+
+def fresh_trials(trials: Sequence[Trial], seed: int) -> list[Trial]:
+    """The same kinds of data, of other trajectories with other flips."""
+    pool = replace(trials[0].pool, seed=derive_seed(seed, "final data"))
+    first = trials[0].changed(pool=pool)
+    return [first.changed(data=trial.data) for trial in trials]
+
+
+def seed_returns(
+    trials: Sequence[Trial],
+    contestants: Mapping[str, Contestant],
+    seeds: int,
+    episodes: int,
+    protocol: Protocol,
+    stream: str,
+) -> dict[str, Tensor]:
+    """Train each contestant on each kind of data, ``seeds`` times, and judge it.
+
+    Args:
+        trials: one per kind of data.
+        stream: names the random numbers, with the protocol's seed.
+
+    Returns:
+        by name, mean return ``[kinds, seeds]``; NaN where training diverged.
+    """
+    streams = [derive_seed(protocol.seed, f"{stream} training", i) for i in range(seeds)]
+    kinds = []
+    for trial in trials:
+        trained = []
+        for objective, params in contestants.values():
+            own = tree_map(lambda value: value.expand(seeds, *value.shape[1:]), params)
+            suited = cell_trial(trial, objective, protocol)
+            trained.append(suited.train(objective, own, seeds, streams))
+        returns = []
+        for i in range(seeds):
+            rivals = {name: torch.stack([t[name][i] for t in trained]) for name in trained[0]}
+            start = derive_seed(protocol.seed, f"{stream} episodes", i)
+            returns.append(trial.evaluate(rivals, episodes, start).mean(1))
+        kinds.append(torch.stack(returns, dim=1))  # [contestants, seeds]
+    return dict(zip(contestants, torch.stack(kinds, dim=1), strict=True))

@@ -1,0 +1,38 @@
+"""The picture of a search."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torchmpo.figures import CHOSEN, MUTED, REJECTED, new_figure, save_figure
+
+
+def fitness_figure(log: Sequence[Mapping], path: str | Path) -> None:
+    """Fitness of the centre, the population's mean and its best member over the generations.
+
+    Args:
+        log: rows of ``log.csv`` with numbers or ``None``.
+        path: PNG to write; an SVG goes beside it.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(7.0, 4.0)
+    axes = figure.subplots()
+    styles = {
+        "best": ("best member", MUTED, "--"),
+        "mean": ("population mean", REJECTED, "-"),
+        "centre": ("centre", CHOSEN, "-"),
+    }
+    for column, (label, colour, style) in styles.items():
+        points = [(r["generation"], r[column]) for r in log if r[column] is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, style, color=colour, label=label, marker="o", markersize=3.5)
+    failed = [(r["generation"], r["nan"]) for r in log if r["nan"]]
+    axes.set(xlabel="generation", ylabel="fitness (mean return)", title="Search")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if failed:
+        axes.set_title(f"{sum(n for _, n in failed)} members failed (NaN)", loc="right", fontsize=8)
+    axes.legend(frameon=False, loc="best")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

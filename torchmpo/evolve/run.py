@@ -1,0 +1,250 @@
+"""A search from its first generation to the figures: what ``python -m torchmpo.evolve`` does."""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from torchmpo import __version__
+from torchmpo.control.tuning import cell_trial
+from torchmpo.evolve.comparison import (
+    Contestant,
+    contestant,
+    fresh_trials,
+    seed_returns,
+    tune_rival,
+)
+from torchmpo.evolve.figures import fitness_figure
+from torchmpo.evolve.fitness import ObjectiveFitness, combined
+from torchmpo.evolve.loggers import start_loggers
+from torchmpo.evolve.search import Found, search
+from torchmpo.evolve.settings import PLACE
+from torchmpo.evolve.setup import Setup
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
+from torchmpo.figures import gradient_figure
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.command import duration, read_json
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import write_atomic
+from torchmpo.statistics import compare as paired_differences
+from torchmpo.statistics import table, verdict
+
+prepare = Setup.of
+
+
+def run(setup: Setup, out: Path) -> None:
+    """Search, compare, save: goes on from whatever ``out`` holds already."""
+
+    config, space = setup.config, setup.space
+    torch.set_num_threads(setup.num_threads)
+    setup.trials[0].dataset  # noqa: B018  built here, before actors would all want to
+    trials = [cell_trial(trial, space.objective, setup.protocol) for trial in setup.trials]
+    if config.num_actors > 1:
+        trials = [trial.changed(num_threads=setup.num_threads) for trial in trials]
+    evaluate = ObjectiveFitness(trials, space, config.episodes, config.seed, config.combine)
+    loggers = start_loggers(out, asdict(config), tensorboard=config.tensorboard, wandb=config.wandb)
+    with ray_actors(config.num_actors, setup.num_threads, config.ray_address):
+        problem = VectorProblem(
+            evaluate,
+            space.dim,
+            chunk=chunk_rows(config.population, config.chunk_size),
+            num_actors=config.num_actors,
+            num_threads=setup.num_threads,
+        )
+        with Progress(config.generations, loggers) as progress:
+            found = search(
+                Fitness(problem),
+                space.start,
+                setup.search,
+                out,
+                on_generation=progress,
+                held_out=partial(held_out_score, setup) if config.held_out_every else None,
+                every=max(1, config.held_out_every),
+            )
+    finish(setup, found, out)
+
+
+def held_out_score(setup: Setup, vector: Tensor, generation: int) -> float:
+    """Mean return of policies trained under ``vector`` on seeds that the search never uses."""
+    config = setup.config
+    objective = Contestant(setup.space.objective, setup.space.parameters(vector[None]))
+    returns = seed_returns(
+        setup.trials,
+        {"centre": objective},
+        config.held_out_seeds,
+        config.episodes,
+        setup.protocol,
+        "held out",
+    )
+    return float(combined(returns["centre"], config.combine).mean())
+
+
+def finish(setup: Setup, found: Found, out: Path) -> None:
+    """The final comparison, the saved objective and the figures; what exists is not redone."""
+
+    space = setup.space
+    comparison = compare(setup, found, tune_rivals(setup, out), out)
+    space.save(out / "objective", found.vector, _card(setup, found, comparison))
+    figures = out / "figures"
+    figures.mkdir(exist_ok=True)
+    fitness_figure(found.log, figures / "fitness.png")
+    maps = {
+        "discovered": space.at(found.vector),
+        "ORPO": resolve("orpo"),
+        "SimPO": resolve("simpo"),
+    }
+    gradient_figure(maps, figures / "gradients.png")
+    print(table(comparison))
+    print(verdict(comparison))
+    print(f'objective: torchmpo.resolve("{out / "objective"}")')
+    print(f"what it is:      python -m torchmpo.show {out}")
+    print(
+        f"on other data:   python -m torchmpo.diagnose --losses {out / 'objective'},orpo",
+        flush=True,
+    )
+
+
+def tune_rivals(setup: Setup, out: Path) -> dict[str, dict | None]:
+    """The best setting of each rival, its score and how many were tried; ``rivals.json``."""
+    path = out / "rivals.json"
+    tuned = read_json(path) if path.exists() else {}
+    # Who is added later has as many trials as those before.
+    budget = max((t["trials"] for t in tuned.values() if t), default=0) or setup.rival_trials
+    for name, rival in setup.rivals.items():
+        if name in tuned:
+            continue
+        print(f"tuning {name} …", flush=True)
+        result = tune_rival(setup.trials, rival, budget, setup.protocol, setup.config.combine)
+        tuned[name] = result and {
+            "setting": result.setting,
+            "score_in_tuning": result.score,
+            "trials": result.trials,
+        }
+        write_atomic(path, json.dumps(tuned, indent=2) + "\n")
+    return tuned
+
+
+def compare(setup: Setup, found: Found, tuned: dict[str, dict | None], out: Path) -> dict:
+    """Discovered objective, start and tuned rivals on fresh data and seeds; ``comparison.json``.
+
+    Who is in that file already is not trained again, so that rivals can be added later.
+    """
+    config, space = setup.config, setup.space
+    objective = space.objective
+    contestants = {
+        "discovered": Contestant(objective, space.parameters(found.vector[None])),
+        f"start ({space.start_name})": Contestant(objective, space.parameters(space.start[None])),
+    }
+    for name, rival in setup.rivals.items():
+        if (result := tuned[name]) is not None:
+            contestants[f"{name}, tuned"] = contestant(rival, result["setting"])
+    path = out / "comparison.json"
+    returns = _compared(setup, path) if path.exists() else {}
+    missing = {name: c for name, c in contestants.items() if name not in returns}
+    if missing:
+        print(
+            f"comparing on {config.final_seeds} fresh seeds × {config.final_episodes} episodes …",
+            flush=True,
+        )
+        returns |= seed_returns(
+            fresh_trials(setup.trials, config.seed),
+            missing,
+            config.final_seeds,
+            config.final_episodes,
+            setup.protocol,
+            "final",
+        )
+    returns = {name: returns[name] for name in contestants}
+    content = _judged({name: combined(r, config.combine).tolist() for name, r in returns.items()})
+    if len(setup.trials) > 1:
+        content["data"] = {
+            trial.data: _judged({name: r[k].tolist() for name, r in returns.items()})
+            for k, trial in enumerate(setup.trials)
+        }
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def _judged(scores: dict[str, list[float]]) -> dict:
+    return {**paired_differences(scores), "mean_return_by_seed": scores}
+
+
+def _compared(setup: Setup, path: Path) -> dict[str, Tensor]:
+    """Returns ``[kinds, seeds]`` of those who are in a comparison already."""
+    content = read_json(path)
+    try:
+        several = len(setup.trials) > 1
+        parts = [content["data"][t.data] for t in setup.trials] if several else [content]
+        kinds = [part["mean_return_by_seed"] for part in parts]
+        return {name: torch.tensor([kind[name] for kind in kinds]) for name in kinds[0]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not the comparison of this run: delete it and --resume"
+        ) from error
+
+
+def _card(setup: Setup, found: Found, comparison: dict) -> dict:
+    """How the objective was found and what it scores; the same bytes from the same run."""
+    config, space = setup.config, setup.space
+    what = {key: value for key, value in asdict(config).items() if key not in PLACE}
+    return {
+        "name": f"{space.name} discovered on {config.task}, {config.data}",
+        "torchmpo": __version__,
+        "config": what,
+        "dim": space.dim,
+        "fitness_of_start": found.log[0]["centre"],
+        "fitness_of_final_centre": found.log[-1]["centre"],
+        "comparison": comparison,
+    }
+
+
+class Progress:
+    """A line per generation, a bar below them when somebody is watching, and the loggers."""
+
+    def __init__(self, generations: int, loggers: Sequence[Any] = ()):
+        self.generations, self.loggers = generations, loggers
+        self.seconds: list[float] = []
+
+    def __enter__(self) -> "Progress":
+        self.bar = tqdm(
+            total=self.generations + 1, desc="search", disable=not sys.stderr.isatty(), leave=False
+        )
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        for logger in self.loggers:
+            logger.finalize("success")
+
+    def __call__(self, row: dict, seconds: float) -> None:
+        generation = row["generation"]
+        numbers = {k: v for k, v in row.items() if k != "generation" and v is not None}
+        for logger in self.loggers:
+            logger.log_metrics(numbers | {"seconds": seconds}, generation)
+        if row["mean"] is None:
+            line = f"final centre    {row['centre']:9.1f}{_held_out(row)}"
+        else:
+            self.seconds.append(seconds)
+            left = (self.generations - generation - 1) * statistics.median(self.seconds)
+            line = (
+                f"generation {generation + 1:>3}/{self.generations}  centre {row['centre']:8.1f}  "
+                f"mean {row['mean']:8.1f}  best {row['best']:8.1f}  σ {row['sigma']:.4f}  "
+                f"failed {row['nan']}{_held_out(row)}  {seconds:.1f} s  ETA {duration(left)}"
+            )
+        self.bar.initial = self.bar.n = generation  # after a resume, too
+        self.bar.update()
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _held_out(row: dict) -> str:
+    value = row.get("held_out")
+    return "" if value is None else f"  held out {value:.1f}"

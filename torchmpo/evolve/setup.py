@@ -1,0 +1,119 @@
+"""What the settings of a search mean, checked before anything is computed."""
+
+import os
+from dataclasses import dataclass, replace
+
+from torchmpo.control.inner_loop import check_inputs
+from torchmpo.control.pools import check_space
+from torchmpo.control.preferences import parse_kind
+from torchmpo.control.testbed import Trial, trial_of
+from torchmpo.control.tuning import Protocol
+from torchmpo.evolve.fitness import check_combine
+from torchmpo.evolve.optimizers import SearchConfig
+from torchmpo.evolve.settings import EvolveConfig
+from torchmpo.evolve.spaces import SearchSpace, space_of
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.command import words
+from torchmpo.runs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run consists of, checked, before anything is computed."""
+
+    config: EvolveConfig
+    space: SearchSpace
+    search: SearchConfig
+    trials: tuple[Trial, ...]
+    rivals: dict[str, Objective]
+    protocol: Protocol
+    num_threads: int
+
+    @staticmethod
+    def of(config: EvolveConfig) -> "Setup":
+        """Build it.
+
+        Raises:
+            UserError: anything in ``config`` that could not work.
+        """
+        counts = ("episodes", "final_episodes", "epochs", "held_out_seeds")
+        for name in (*counts, *(["rival_trials"] if config.rival_trials is not None else [])):
+            if getattr(config, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+        if config.final_seeds < 2:
+            raise UserError(f"final_seeds must be at least 2; got {config.final_seeds}")
+        if config.sft_epochs < 0 or config.held_out_every < 0:
+            raise UserError("sft_epochs and held_out_every must not be negative")
+        num_threads = _threads(config)
+        try:
+            space = space_of(
+                config.space,
+                steps=config.steps,
+                learn=config.learn,
+                temporal=config.temporal,
+                start=config.warm_start,
+            )
+            check_inputs(space.objective)
+            search = SearchConfig(
+                optimizer=config.optimizer,
+                population=config.population,
+                generations=config.generations,
+                sigma=config.sigma,
+                sigma_decay=config.sigma_decay,
+                learning_rate=config.outer_learning_rate,
+                fitness_shaping=config.fitness_shaping,
+                seed=config.seed,
+            )
+            check_combine(config.combine)
+            rivals = {}
+            for name in words("rivals", config.rivals):
+                rivals[name] = rival = resolve(name)
+                if not isinstance(rival, Objective):
+                    raise UserError(f"rivals: {name} is learned, it cannot be tuned")
+                check_inputs(rival)
+            kinds = words("data", config.data)
+            for kind in kinds:
+                parse_kind(kind)
+            # While this process works, in the final comparison, the actors are idle. SFT is for
+            # losses that need a reference only, see cell_trial.
+            threads = num_threads * max(1, config.num_actors)
+            settings = replace(config, sft_epochs=0)
+            trial = trial_of(settings, data=kinds[0], num_threads=threads)
+            trial.policy  # noqa: B018  a damaged file of the agent shows here
+            check_space(trial.pool, config.cache_dir)
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        protocol = Protocol(
+            tuning_episodes=config.episodes,
+            episodes=config.final_episodes,
+            sft_epochs=config.sft_epochs,
+            seed=config.seed,
+        )
+        trials = tuple(trial.changed(data=kind) for kind in kinds)
+        return Setup(config, space, search, trials, rivals, protocol, num_threads)
+
+    @property
+    def rival_trials(self) -> int:
+        """Settings tried per rival."""
+        if self.config.rival_trials is not None:
+            return self.config.rival_trials
+        made = self.config.population * self.config.generations
+        return max(1, made // len(self.rivals))
+
+
+def _threads(config: EvolveConfig) -> int:
+    cores = len(os.sched_getaffinity(0))
+    processes = max(1, config.num_actors)
+    threads = config.num_threads or max(1, cores // processes)
+    if config.num_actors < 0 or threads < 1:
+        raise UserError(
+            "num_actors and num_threads must not be negative; "
+            f"got {config.num_actors} and {config.num_threads}"
+        )
+    if processes * threads > cores and config.ray_address is None:
+        raise UserError(
+            f"num_actors × num_threads = {processes} × {threads} exceeds the {cores} cores of this "
+            "machine: lower one of them"
+        )
+    return threads

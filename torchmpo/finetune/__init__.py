@@ -1,0 +1,32 @@
+"""Fine-tune a language model on preference pairs with any loss: ``python -m torchmpo.finetune``.
+
+    from torchmpo.finetune import LoraSettings, PreferenceData, PreferenceModule
+
+:mod:`.module` is what Lightning trains, :mod:`.models` loads and adapts it, :mod:`.reference` keeps
+the reference's log-probabilities; :mod:`.data` serves pairs, which :mod:`.pairs` reads and
+:mod:`.tokenize` turns into tokens; :mod:`.inspect` shows one of them.
+
+Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
+:mod:`torchmpo.metrics` and :mod:`torchmpo.runs`; nothing of robots.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchmpo.finetune.data import PreferenceData as PreferenceData
+    from torchmpo.finetune.models import LoraSettings as LoraSettings
+    from torchmpo.finetune.module import PreferenceModule as PreferenceModule
+
+__all__ = ["LoraSettings", "PreferenceData", "PreferenceModule"]
+_WHERE = {
+    "LoraSettings": "torchmpo.finetune.models",
+    "PreferenceData": "torchmpo.finetune.data",
+    "PreferenceModule": "torchmpo.finetune.module",
+}
+
+
+def __getattr__(name: str) -> Any:  # on first use: Lightning and transformers take seconds
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'torchmpo.finetune' has no attribute {name!r}")

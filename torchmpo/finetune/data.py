@@ -1,0 +1,294 @@
+"""Preference pairs for a fine-tuning run: a LightningDataModule.
+
+Which pairs make an optimizer step follows from (seed, epoch, step) and from how many pairs it has,
+and neither from how these are divided among micro-batches and processes nor from a resume.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from torchmpo.finetune.models import check_tokenizer, load_tokenizer, missing_package
+from torchmpo.finetune.pairs import clean, load_pairs
+from torchmpo.finetune.reference import Batch, reference_table, with_reference
+from torchmpo.finetune.tokenize import PairDataset, collate
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.seeding import generator
+
+try:
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.utilities import rank_zero_info
+except ModuleNotFoundError as error:
+    raise missing_package(error) from error
+
+
+class StepSampler(DistributedSampler):
+    """The rows of one process, in an order in which optimizer steps hold the same pairs everywhere.
+
+    An epoch is one permutation of all rows, cut into steps of ``step_size`` pairs; a step is cut
+    into micro-batches, and those among the processes. What is left over is not used in that epoch.
+
+    Args:
+        rows: number of pairs.
+        batch_size: pairs of one micro-batch of one process.
+        accumulate: micro-batches of a step.
+        rank, world: this process, and how many there are.
+        seed: of the permutations.
+
+    Attributes:
+        skip: rows of this process not to give in the next iteration.
+
+    Raises:
+        UserError: fewer pairs than one step takes.
+    """
+
+    # A DistributedSampler, so that Lightning neither replaces it nor forgets to tell the epoch.
+    def __init__(
+        self, rows: int, batch_size: int, accumulate: int, rank: int, world: int, seed: int
+    ):
+        super().__init__(range(rows), world, rank, seed=seed)  # pyright: ignore[reportArgumentType]
+        self.rows, self.batch_size, self.accumulate = rows, batch_size, accumulate
+        self.step_size = batch_size * accumulate * world
+        self.skip = 0
+        if rows < self.step_size:
+            raise UserError(
+                f"one step takes {self.step_size} pairs ({batch_size} per batch × {accumulate} "
+                f"accumulated × {world} processes), but there are {rows}"
+            )
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.rows, generator=generator(self.seed, "pairs", self.epoch))
+        steps = self.rows // self.step_size
+        cut = order[: steps * self.step_size].view(steps, self.accumulate, self.num_replicas, -1)
+        skip, self.skip = self.skip, 0
+        return iter(cut[:, :, self.rank].reshape(-1)[skip:].tolist())
+
+    def __len__(self) -> int:
+        return self.rows // self.step_size * self.accumulate * self.batch_size
+
+
+class ResumableLoader(DataLoader):
+    """A loader whose iteration begins where the epoch at hand stopped.
+
+    Lightning 2.6 would restore a loader's own state, but forgets to where a schedule has made it
+    count the steps first. It does restore how far its loop is, so that is what is asked.
+
+    Args:
+        sampler: a :class:`StepSampler`.
+        done: says how many batches of this epoch are behind us, when the first one is wanted.
+        *args, **kwargs: see ``DataLoader``.
+    """
+
+    def __init__(self, *args: Any, sampler: StepSampler, done: Callable[[], int], **kwargs: Any):
+        super().__init__(*args, sampler=sampler, **kwargs)
+        self.rows, self.done = sampler, done
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # A generator: nothing of this runs before the first batch is asked for.
+        self.rows.skip = self.done() * self.rows.batch_size
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing; tells Lightning that this loader can be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to load."""
+
+
+class PreferenceData(LightningDataModule):
+    """Pairs from files to batches.
+
+    Args:
+        train: what :func:`torchmpo.finetune.pairs.load_pairs` reads: a JSONL, JSON or parquet
+            file, a folder of them, a ``datasets`` hub id, a list of dicts, or a data set.
+        validation: the same, or None for no validation.
+        train_split, validation_split: of a source that has splits.
+        tokenizer: folder or hub id, or a tokenizer; by default the model's.
+        max_length: tokens of prompt and answer together, ≥ 2.
+        max_prompt_length: tokens of the prompt, or None for no limit of its own.
+        truncation: ``"keep_start"``, ``"keep_end"`` or ``"drop"``, see
+            :func:`torchmpo.finetune.tokenize.tokenize_pair`.
+        batch_size: pairs in one micro-batch of one process, ≥ 1.
+        num_workers: processes that make batches.
+        reference_cache: folder of the reference's log-probabilities, for
+            ``PreferenceModule(reference="cache")``; computed into it if they are not there.
+        seed: of the order of pairs.
+
+    Attributes:
+        datasets: by ``"train"`` and ``"validation"``, after :meth:`setup`.
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        train_split: str = "train",
+        validation_split: str = "test",
+        tokenizer: Any = None,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        truncation: str = "keep_start",
+        batch_size: int = 4,
+        num_workers: int = 0,
+        reference_cache: str | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
+        if max_length < 2:
+            raise UserError(f"data.max_length must be at least 2; got {max_length}")
+        self.sources = {"train": (train, train_split)}
+        if validation is not None:
+            self.sources["validation"] = (validation, validation_split)
+        self.tokenizer = tokenizer
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.truncation = truncation
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.reference_cache = reference_cache
+        self.datasets: dict[str, Any] = {}
+        self._tables: dict[str, Tensor] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, clean and tokenize what has not been yet.
+
+        Raises:
+            UserError: an unreadable source, a tokenizer of another model, no pair left.
+        """
+        if self.tokenizer is None or isinstance(self.tokenizer, (str, Path)):
+            self.tokenizer = load_tokenizer(self._tokenizer_source())
+        if self.trainer is not None:
+            module: Any = self.trainer.lightning_module
+            check_tokenizer(module.policy.model, self.tokenizer)
+            if stage == "fit" and "validation" not in self.sources:
+                self.trainer.limit_val_batches = 0
+        for name, (source, split) in self.sources.items():
+            # Validating needs no training data, but says so only by its stage.
+            if name not in self.datasets and not (name == "train" and stage == "validate"):
+                self.datasets[name] = self._dataset(name, source, split)
+
+    def _tokenizer_source(self) -> str | Path:
+        if self.tokenizer is not None:
+            return self.tokenizer
+        source = getattr(getattr(self.trainer, "lightning_module", None), "source", None)
+        if source is None:
+            raise UserError("the model is no folder or hub id: give PreferenceData a tokenizer")
+        return source
+
+    def _dataset(self, name: str, source: Any, split: str) -> Any:
+        pairs, counts = clean(load_pairs(source, split=split))
+        dataset = PairDataset(
+            pairs,
+            self.tokenizer,
+            self.max_length,
+            truncation=self.truncation,
+            max_prompt_length=self.max_prompt_length,
+        )
+        rank_zero_info(f"{name}: {counts}; {dataset.counts}")
+        if not len(dataset):
+            raise UserError(f"no pair of data.{name} is left: {counts}; {dataset.counts}")
+        return dataset
+
+    def _collate(self) -> Callable[[list[Any]], Batch]:
+        return partial(collate, pad_token_id=self.tokenizer.pad_token_id)
+
+    def batches(self, name: str) -> Iterator[Batch]:
+        """All pairs of a data set, in order."""
+        yield from _ordered(self.datasets[name], self.batch_size, self._collate())
+
+    def train_dataloader(self) -> DataLoader:
+        """Micro-batches of this process."""
+        trainer, dataset = self.trainer, self.datasets["train"]
+        if trainer is None:
+            raise UserError("train_dataloader belongs to a Trainer; batches() needs none")
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        sampler = StepSampler(
+            len(dataset),
+            self.batch_size,
+            trainer.accumulate_grad_batches,
+            trainer.global_rank,
+            trainer.world_size,
+            self.seed,
+        )
+        return ResumableLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            done=lambda: progress.current.ready,
+            collate_fn=self._with_table("train"),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> Any:
+        """Validation pairs; over several processes, the last few may count twice."""
+        if "validation" not in self.datasets:
+            raise UserError("there are no validation pairs: set data.validation")
+        return DataLoader(
+            self.datasets["validation"],
+            batch_size=self.batch_size,
+            collate_fn=self._with_table("validation"),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _with_table(self, name: str) -> Callable[[list[Any]], Batch]:
+        table = self._table(name)
+        return self._collate() if table is None else _CollateWithReference(self._collate(), table)
+
+    def _table(self, name: str) -> Tensor | None:
+        """The reference's log-probabilities, made by the first process and read by the others."""
+        trainer = self.trainer
+        module: Any = trainer.lightning_module if trainer is not None else None
+        if getattr(module, "reference", None) != "cache":
+            return None
+        if name not in self._tables:
+            if self.reference_cache is None:
+                raise UserError("reference: cache needs a folder: set data.reference_cache")
+            path = Path(self.reference_cache) / f"{name}.safetensors"
+            args = (path, partial(self.batches, name), self._reference_logps, module.base_digest)
+            assert trainer is not None
+            if trainer.is_global_zero:
+                self._tables[name] = reference_table(*args)
+            trainer.strategy.barrier(f"reference_{name}")
+            if not trainer.is_global_zero:
+                self._tables[name] = reference_table(*args)
+        return self._tables[name]
+
+    def _reference_logps(self, batch: Batch) -> Tensor:
+        trainer = self.trainer
+        assert trainer is not None
+        module: Any = trainer.lightning_module
+        with trainer.precision_plugin.val_step_context():
+            return module.reference_logps(trainer.strategy.batch_to_device(batch))
+
+
+class _CollateWithReference:
+    """Picklable, for worker processes."""
+
+    def __init__(self, plain: Callable[[list[Any]], Batch], table: Tensor):
+        self.plain, self.table = plain, table
+
+    def __call__(self, items: list[Any]) -> Batch:
+        batch = self.plain(items)
+        return with_reference(batch, self.table, batch["index"])
+
+
+def _ordered(
+    dataset: Dataset, batch_size: int, collate: Callable[[list[Any]], Batch]
+) -> Iterator[Batch]:
+    rows: Any = dataset
+    for start in range(0, len(rows), batch_size):
+        stop = min(start + batch_size, len(rows))
+        yield collate([rows[i] for i in range(start, stop)])

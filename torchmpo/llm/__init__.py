@@ -1,1 +1,0 @@
-"""Preference optimization of language models: pairs of answers, fine-tuning, win rates."""

@@ -1,0 +1,50 @@
+"""Exponentials of log-probabilities that do not overflow."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Where an exponential that a loss takes of log-probabilities goes on as its tangent: e^30 squared,
+# and summed over parameters, is still far from float32's 3e38.
+MAX_EXPONENT = 30.0
+
+
+def exp_then_line(x: Tensor, limit: float = MAX_EXPONENT) -> Tensor:
+    """eˣ up to ``limit``, and its tangent line beyond: C¹, increasing, never overflowing.
+
+    Args:
+        x: ``[...]``.
+        limit: where the line begins.
+
+    >>> exp_then_line(torch.tensor([0.0, 1.0, 2.0]), limit=1.0)
+    tensor([1.0000, 2.7183, 5.4366])
+    """
+    return torch.exp(x.clamp(max=limit)) * (1 + torch.relu(x - limit))
+
+
+def q_logarithm(x: Tensor, k: float | Tensor) -> Tensor:
+    """(e^{kx} − 1)/k, and x at k = 0; where kx > 30 it goes on as its tangent line.
+
+    Of x = log p it is Tsallis' logarithm of p, of index k + 1.
+
+    Args:
+        x: ``[...]``.
+        k: a number, or a 0-d tensor.
+
+    >>> q_logarithm(torch.tensor([-1.0, 2.0]), 0.0).tolist()
+    [-1.0, 2.0]
+    """
+    if not isinstance(k, Tensor):
+        return x if k == 0 else _expm1_then_line(k * x) / k
+    # Near kx = 0 a series, so that the derivative with respect to k is right there, too.
+    small = (k * x).abs() < 1e-2
+    u = (k * x).clamp(-1e-2, 1e-2)
+    series = x * (1 + u / 2 * (1 + u / 3 * (1 + u / 4 * (1 + u / 5 * (1 + u / 6)))))
+    safe = torch.where(small, 1.0, k.to(x.dtype))
+    return torch.where(small, series, _expm1_then_line(safe * x) / safe)
+
+
+def _expm1_then_line(x: Tensor) -> Tensor:
+    line = math.exp(MAX_EXPONENT) * torch.relu(x - MAX_EXPONENT)
+    return torch.expm1(x.clamp(max=MAX_EXPONENT)) + line

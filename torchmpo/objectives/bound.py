@@ -1,0 +1,180 @@
+"""A loss bound to its hyper-parameters."""
+
+import difflib
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchmpo.losses import COUPLED, LOSSES
+from torchmpo.objectives.inputs import PairLogps, take
+from torchmpo.runs.files import write_atomic
+
+
+def _source(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    return function
+
+
+class Objective:
+    """A loss function bound to its hyper-parameters.
+
+    Args:
+        function: positional parameters named after fields of :class:`PairLogps`, hyper-parameters
+            keyword-only, ``[batch]`` out; also a ``partial`` or a compiled version of one.
+        name: how to call it; by default the function's own name.
+        **hyper: hyper-parameters, python numbers or 0-d tensors; the others keep their defaults.
+
+    Attributes:
+        inputs: the fields it reads.
+        needs_reference: whether a reference policy's log-probabilities are among them.
+        coupled: whether a pair's value depends on the rest of the batch, so that accumulated
+            gradients differ from those of one large batch. Known of the library's own losses; any
+            other says so by an attribute ``coupled = True`` of the function.
+        hyper: every hyper-parameter with its value.
+        source: the function under partials, decorators and ``torch.compile``.
+        card: what was saved beside a loaded objective.
+
+    Raises:
+        ValueError: a parameter outside the vocabulary, an unknown or missing hyper-parameter, or
+            one the loss itself refuses on a trial call.
+
+    >>> from torchmpo.losses import simpo_loss
+    >>> objective = Objective(simpo_loss, beta=4.0)
+    >>> sorted(objective.inputs)
+    ['chosen_mean_logps', 'rejected_mean_logps']
+    >>> objective.parameters_tree()["beta"].item()
+    4.0
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *, name: str | None = None, **hyper: Any):
+        self.function = function
+        self.source = _source(function)
+        self.name = name or getattr(self.source, "__name__", type(function).__name__)
+        parameters = inspect.signature(function).parameters.values()
+        keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        inputs = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        for parameter in inputs:
+            if parameter.name not in PairLogps._fields:
+                close = difflib.get_close_matches(parameter.name, PairLogps._fields, n=1)
+                raise ValueError(
+                    f"{self.name}: parameter {parameter.name!r} is not an input that can be "
+                    f"supplied{f' (did you mean {close[0]!r}?)' if close else ''}; inputs are "
+                    f"{', '.join(PairLogps._fields)}; hyper-parameters go after a '*'"
+                )
+        for key in hyper:
+            if key not in keywords:
+                valid = f"it has {', '.join(keywords)}" if keywords else "it has none"
+                raise ValueError(f"{self.name} has no hyper-parameter {key!r}: {valid}")
+        self.hyper = keywords | hyper
+        for key, value in self.hyper.items():
+            if value is inspect.Parameter.empty:
+                raise ValueError(f"{self.name} needs a value for its hyper-parameter {key!r}")
+        self.card: dict = {}
+        self._inputs = tuple(p.name for p in inputs)
+        self._optional = frozenset(p.name for p in inputs if p.default is None)
+        self.inputs = frozenset(self._inputs)
+        self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
+        library = {LOSSES[coupled] for coupled in COUPLED}
+        self.coupled = self.source in library or getattr(self.source, "coupled", False)
+        self._try()
+
+    def _try(self) -> None:
+        """Mistakes show before any compute: one call on three made-up pairs."""
+        values = {}
+        for field in self._inputs:
+            shape = (3, 4) if field.endswith(("_step_logps", "_mask")) else (3,)
+            values[field] = torch.full(shape, -1.0 if field.endswith("logps") else 1.0)
+            if field.endswith("_mask"):
+                values[field] = values[field].bool()
+            if field.endswith("_lengths"):
+                values[field] = values[field].long()
+        if "progress" in values:
+            values["progress"] = torch.tensor(0.5)
+        loss = self(PairLogps(**values))
+        if not isinstance(loss, Tensor) or loss.shape != (3,):
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"{self.name} must return one value per pair, [batch]; got {got}")
+
+    def parameters_tree(self) -> dict[str, Tensor]:
+        """The numeric hyper-parameters as 0-d tensors: what a grid stacks to ``[population]``."""
+        numbers = {
+            key: torch.as_tensor(value, dtype=torch.get_default_dtype())
+            for key, value in self.hyper.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        return numbers | {k: v for k, v in self.hyper.items() if isinstance(v, Tensor)}
+
+    def __call__(self, pair: PairLogps) -> Tensor:
+        """The loss of each pair, ``[batch]``, with the objective's own hyper-parameters."""
+        return self.apply({}, pair)
+
+    def apply(self, params: dict[str, Tensor], pair: PairLogps) -> Tensor:
+        """The loss of each pair, with ``params`` in place of the own hyper-parameters they name.
+
+        Args:
+            params: 0-d tensors by name, as :meth:`parameters_tree` gives them.
+            pair: at least the fields in ``inputs``.
+
+        Returns:
+            ``[batch]``.
+
+        Raises:
+            ValueError: a field the loss needs is ``None``.
+        """
+        data = [
+            getattr(pair, name) if name in self._optional else take(pair, name, self.name)
+            for name in self._inputs
+        ]
+        return self.function(*data, **{**self.hyper, **params})
+
+    def save(self, folder: str | Path, card: dict) -> None:
+        """Write ``objective.json``, the loss's name and hyper-parameters, and ``card.json``.
+
+        Args:
+            folder: made if it does not exist.
+            card: how the objective was found and what it scores; anything JSON can hold.
+
+        Raises:
+            ValueError: the function is none of ``LOSSES`` itself: a file can hold no other.
+        """
+        name = next((name for name, loss in LOSSES.items() if loss is self.function), None)
+        if name is None:
+            raise ValueError(
+                f"{self.name} cannot be saved: it is not one of the library's losses, "
+                "and functions are not written to files"
+            )
+        hyper = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.hyper.items()}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"loss": name, "hyper": hyper}
+        write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
+        write_atomic(folder / "objective.json", json.dumps(content, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: str | Path) -> "Objective":
+        """Read an objective that :meth:`save` wrote.
+
+        Raises:
+            ValueError: a file is missing, damaged, or not an objective.
+        """
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / "objective.json").read_bytes())
+            name, hyper = content["loss"], content["hyper"]
+            objective = Objective(LOSSES[name], name=name, **hyper)
+            objective.card = json.loads((folder / "card.json").read_bytes())
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} is not a readable saved objective: {reason}") from error
+        return objective
+
+    def __repr__(self) -> str:
+        return f"Objective({', '.join([self.name, *(f'{k}={v}' for k, v in self.hyper.items())])})"

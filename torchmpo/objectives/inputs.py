@@ -1,0 +1,48 @@
+"""What a loss may ask for about pairs: the vocabulary of its parameters."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class PairLogps(NamedTuple):
+    """What a loss may ask for about a batch of pairs; a field nobody asked for stays ``None``.
+
+    ``*_logps`` are summed over steps and ``*_mean_logps`` divided by the length, ``[batch]``, nats;
+    ``ref_*`` the same under the frozen reference; ``*_lengths`` the steps that count, ``[batch]``;
+    ``progress`` the fraction of training done, a scalar in [0, 1]; ``*_rewards`` scores,
+    ``[batch]``; ``preference_probs`` how likely the chosen response is the better one, ``[batch]``,
+    in [0, 1]; ``*_step_logps`` and ``*_mask`` (bool, whether a step counts) per step,
+    ``[batch, time]``.
+    """
+
+    chosen_logps: Tensor | None = None
+    rejected_logps: Tensor | None = None
+    chosen_mean_logps: Tensor | None = None
+    rejected_mean_logps: Tensor | None = None
+    chosen_lengths: Tensor | None = None
+    rejected_lengths: Tensor | None = None
+    ref_chosen_logps: Tensor | None = None
+    ref_rejected_logps: Tensor | None = None
+    ref_chosen_mean_logps: Tensor | None = None
+    ref_rejected_mean_logps: Tensor | None = None
+    progress: Tensor | None = None
+    chosen_rewards: Tensor | None = None
+    rejected_rewards: Tensor | None = None
+    preference_probs: Tensor | None = None
+    chosen_step_logps: Tensor | None = None
+    rejected_step_logps: Tensor | None = None
+    chosen_mask: Tensor | None = None
+    rejected_mask: Tensor | None = None
+
+
+def take(pair: PairLogps, name: str, objective: str) -> Tensor:
+    """A field of a pair.
+
+    Raises:
+        ValueError: the pair does not have it; the message names the objective that needs it.
+    """
+    value = getattr(pair, name)
+    if value is None:
+        raise ValueError(f"{objective} needs {name}, which this pair does not have")
+    return value

@@ -1,0 +1,244 @@
+"""Find an objective, look at what it does to pairs, draw it beside others, distil it."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchmpo.control.sample import Sample
+from torchmpo.control.tuning import cell_trial
+from torchmpo.evolve.settings import EvolveConfig
+from torchmpo.evolve.setup import Setup
+from torchmpo.figures import TIMES, functions_figure, gradient_figure, pull_figure
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.gradients import gradients
+from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import write_atomic
+from torchmpo.show.distill import Distilled, check_distillable, distill, source, square
+from torchmpo.show.settings import HIGH, LOW, Request
+from torchmpo.statistics import table
+
+Bound: TypeAlias = Objective | MirrorObjective
+
+REFERENCE = -2.0  # the reference's mean log-probability of both
+
+
+class Pairs(NamedTuple):
+    """Log-probabilities on which an objective is looked at: ``[n]`` each, and in words."""
+
+    chosen: Tensor
+    rejected: Tensor
+    progress: Tensor
+    where: str
+
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest of all, rounded outwards."""
+        both = (self.chosen, self.rejected)
+        low, high = min(float(x.min()) for x in both), max(float(x.max()) for x in both)
+        return math.floor(20 * low) / 20, math.ceil(20 * high) / 20
+
+    def typical(self) -> list[float]:
+        """Low, middle and high chosen ones."""
+        return [float(self.chosen.quantile(q)) for q in (0.25, 0.5, 0.75)]
+
+
+def find(what: str) -> tuple[Bound, str, Path]:
+    """An objective, what figures call it, and where they go.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(what)
+    if (path / "config.yaml").exists() and not (path / "objective").is_dir():
+        raise UserError(f"{path} holds no objective: a search saves it at its end (--resume)")
+    if (path / "objective").is_dir():
+        return resolved(path / "objective"), "discovered", path / "show"
+    objective = resolved(what)
+    if path.is_dir():
+        if path.resolve().name == "objective":
+            return objective, "discovered", path.parent / "show"
+        return objective, path.resolve().name, Path("runs/show") / path.resolve().name
+    return objective, what, Path("runs/show") / re.sub(r"\W+", "_", what)
+
+
+def resolved(what: str | Path) -> Bound:
+    """``torchmpo.resolve``, with its complaint as a :class:`UserError`."""
+    try:
+        return resolve(what)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def rivals_of(objective: Bound, request: Request) -> dict[str, Bound]:
+    """What is drawn beside it, by title."""
+    usual = ("dpo", "ipo") if objective.needs_reference else ("orpo", "simpo")
+    names = usual if request.beside is None else request.beside
+    titles = {}
+    for name in names:
+        path = Path(name)
+        title = (path.parent if path.name == "objective" else path).name if path.is_dir() else name
+        if name != request.what:
+            titles[title] = resolved(path / "objective" if (path / "objective").is_dir() else name)
+    return titles
+
+
+def visits(objective: Bound, config: Mapping) -> Pairs:
+    """Where a training under the objective comes by, on the data of the run that found it.
+
+    Args:
+        config: settings of that run, as its card has them.
+
+    Returns:
+        pairs of the training data as they are before and after every epoch.
+
+    Raises:
+        UserError: the run's settings make no sense any more, or the training diverged at once.
+    """
+
+    known = {field.name for field in fields(EvolveConfig)}
+    # What a trial is made of, and nothing of the search.
+    here = {"space": "closed_form", "warm_start": None, "steps": "one", "learn": None}
+    here |= {"temporal": False, "rivals": "sft", "compile": False, "ray_address": None}
+    here |= {"num_actors": 0, "num_threads": 0}
+    own = {k: v for k, v in config.items() if k in known} | here
+    try:
+        setup = Setup.of(EvolveConfig(**own))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--visit: the run's settings do not fit: {error}") from error
+    seen = []
+    for trial in setup.trials:
+        trial = cell_trial(trial, objective, setup.protocol)
+        sample, before = Sample.of(trial.dataset), trial.inner.sft_epochs
+
+        def watch(epoch, members, params, trial=trial, sample=sample, before=before):
+            if epoch >= before:
+                chosen, rejected = sample.mean_logps(trial.policy, params)[0].double()
+                progress = torch.full_like(chosen, (epoch - before) / trial.inner.epochs)
+                seen.append(torch.stack([chosen, rejected, progress]))
+
+        trial.train(objective, _parameters(objective), 1, setup.config.seed, on_epoch=watch)
+    points = torch.cat(seen, 1)
+    points = points[:, points.isfinite().all(0)]
+    if not points.numel():
+        raise UserError("--visit: the training diverged at once, it came by nothing")
+    where = f"come by in training on {setup.config.task}, {setup.config.data}"
+    return Pairs(points[0], points[1], points[2], where)
+
+
+def _parameters(objective: Bound) -> Tensor | dict[str, Tensor]:
+    """What ``apply`` takes, for a population of one."""
+    if isinstance(objective, MirrorObjective):
+        return objective.vector.detach()[None]
+    return {name: value[None] for name, value in objective.parameters_tree().items()}
+
+
+def everywhere(objective: Bound, low: float, high: float) -> Pairs:
+    """Pairs all over a square of log-probabilities; at three times, where time matters."""
+
+    times = TIMES if "progress" in objective.inputs else (0.5,)
+    c, r = square(low, high)
+    progress = torch.tensor(times, dtype=c.dtype).repeat_interleave(len(c))
+    where = f"all over log-probabilities from {low:g} to {high:g}"
+    return Pairs(c.repeat(len(times)), r.repeat(len(times)), progress, where)
+
+
+def described(objective: Bound, title: str) -> list[str]:
+    """What is known of an objective, in lines."""
+    card = objective.card
+    lines = [str(card.get("name", title))]
+    if isinstance(objective, MirrorObjective):
+        learnt = ", ".join(objective.learn) or "nothing"
+        time = ", depends on progress" if "progress" in objective.inputs else ""
+        lines.append(
+            f"{objective.steps}-step mirror loss, learns {learnt}, dim {objective.dim}{time}"
+        )
+    else:
+        lines.append(repr(objective))
+    try:
+        start, end = card["fitness_of_start"], card["fitness_of_final_centre"]
+        lines.append(f"fitness in the search: {start:.0f} at the start, {end:.0f} at the end")
+        lines.append(table(card["comparison"]))
+    except (KeyError, TypeError, ValueError):
+        pass  # a card may hold anything
+    return lines
+
+
+def check(objectives: Mapping[str, Bound], low: float, high: float) -> None:
+    """Refuse a range that is none, and a loss that has no gradient of a single pair.
+
+    Raises:
+        UserError: which.
+    """
+
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"--low must be below --high; got {low:g} and {high:g}")
+    x = torch.tensor([low, high])
+    for title, objective in objectives.items():
+        try:
+            gradients(objective, x, x)
+        except ValueError as error:
+            raise UserError(f"{title} cannot be drawn: {error}") from error
+
+
+def show(request: Request) -> None:
+    """Draw, write and print what was asked for.
+
+    Raises:
+        UserError: it cannot be met; nothing has been written then.
+    """
+
+    objective, title, out = find(request.what)
+    out = request.out or out
+    drawn = {title: objective, **rivals_of(objective, request)}
+    low = LOW if request.low is None else request.low
+    high = HIGH if request.high is None else request.high
+    check(drawn, low, high)
+    if request.distill:
+        check_distillable(objective)
+    if request.visit:
+        if not isinstance(objective.card.get("config"), dict):
+            raise UserError(f"{request.what} does not say what data found it: leave --visit out")
+        pairs = visits(objective, objective.card["config"])
+        low, high = pairs.range() if request.low is None and request.high is None else (low, high)
+        check(drawn, low, high)
+    else:
+        pairs = everywhere(objective, low, high)
+    fit = None
+    if request.distill:
+        fit = distill(objective, pairs.chosen, pairs.rejected, progress=pairs.progress)
+        drawn["distilled"] = fit.objective
+    out.mkdir(parents=True, exist_ok=True)
+    print("\n".join(described(objective, title)))
+    reference = min(max(REFERENCE, low), high)
+    chosen = pairs.typical()
+    if isinstance(objective, MirrorObjective):
+        functions_figure(objective, out / "functions.png", low=low, high=high)
+        print(f"functions: {out / 'functions.png'}")
+    at = out / "gradients.png"
+    gradient_figure(drawn, at, low=low, high=high, reference=reference)
+    print(f"gradients: {at}")
+    at = out / "pull.png"
+    pull_figure(drawn, at, low=low, high=high, chosen=chosen, reference=reference)
+    print(f"pull against the margin: {at}")
+    if fit is not None:
+        _write(fit, request, pairs.where, out)
+
+
+def _write(fit: Distilled, request: Request, where: str, out: Path) -> None:
+    """The distilled loss, as a file for any code base and as a saved objective for this one."""
+    write_atomic(out / "distilled.py", source(fit, request.what, where))
+    card = {"name": f"closed form distilled from {request.what}", "where": where, **fit.card()}
+    saved = out / "closed_form"
+    fit.objective.save(saved, card)
+    print(f"distilled on {fit.pairs} pairs, {where}:")
+    print(f"  {fit.equation}")
+    print(f"  {fit.verdict}")
+    print(f"  for any torch code: {out / 'distilled.py'}")
+    print(f'  for this library:   torchmpo.resolve("{saved}")')

@@ -1,0 +1,31 @@
+"""What is to be shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LOW, HIGH = -8.0, -0.05  # of mean log-probabilities, nats per step
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to show.
+
+    Args:
+        what: folder of a run or of a saved objective, or any name ``torchmpo.resolve`` takes.
+        beside: losses to draw beside it; None for ORPO and SimPO, or DPO and IPO if it has a
+            reference.
+        out: folder of the figures; None for ``RUN/show`` or ``runs/show/NAME``.
+        distill: fit the closed form, too.
+        visit: train a policy under it and look where that has been.
+        low, high: range of mean log-probabilities, nats per step; None for −8 and −0.05, or for
+            what was visited.
+    """
+
+    what: str
+    beside: Sequence[str] | None = None
+    out: Path | None = None
+    distill: bool = False
+    visit: bool = False
+    low: float | None = None
+    high: float | None = None
