@@ -18,7 +18,8 @@ import torch
 import yaml
 
 import torchmpo.diagnose.cells
-from torchmpo.control import preferences
+from torchmpo.control import pools
+from torchmpo.control.settings import TestbedSettings
 from torchmpo.control.testbed import STARTS
 from torchmpo.diagnose import run as diagnose
 from torchmpo.diagnose import suite
@@ -299,7 +300,7 @@ def test_a_learned_objective_has_no_trials_of_its_own(capsys, no_run):
 
 def test_every_setting_is_explained():
     for field in fields(DiagnoseConfig):
-        assert f"        {field.name}: " in DiagnoseConfig.__doc__
+        assert f"        {field.name}: " in DiagnoseConfig.__doc__ + TestbedSettings.__doc__
     assert {*COMMAND.place, *COMMAND.grows} < {field.name for field in fields(DiagnoseConfig)}
 
 
@@ -308,7 +309,7 @@ def test_presets_are_valid(preset):
     setup = Setup.of(DiagnoseConfig(**PRESETS[preset]))
     assert {len(grid) for grid in setup.grids.values()} == {setup.config.trials}
     assert setup.objectives.keys() == setup.grids.keys()
-    assert all(trial.data == kind for kind, trial in setup.trials.items())
+    assert all(bed.data == kind for kind, bed in setup.testbeds.items())
 
 
 def test_all_losses_of_the_library_can_be_diagnosed(no_run):
@@ -327,14 +328,14 @@ def test_settings_reach_the_training(no_run):
     )
     setup = no_run[0]
     assert list(setup.objectives) == ["sft", "own_losses:fine"]
-    assert list(setup.trials) == ["mixed", "base"]
-    for trial in setup.trials.values():
-        pool = asdict(trial.pool)
+    assert list(setup.testbeds) == ["mixed", "base"]
+    for bed in setup.testbeds.values():
+        pool = asdict(bed.pool)
         assert (pool["task"], pool["pairs"]) == ("ant", 7)
         assert (pool["max_steps"], pool["behaviour_std"], pool["seed"]) == (9, 0.2, 3)
-        assert (trial.policy_std, trial.policy_std_kind, trial.sample) == (0.6, "learned", True)
-        assert (trial.start, trial.num_threads, trial.cache_dir) == ("scratch", 1, "here")
-        inner = asdict(trial.inner)
+        assert (bed.policy_std, bed.policy_std_kind, bed.sample) == (0.6, "learned", True)
+        assert (bed.start, bed.num_threads, bed.cache_dir) == ("scratch", 1, "here")
+        inner = asdict(bed.inner)
         assert inner == {
             "epochs": 5,
             "sft_epochs": 0,  # a loss with a reference gets them, see the suite
@@ -354,7 +355,7 @@ def test_settings_reach_the_training(no_run):
 def test_the_task_decides_where_training_starts(no_run):
     call("--preset smoke --out one")
     call("--preset smoke --start scratch --out two")
-    assert [setup.trials["base"].start for setup in no_run] == ["original", "scratch"]
+    assert [setup.testbeds["base"].start for setup in no_run] == ["original", "scratch"]
     assert STARTS.keys() == TASKS.keys()
     assert STARTS["hopper"] == "scratch"
 
@@ -404,7 +405,7 @@ def test_name_of_a_cells_file(loss, data, name):
         ("--grid other.yaml", "grid is 'other.yaml'"),
         ("--start scratch", "start is 'scratch'"),
         ("--task ant", "task is 'ant'"),
-        ("--preset full", "trials is 8"),
+        ("--preset full", "pairs is None"),
     ],
 )
 def test_resume_with_a_setting_that_must_not_change(capsys, no_run, flags, key):
@@ -443,9 +444,9 @@ def test_resuming_a_finished_run_computes_nothing(reports, monkeypatch):
     stamps = [path.stat().st_mtime_ns for path in others]
     assert len(finished) == 4
     for name in ("run_cell", "anchors"):
-        monkeypatch.setattr(suite, name, None)  # cannot be called
-    monkeypatch.setattr(preferences, "pool_folder", lambda *_: Path.cwd())  # and no data is read
-    monkeypatch.setattr(preferences, "_load", None)
+        monkeypatch.setattr(diagnose, name, None)  # cannot be called
+    monkeypatch.setattr(pools, "pool_folder", lambda *_: Path.cwd())  # and no data is read
+    monkeypatch.setattr(pools, "_load", None)
     for again in ("", "--seeds 2", "--num_threads 2"):
         assert tiny(again) == 0
     assert finished == {
@@ -538,7 +539,7 @@ def test_other_trials_or_other_agents_are_noticed(capsys, reports, monkeypatch):
     assert "run/cells/simpo__base.json was tuned over other settings" in error
     Path("trials.yaml").write_text("simpo: [{beta: 1}, {beta: 2}]")
     assert tiny() == 0
-    monkeypatch.setattr(preferences, "FORMAT", 0)
+    monkeypatch.setattr(pools, "FORMAT", 0)
     error = one_line_error(capsys, "--out run --resume")
     assert "run/cells/simpo__base.json was made with other agents" in error
 
@@ -575,11 +576,11 @@ def test_a_run_grows_by_losses_data_and_seeds(reports, monkeypatch):
     assert list(first) == ["sft__base"]
     run_cell, calls = suite.run_cell, []
 
-    def counted(trial, objective, grid, seeds, protocol, done=None):
-        calls.append((objective.name, trial.data, len(done["returns"]) if done else 0, seeds))
-        return run_cell(trial, objective, grid, seeds, protocol, done)
+    def counted(bed, objective, grid, seeds, protocol, done=None):
+        calls.append((objective.name, bed.config.data, len(done["returns"]) if done else 0, seeds))
+        return run_cell(bed, objective, grid, seeds, protocol, done)
 
-    monkeypatch.setattr(suite, "run_cell", counted)
+    monkeypatch.setattr(diagnose, "run_cell", counted)
     assert tiny("--losses simpo") == 0
     assert calls == [("simpo", "base", 0, 2)]
     calls.clear()
@@ -602,7 +603,7 @@ def test_a_run_grows_by_losses_data_and_seeds(reports, monkeypatch):
         assert cell["margins"][:2] == before[name]["margins"]
         for key in ("chosen", "rejected", "accuracy"):
             assert cell["curves"][key][:2] == before[name]["curves"][key]
-    assert [len(setup.trials) for setup in reports] == [1, 1, 2, 2]
+    assert [len(setup.testbeds) for setup in reports] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -694,7 +695,7 @@ def test_a_bug_of_ours_is_not_blamed_on_a_loss(reports, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(suite, "run_cell", broken)
+    monkeypatch.setattr(diagnose, "run_cell", broken)
     with pytest.raises(ZeroDivisionError):
         tiny("--losses sft")
 
@@ -747,7 +748,7 @@ def test_disk_full_at_any_file_loses_nothing(capsys, monkeypatch, file):
     assert len(before) == (0 if file in ("statistics.json", "anchors.json") else 1)
     monkeypatch.setattr(os, "replace", replace_file)
     if before:
-        monkeypatch.setattr(suite, "run_cell", None)  # cannot be called
+        monkeypatch.setattr(diagnose, "run_cell", None)  # cannot be called
     assert tiny() == 0
     assert {name: cells()[name] for name in before} == before
     assert Path("run/report.html").exists()
@@ -777,17 +778,17 @@ def test_full_disk_is_one_line_and_the_run_goes_on_later(capsys, reports, monkey
 def test_interrupt_keeps_what_is_finished(capsys, reports, monkeypatch):
     run_cell = suite.run_cell
 
-    def interrupted(trial, objective, *args):
+    def interrupted(bed, objective, *args):
         if objective.name == "dpo":
             raise KeyboardInterrupt
-        return run_cell(trial, objective, *args)
+        return run_cell(bed, objective, *args)
 
-    monkeypatch.setattr(suite, "run_cell", interrupted)
+    monkeypatch.setattr(diagnose, "run_cell", interrupted)
     assert tiny() == 130
     message = capsys.readouterr().err
     assert message == "\ninterrupted; go on with: python -m torchmpo.diagnose --out run --resume\n"
     assert list(cells()) == ["sft__base"]
-    monkeypatch.setattr(suite, "run_cell", run_cell)
+    monkeypatch.setattr(diagnose, "run_cell", run_cell)
     assert tiny() == 0
     assert len(cells()) == 4
 

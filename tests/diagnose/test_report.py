@@ -18,7 +18,8 @@ from PIL import Image
 
 import torchmpo.diagnose.report.figures as figures
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
-from torchmpo.diagnose.report.page import _columns, write_page
+from torchmpo.diagnose.report.page import write_page
+from torchmpo.diagnose.report.sections import columns as columns_of
 from torchmpo.diagnose.report.words import Run, findings, headline, protocol
 from torchmpo.runs.errors import UserError
 
@@ -298,7 +299,7 @@ def test_blue_is_what_no_drawn_interval_lies_above(tmp_path):
     ]
     board = make_folder(tmp_path, cells)
     run = Run(board, cells, {}, {}, {}, tmp_path)
-    columns, _ = _columns(run)
+    columns, _ = columns_of(run)
     assert list(columns) == ["all data", "base", "mixed"]
     for values in columns.values():
         lead = {loss: row["lead"] for loss, row in values.items()}

@@ -16,8 +16,8 @@ from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.returns import evaluate_policies
 from torchmpo.control.sample import SAMPLE_PAIRS, SAMPLE_STEPS, Sample
-from torchmpo.control.testbed import Trial
-from torchmpo.control.tuning import Protocol, best_setting, cell_trial, tune
+from torchmpo.control.testbed import Testbed, TestbedConfig, prepare
+from torchmpo.control.tuning import Protocol, best_setting, suited, tune
 from torchmpo.diagnose.suite import anchors, judge, run_cell
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
@@ -41,11 +41,11 @@ def volatile(chosen_mean_logps, rejected_mean_logps, *, power=1.0):
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory):
+def bed(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
     inner = InnerConfig(epochs=EPOCHS, compile=False, steps_per_trajectory=5, chunk_size=4)
     pool = PoolConfig(pairs=PAIRS, max_steps=STEPS)
-    return Trial(pool=pool, inner=inner, num_threads=1, cache_dir=cache)
+    return prepare([TestbedConfig(pool=pool, inner=inner, num_threads=1, cache_dir=cache)])[0]
 
 
 def close(one, other):
@@ -53,33 +53,33 @@ def close(one, other):
 
 
 def spy(monkeypatch, name):
-    """Calls of a method of Trial: (positional arguments, keyword arguments)."""
-    calls, method = [], getattr(Trial, name)
+    """Calls of a method of Testbed: (positional arguments, keyword arguments)."""
+    calls, method = [], getattr(Testbed, name)
 
     def wrapped(self, *args, **kwargs):
         calls.append((args, kwargs))
         return method(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trial, name, wrapped)
+    monkeypatch.setattr(Testbed, name, wrapped)
     return calls
 
 
 # --- tuning ---
 
 
-def test_tuning_is_a_training_of_each_setting_alone(trial):
+def test_tuning_is_a_training_of_each_setting_alone(bed):
     objective = resolve("simpo")
-    tuning = tune(trial, objective, GRID, PROTOCOL)
+    tuning = tune(bed, objective, GRID, PROTOCOL)
     assert torch.tensor(tuning).shape == (2, 2)
     for i, setting in enumerate(GRID):
-        close(tuning[i], tune(trial, objective, [setting], PROTOCOL)[0])
+        close(tuning[i], tune(bed, objective, [setting], PROTOCOL)[0])
     first = replace(PROTOCOL, tuning_seeds=1)
-    assert [row[:1] for row in tuning] == tune(trial, objective, GRID, first)
+    assert [row[:1] for row in tuning] == tune(bed, objective, GRID, first)
     assert abs(tuning[0][0] - tuning[1][0]) > 1.0
     assert abs(tuning[0][0] - tuning[0][1]) > 1.0  # another seed
 
 
-def test_all_losses_are_tuned_and_judged_in_the_same_conditions(trial, monkeypatch):
+def test_all_losses_are_tuned_and_judged_in_the_same_conditions(bed, monkeypatch):
     trainings, evaluations = spy(monkeypatch, "train"), spy(monkeypatch, "evaluate")
     seen = []
     orpo = [{"po_coef": 1.0}, {"po_coef": 2.0}]
@@ -87,7 +87,7 @@ def test_all_losses_are_tuned_and_judged_in_the_same_conditions(trial, monkeypat
     for name, settings in (("simpo", GRID), ("orpo", orpo), ("ipo", ipo), ("sft", [{}, {}])):
         trainings.clear()
         evaluations.clear()
-        run_cell(trial, resolve(name), settings, 3, PROTOCOL)
+        run_cell(bed, resolve(name), settings, 3, PROTOCOL)
         seeds = [args[3] for args, _ in trainings]
         states = [(args[1], args[2]) for args, _ in evaluations]
         seen.append((seeds, states))
@@ -117,14 +117,14 @@ def test_best_setting(tuning, best):
 
 
 @pytest.mark.parametrize("name", ["simpo", "dpo"])
-def test_a_final_seed_alone_is_what_it_is_among_five(trial, name):
+def test_a_final_seed_alone_is_what_it_is_among_five(bed, name):
     objective = resolve(name)
-    trial = cell_trial(trial, objective, PROTOCOL)
+    bed = suited(bed, objective, PROTOCOL.sft_epochs)
     setting = {key: float(value) for key, value in objective.hyper.items()}
-    five = judge(trial, objective, setting, range(5), PROTOCOL)
+    five = judge(bed, objective, setting, range(5), PROTOCOL)
     assert torch.tensor(five["returns"]).shape == (5, PROTOCOL.episodes)
     for k in range(5):
-        alone = judge(trial, objective, setting, [k], PROTOCOL)
+        alone = judge(bed, objective, setting, [k], PROTOCOL)
         close(alone["returns"][0], five["returns"][k])
         torch.testing.assert_close(
             torch.tensor(alone["margins"][0]), torch.tensor(five["margins"][k])
@@ -137,10 +137,10 @@ def test_a_final_seed_alone_is_what_it_is_among_five(trial, name):
     assert (means[:, None] - means).abs().add(torch.eye(5) * 9).min() > 0.1  # seeds differ
 
 
-def test_curves_begin_with_the_initial_policy(trial):
+def test_curves_begin_with_the_initial_policy(bed):
     """Epoch 0 against torch.distributions on the original agent's own actions."""
-    found = judge(trial, resolve("simpo"), GRID[0], [0, 1], PROTOCOL)["curves"]
-    data, policy = trial.dataset, trial.policy
+    found = judge(bed, resolve("simpo"), GRID[0], [0, 1], PROTOCOL)["curves"]
+    data, policy = bed.dataset, bed.policy
     logps = torch.empty(2, PAIRS)
     for side, rows in enumerate((data.chosen, data.rejected)):
         for pair, row in enumerate(rows):
@@ -156,8 +156,8 @@ def test_curves_begin_with_the_initial_policy(trial):
         assert found["accuracy"][k][0] == pytest.approx(float(share))
 
 
-def test_how_often_a_logit_is_clamped_is_watched(trial):
-    narrow = trial.changed(policy_std=0.05)  # densities far above 1
+def test_how_often_a_logit_is_clamped_is_watched(bed):
+    narrow = prepare([replace(bed.config, policy_std=0.05)])[0]  # densities far above 1
     found = judge(narrow, resolve("sft"), {}, [0, 1], PROTOCOL)["curves"]
     sample = Sample.of(narrow.dataset)
     with torch.no_grad():
@@ -166,12 +166,12 @@ def test_how_often_a_logit_is_clamped_is_watched(trial):
     share = float((logps > -1e-6).float().mean())
     assert 0 < share < 1
     assert [curve[0] for curve in found["clamped"]] == pytest.approx([share, share])
-    wide = judge(trial, resolve("sft"), {}, [0], PROTOCOL)["curves"]
+    wide = judge(bed, resolve("sft"), {}, [0], PROTOCOL)["curves"]
     assert set(wide["clamped"][0]) == {0.0}  # no density exceeds 1 at σ 0.4
 
 
-def test_curves_end_with_the_margins(trial):
-    found = judge(trial, resolve("simpo"), GRID[1], range(5), PROTOCOL)
+def test_curves_end_with_the_margins(bed):
+    found = judge(bed, resolve("simpo"), GRID[1], range(5), PROTOCOL)
     curves, margins = found["curves"], torch.tensor(found["margins"])
     assert curves["epoch"] == list(range(EPOCHS + 1))
     assert margins.shape == (5, PAIRS)
@@ -184,19 +184,19 @@ def test_curves_end_with_the_margins(trial):
     assert (last["accuracy"] >= first).all()  # which is what SimPO is for
 
 
-def test_a_loss_with_a_reference_has_its_first_epochs_of_sft(trial):
-    assert cell_trial(trial, resolve("simpo"), PROTOCOL) is trial
-    with_sft = cell_trial(trial, resolve("dpo"), PROTOCOL)
-    assert (with_sft.inner.sft_epochs, with_sft.inner.epochs) == (2, 1)
-    assert with_sft.dataset is trial.dataset
+def test_a_loss_with_a_reference_has_its_first_epochs_of_sft(bed):
+    assert suited(bed, resolve("simpo"), 2) is bed
+    with_sft = suited(bed, resolve("dpo"), 2)
+    assert (with_sft.config.inner.sft_epochs, with_sft.config.inner.epochs) == (2, 1)
+    assert with_sft.dataset is bed.dataset
     # At least one epoch is left for the loss itself.
     for most, sft in ((0, 0), (1, 1), (10, EPOCHS - 1)):
-        inner = cell_trial(trial, resolve("dpo"), replace(PROTOCOL, sft_epochs=most)).inner
+        inner = suited(bed, resolve("dpo"), most).config.inner
         assert (inner.sft_epochs, inner.epochs) == (sft, EPOCHS - sft)
 
 
-def test_curves_include_the_epochs_of_sft(trial):
-    with_sft = cell_trial(trial, resolve("dpo"), PROTOCOL)
+def test_curves_include_the_epochs_of_sft(bed):
+    with_sft = suited(bed, resolve("dpo"), 2)
     setting = {"beta": 0.1, "label_smoothing": 0.0}
     found = judge(with_sft, resolve("dpo"), setting, [0, 1], PROTOCOL)["curves"]
     assert found["epoch"] == list(range(EPOCHS + 1))
@@ -212,45 +212,45 @@ def test_curves_include_the_epochs_of_sft(trial):
 # --- whole cells ---
 
 
-def test_a_cell_is_what_its_parts_give(trial):
+def test_a_cell_is_what_its_parts_give(bed):
     objective = resolve("simpo")
-    cell = run_cell(trial, objective, GRID, 2, PROTOCOL)
+    cell = run_cell(bed, objective, GRID, 2, PROTOCOL)
     keys = ["loss", "task", "data", "grid", "tuning", "best", "returns", "curves", "margins"]
     assert list(cell) == keys
     assert (cell["loss"], cell["task"], cell["data"]) == ("simpo", "tla", "base")
     assert cell["grid"] == GRID
-    assert cell["tuning"] == tune(trial, objective, GRID, PROTOCOL)
+    assert cell["tuning"] == tune(bed, objective, GRID, PROTOCOL)
     assert cell["best"] == best_setting(cell["tuning"])
-    parts = judge(trial, objective, GRID[cell["best"]], [0, 1], PROTOCOL)
+    parts = judge(bed, objective, GRID[cell["best"]], [0, 1], PROTOCOL)
     assert {key: cell[key] for key in parts} == parts
     assert json.loads(json.dumps(cell, allow_nan=False)) == cell
 
 
-def test_the_same_cell_twice_is_the_same(trial):
+def test_the_same_cell_twice_is_the_same(bed):
     objective, setting = resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}]
-    first = run_cell(trial, objective, setting, 2, PROTOCOL)
+    first = run_cell(bed, objective, setting, 2, PROTOCOL)
     torch.rand(7)
     state = torch.get_rng_state()
-    again = replace(trial)  # loads everything anew
+    again = replace(bed)  # loads everything anew
     again.policy  # noqa: B018
     torch.set_rng_state(state)
     assert run_cell(again, objective, setting, 2, PROTOCOL) == first
     assert torch.equal(torch.get_rng_state(), state)
-    other = run_cell(trial, objective, setting, 2, replace(PROTOCOL, seed=1))
+    other = run_cell(bed, objective, setting, 2, replace(PROTOCOL, seed=1))
     assert other["tuning"] != first["tuning"]
     assert other["returns"] != first["returns"]
 
 
 @pytest.mark.parametrize("name", ["simpo", "dpo"])
 @pytest.mark.parametrize("start", ["original", "scratch"])
-def test_more_seeds_later_are_the_seeds_of_all_at_once(trial, name, start):
+def test_more_seeds_later_are_the_seeds_of_all_at_once(bed, name, start):
     objective = resolve(name)
-    trial = trial.changed(start=start)
+    bed = bed.changed(start=start)
     settings = [{key: float(value) for key, value in objective.hyper.items()}]
-    two = run_cell(trial, objective, settings, 2, PROTOCOL)
+    two = run_cell(bed, objective, settings, 2, PROTOCOL)
     before = json.dumps(two)
-    four = run_cell(trial, objective, settings, 4, PROTOCOL, json.loads(before))
-    at_once = run_cell(trial, objective, settings, 4, PROTOCOL)
+    four = run_cell(bed, objective, settings, 4, PROTOCOL, json.loads(before))
+    at_once = run_cell(bed, objective, settings, 4, PROTOCOL)
     for key in ("grid", "tuning", "best"):
         assert four[key] == two[key] == at_once[key]
     assert (four["returns"][:2], four["margins"][:2]) == (two["returns"], two["margins"])
@@ -265,41 +265,41 @@ def test_more_seeds_later_are_the_seeds_of_all_at_once(trial, name, start):
     assert json.dumps(two) == before
 
 
-def test_what_is_finished_is_not_done_again(trial, monkeypatch):
+def test_what_is_finished_is_not_done_again(bed, monkeypatch):
     objective = resolve("simpo")
-    cell = run_cell(trial, objective, GRID[:1], 3, PROTOCOL) | {"seconds": 1.0}
+    cell = run_cell(bed, objective, GRID[:1], 3, PROTOCOL) | {"seconds": 1.0}
     trainings = spy(monkeypatch, "train")
     for seeds in (3, 2):
-        assert run_cell(trial, objective, GRID[:1], seeds, PROTOCOL, cell) == cell
+        assert run_cell(bed, objective, GRID[:1], seeds, PROTOCOL, cell) == cell
     assert trainings == []
-    run_cell(trial, objective, GRID, 4, PROTOCOL, cell)
+    run_cell(bed, objective, GRID, 4, PROTOCOL, cell)
     assert [args[2] for args, _ in trainings] == [1]  # one policy, and no tuning
 
 
-def test_a_learned_objective_has_a_cell_too(trial):
+def test_a_learned_objective_has_a_cell_too(bed):
     objective = MirrorObjective(units=4)
-    cell = run_cell(trial, objective, [{}, {}], 2, PROTOCOL)
-    orpo = run_cell(trial, resolve("orpo"), [{"po_coef": 0.1}], 2, PROTOCOL)
+    cell = run_cell(bed, objective, [{}, {}], 2, PROTOCOL)
+    orpo = run_cell(bed, resolve("orpo"), [{"po_coef": 0.1}], 2, PROTOCOL)
     close(cell["returns"], orpo["returns"])  # at first, a learned objective is ORPO
 
 
 @pytest.mark.parametrize("settings", [[{}], [{}, {}, {}]])
-def test_a_loss_with_nothing_to_tune_is_not_tuned(trial, monkeypatch, settings):
+def test_a_loss_with_nothing_to_tune_is_not_tuned(bed, monkeypatch, settings):
     trainings = spy(monkeypatch, "train")
-    cell = run_cell(trial, resolve("sft"), settings, 2, PROTOCOL)
+    cell = run_cell(bed, resolve("sft"), settings, 2, PROTOCOL)
     assert [args[2] for args, _ in trainings] == [2]  # two policies, and no others
     assert (cell["grid"], cell["tuning"], cell["best"]) == ([{}], [], 0)
-    assert cell["returns"] == judge(trial, resolve("sft"), {}, [0, 1], PROTOCOL)["returns"]
+    assert cell["returns"] == judge(bed, resolve("sft"), {}, [0, 1], PROTOCOL)["returns"]
     # A cell that was tuned in vain, as they once were, gains seeds like any other.
     old = cell | {"grid": [{}] * 8, "tuning": [[1.0]] * 8, "best": 3}
-    more = run_cell(trial, resolve("sft"), settings, 3, PROTOCOL, old)
+    more = run_cell(bed, resolve("sft"), settings, 3, PROTOCOL, old)
     assert (more["grid"], more["tuning"], more["best"]) == ([{}] * 8, [[1.0]] * 8, 3)
     assert more["returns"][:2] == cell["returns"]
     assert len(more["returns"]) == 3
 
 
-def test_the_only_setting_may_diverge(trial):
-    cell = run_cell(trial, Objective(volatile), [{"power": 100.0}] * 2, 2, PROTOCOL)
+def test_the_only_setting_may_diverge(bed):
+    cell = run_cell(bed, Objective(volatile), [{"power": 100.0}] * 2, 2, PROTOCOL)
     assert (cell["best"], cell["tuning"]) == (0, [])
     assert cell["returns"] == cell["margins"] == [None, None]
 
@@ -314,24 +314,24 @@ def branches(chosen_mean_logps, *, power=1.0):
     return -power * chosen_mean_logps if chosen_mean_logps.sum() < 0 else chosen_mean_logps
 
 
-def test_a_rehearsal_finds_what_would_fail_in_training_only(trial):
+def test_a_rehearsal_finds_what_would_fail_in_training_only(bed):
     with pytest.raises(ValueError, match=r"one value per pair, \[2\] in training; got \(3,\)"):
-        rehearse(Objective(same_size), [{}, {}], trial)
+        rehearse(Objective(same_size), [{}, {}], bed.config)
     with pytest.raises(RuntimeError, match="data-dependent control flow"):
-        rehearse(Objective(branches), [{"power": 1.0}], trial)
+        rehearse(Objective(branches), [{"power": 1.0}], bed.config)
 
 
-def test_a_rehearsal_passes_what_can_be_trained(trial):
+def test_a_rehearsal_passes_what_can_be_trained(bed):
     for name in LOSSES:
         if name not in ("smpo", "soft_label_dpo"):  # which need probabilities
-            rehearse(resolve(name), grid(resolve(name), 3), trial)
+            rehearse(resolve(name), grid(resolve(name), 3), bed)
     for objective in (MirrorObjective(units=4), MirrorObjective(steps="two", temporal=True)):
-        rehearse(objective, [{}, {}], trial)
-    all_steps = trial.changed(inner=replace(trial.inner, steps_per_trajectory=None))
+        rehearse(objective, [{}, {}], bed.config)
+    all_steps = bed.changed(inner=replace(bed.config.inner, steps_per_trajectory=None))
     rehearse(resolve("simpo"), GRID, all_steps)
 
 
-def test_a_rehearsal_gives_what_training_gives(trial):
+def test_a_rehearsal_gives_what_training_gives(bed):
     names = [name for name in PairLogps._fields if name != "preference_probs"]
     seen = []
 
@@ -343,50 +343,50 @@ def test_a_rehearsal_gives_what_training_gives(trial):
     every.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])
     objective = Objective(every)
     seen.clear()
-    rehearse(objective, [{}], trial)
+    rehearse(objective, [{}], bed.config)
     [rehearsed] = seen
-    trial.train(objective, {}, 1, 0)
+    bed.train(objective, {}, 1, 0)
     assert seen[-1] == rehearsed
 
 
-def test_from_scratch_the_seeds_start_apart(trial):
-    scratch = trial.changed(start="scratch")
+def test_from_scratch_the_seeds_start_apart(bed):
+    scratch = bed.changed(start="scratch")
     curves = judge(scratch, resolve("simpo"), GRID[0], [0, 1], PROTOCOL)["curves"]
     assert abs(curves["chosen"][0][0] - curves["chosen"][1][0]) > 1e-4
-    curves = judge(trial, resolve("simpo"), GRID[0], [0, 1], PROTOCOL)["curves"]
+    curves = judge(bed, resolve("simpo"), GRID[0], [0, 1], PROTOCOL)["curves"]
     assert curves["chosen"][0][0] == curves["chosen"][1][0]
 
 
 # --- what diverges ---
 
 
-def test_a_setting_that_diverges_leaves_the_others_as_they_are(trial):
+def test_a_setting_that_diverges_leaves_the_others_as_they_are(bed):
     objective = Objective(volatile)
     settings = [{"power": 1.0}, {"power": 100.0}, {"power": -1.0}]
-    cell = run_cell(trial, objective, settings, 2, PROTOCOL)
+    cell = run_cell(bed, objective, settings, 2, PROTOCOL)
     assert cell["tuning"][1] == [None, None]
     assert cell["best"] in (0, 2)
     for i in (0, 2):
-        close(cell["tuning"][i], tune(trial, objective, [settings[i]], PROTOCOL)[0])
+        close(cell["tuning"][i], tune(bed, objective, [settings[i]], PROTOCOL)[0])
     assert None not in cell["returns"]
     json.dumps(cell, allow_nan=False)
 
 
-def test_when_every_setting_diverges_there_is_nothing_to_judge(trial, monkeypatch):
+def test_when_every_setting_diverges_there_is_nothing_to_judge(bed, monkeypatch):
     objective = Objective(volatile)
-    cell = run_cell(trial, objective, [{"power": 100.0}, {"power": 200.0}], 2, PROTOCOL)
+    cell = run_cell(bed, objective, [{"power": 100.0}, {"power": 200.0}], 2, PROTOCOL)
     assert cell["tuning"] == [[None, None], [None, None]]
     assert cell["best"] == -1
     assert (cell["returns"], cell["curves"], cell["margins"]) == ([], {}, [])
     trainings = spy(monkeypatch, "train")
-    assert run_cell(trial, objective, cell["grid"], 5, PROTOCOL, cell) == cell
+    assert run_cell(bed, objective, cell["grid"], 5, PROTOCOL, cell) == cell
     assert trainings == []
 
 
-def test_a_final_seed_that_diverges_is_null_and_the_others_are_as_they_were(trial, monkeypatch):
+def test_a_final_seed_that_diverges_is_null_and_the_others_are_as_they_were(bed, monkeypatch):
     objective = resolve("simpo")
-    healthy = run_cell(trial, objective, GRID[:1], 3, PROTOCOL)
-    train = Trial.train
+    healthy = run_cell(bed, objective, GRID[:1], 3, PROTOCOL)
+    train = Testbed.train
 
     def spoil(params, members):
         where = torch.tensor([m == 1 for m in members])
@@ -405,8 +405,8 @@ def test_a_final_seed_that_diverges_is_null_and_the_others_are_as_they_were(tria
         policies = train(self, objective, params, population, seed, on_epoch=watch)
         return spoil(policies, range(population)) if on_epoch else policies
 
-    monkeypatch.setattr(Trial, "train", spoiled)
-    cell = run_cell(trial, objective, GRID[:1], 3, PROTOCOL)
+    monkeypatch.setattr(Testbed, "train", spoiled)
+    cell = run_cell(bed, objective, GRID[:1], 3, PROTOCOL)
     assert cell["returns"] == [healthy["returns"][0], None, healthy["returns"][2]]
     assert cell["margins"] == [healthy["margins"][0], None, healthy["margins"][2]]
     for key in ("chosen", "rejected", "accuracy"):
@@ -415,8 +415,8 @@ def test_a_final_seed_that_diverges_is_null_and_the_others_are_as_they_were(tria
         assert now[1] == [*was[1][:-1], None], key
     assert cell["tuning"] == healthy["tuning"]
     # It stays so when seeds are added.
-    monkeypatch.setattr(Trial, "train", train)
-    more = run_cell(trial, objective, GRID[:1], 4, PROTOCOL, json.loads(json.dumps(cell)))
+    monkeypatch.setattr(Testbed, "train", train)
+    more = run_cell(bed, objective, GRID[:1], 4, PROTOCOL, json.loads(json.dumps(cell)))
     assert more["returns"][:3] == cell["returns"]
     assert len(more["returns"][3]) == PROTOCOL.episodes
 
@@ -424,10 +424,10 @@ def test_a_final_seed_that_diverges_is_null_and_the_others_are_as_they_were(tria
 # --- the agents, and the sample ---
 
 
-def test_anchors_are_the_agents_in_the_start_states_of_the_final_evaluation(trial, monkeypatch):
+def test_anchors_are_the_agents_in_the_start_states_of_the_final_evaluation(bed, monkeypatch):
     evaluations = spy(monkeypatch, "evaluate")
-    judge(trial, resolve("sft"), {}, [0], PROTOCOL)
-    found = anchors(trial, 4, PROTOCOL)
+    judge(bed, resolve("sft"), {}, [0], PROTOCOL)
+    found = anchors(bed, 4, PROTOCOL)
     assert len({args[2] for args, _ in evaluations}) == 1
     assert list(found) == ["original", "target"]
     env = ThreeLeggedAnt(4, integrator="implicitfast", max_steps=STEPS, num_threads=1)
@@ -437,7 +437,7 @@ def test_anchors_are_the_agents_in_the_start_states_of_the_final_evaluation(tria
         expected = evaluate_policies(env, agent, params, 4, evaluations[0][0][2])
         close(found[role], expected[0].tolist())
     assert found["original"] != found["target"]
-    assert anchors(trial.changed(start="scratch"), 4, PROTOCOL) == found
+    assert anchors(bed.changed(start="scratch"), 4, PROTOCOL) == found
 
 
 def trajectories(lengths, time):
@@ -477,27 +477,27 @@ def test_sampled_pairs_are_spread_over_the_data(pairs):
     assert len(rows) < 2 or rows[:, 0].diff().max() <= math.ceil(pairs / SAMPLE_PAIRS) + 1
 
 
-def test_likelihoods_under_a_learned_sigma_are_each_members_own(trial):
-    trial = trial.changed(policy_std_kind="learned")
-    sample = Sample.of(trial.dataset)
+def test_likelihoods_under_a_learned_sigma_are_each_members_own(bed):
+    bed = prepare([replace(bed.config, policy_std_kind="learned")])[0]
+    sample = Sample.of(bed.dataset)
     params = {
         name: value.expand(6, *value.shape).clone()
-        for name, value in trial.policy.trainable().items()
+        for name, value in bed.policy.trainable().items()
     }
     params["log_std"] += torch.arange(6)[:, None]
-    logps = sample.mean_logps(trial.policy, params)
+    logps = sample.mean_logps(bed.policy, params)
     assert logps.shape == (6, 2, PAIRS)
     for i in range(6):
         with torch.no_grad():
-            mean = trial.policy(sample.observation)
+            mean = bed.policy(sample.observation)
         std = 0.4 * math.exp(i)
         normal = torch.distributions.Normal(mean, std)
         expected = normal.log_prob(sample.action).sum(-1).mean(-1).T
         torch.testing.assert_close(logps[i], expected)
 
 
-def test_every_part_of_the_protocol_is_used(trial):
+def test_every_part_of_the_protocol_is_used(bed):
     protocol = Protocol(tuning_seeds=1, tuning_episodes=1, episodes=3, sft_epochs=1, seed=5)
-    cell = run_cell(trial, resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}], 1, protocol)
+    cell = run_cell(bed, resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}], 1, protocol)
     assert [len(row) for row in cell["tuning"]] == [1, 1]
     assert [len(row) for row in cell["returns"]] == [3]

@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 import torchmpo
-from torchmpo.control.tuning import cell_trial
+from torchmpo.control.settings import TestbedSettings
+from torchmpo.control.testbed import Testbed
+from torchmpo.control.tuning import suited
 from torchmpo.evolve import run as evolve
 from torchmpo.evolve.__main__ import COMMAND, main
 from torchmpo.evolve.settings import PRESETS, EvolveConfig
@@ -144,7 +146,7 @@ def test_too_little_disk_for_the_data(capsys, monkeypatch):
 
 def test_damaged_agent(capsys, no_run, monkeypatch, tmp_path):
     (tmp_path / "agent").write_bytes(b"not a policy")
-    monkeypatch.setattr("torchmpo_envs.expert_path", lambda name: tmp_path / "agent")
+    monkeypatch.setattr("torchmpo.control.testbed.expert_path", lambda name: tmp_path / "agent")
     assert "agent is not a readable policy file" in one_line_error(capsys, ["--out", "run"])
 
 
@@ -175,7 +177,7 @@ def test_presets_are_valid(preset):
 
 def test_every_setting_is_explained():
     for field in fields(EvolveConfig):
-        assert f"        {field.name}: " in EvolveConfig.__doc__
+        assert f"        {field.name}: " in EvolveConfig.__doc__ + TestbedSettings.__doc__
 
 
 def test_print_config_can_be_read_back(capsys, no_run):
@@ -355,16 +357,17 @@ def test_a_search_of_coefficients_on_two_kinds_of_data(capsys):
 def test_hopper_starts_from_scratch_and_robots_with_legs_from_the_original(no_run):
     for task, start in (("hopper", "scratch"), ("tla", "original")):
         assert main(["--task", task, "--pairs", "null", "--out", task]) == 0
-        trial = no_run[-1][0].trials[0]
-        assert trial.start == start
-        assert trial.pool.pairs == {"hopper": 5120, "tla": 1280}[task]
+        config = no_run[-1][0].testbeds[0]
+        assert config.start == start
+        assert config.pool.pairs == {"hopper": 5120, "tla": 1280}[task]
 
 
 def test_an_objective_with_a_reference_starts_with_sft(no_run):
     assert main(["--steps", "two", "--sft_epochs", "9", "--epochs", "11"]) == 0
     setup = no_run[0][0]
-    trial = cell_trial(setup.trials[0], setup.space.objective, setup.protocol)
-    assert (trial.inner.sft_epochs, trial.inner.epochs) == (9, 2)
+    bed = Testbed(setup.testbeds[0], None, None)
+    inner = suited(bed, setup.space.objective, setup.protocol.sft_epochs).config.inner
+    assert (inner.sft_epochs, inner.epochs) == (9, 2)
 
 
 def test_rivals_get_as_many_trainings_as_the_search_if_asked(no_run):

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import cached_property
 
 import pytest
@@ -14,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
-from torchmpo.control.testbed import Trial
+from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.evolve import workers as cluster
 from torchmpo.evolve.fitness import ObjectiveFitness
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
@@ -153,10 +154,10 @@ class Nodes:
         self.second = self.cluster.add_node(num_cpus=1)
         self.cluster.wait_for_nodes()
         pool = PoolConfig(pairs=64, max_steps=50)
-        trial = Trial(pool=pool, inner=INNER, num_threads=1, cache_dir=str(folder))
-        trials = (trial, trial.changed(data="noisy:0.3"))
+        config = TestbedConfig(pool=pool, inner=INNER, num_threads=1, cache_dir=str(folder))
+        beds = prepare([config, replace(config, data="noisy:0.3")])
         self.space = TwoFunctions()
-        self.evaluate = Accidents(ObjectiveFitness(trials, self.space, 2, seed=0), folder)
+        self.evaluate = Accidents(ObjectiveFitness(beds, self.space, 2, seed=0), folder)
         draw = torch.Generator().manual_seed(0)
         self.vectors = 0.5 * torch.randn(9, self.space.dim, generator=draw)
 

@@ -13,6 +13,8 @@ from matplotlib.image import imread
 from torchmpo import MirrorObjective, resolve
 from torchmpo.objectives.gradients import gradients
 from torchmpo.show import run as show
+from torchmpo.show.__main__ import main
+from torchmpo.show.settings import Request
 
 
 def learned(**architecture):
@@ -50,7 +52,7 @@ def drawn(folder, names):
 
 
 def test_a_run_is_shown_and_distilled(run, capsys):
-    assert show.main([str(run), "--distill", "--low", "-3", "--high", "-0.1"]) == 0
+    assert main([str(run), "--distill", "--low", "-3", "--high", "-0.1"]) == 0
     assert drawn(run / "show", ["functions", "gradients", "pull"])
     out = capsys.readouterr().out
     for words in ("found on toys", "3575", "3849", "3851 ± 53", "one-step", "R²", "loss = "):
@@ -67,9 +69,9 @@ def test_a_run_is_shown_and_distilled(run, capsys):
 
 def test_the_same_request_writes_the_same_bytes(run):
     argv = [str(run), "--beside", "none", "--distill"]
-    assert show.main(argv) == 0
+    assert main(argv) == 0
     first = {p.name: p.read_bytes() for p in (run / "show").rglob("*") if p.is_file()}
-    assert show.main(argv) == 0
+    assert main(argv) == 0
     assert first == {p.name: p.read_bytes() for p in (run / "show").rglob("*") if p.is_file()}
 
 
@@ -94,7 +96,7 @@ def test_what_is_found_and_where_its_figures_go(run, monkeypatch, what, title, o
 
 
 def test_a_named_loss_has_no_functions_to_show(tmp_path, capsys):
-    assert show.main(["simpo", "--out", str(tmp_path), "--beside", "sft"]) == 0
+    assert main(["simpo", "--out", str(tmp_path), "--beside", "sft"]) == 0
     assert drawn(tmp_path, ["gradients", "pull"])
     assert not (tmp_path / "functions.png").exists()
     assert "Objective(simpo, beta=2.0, target_margin=0.5)" in capsys.readouterr().out
@@ -102,7 +104,7 @@ def test_a_named_loss_has_no_functions_to_show(tmp_path, capsys):
 
 def test_a_temporal_objective_is_shown_at_three_times(tmp_path):
     learned(temporal=True).save(tmp_path / "objective", {})
-    assert show.main([str(tmp_path), "--beside", "none", "--distill"]) == 0
+    assert main([str(tmp_path), "--beside", "none", "--distill"]) == 0
     folder = tmp_path / "show"
     assert drawn(folder, ["functions", "gradients", "pull"])
 
@@ -119,14 +121,14 @@ def test_a_temporal_objective_is_shown_at_three_times(tmp_path):
 @pytest.mark.parametrize("architecture", [{"learn": ["psi"]}, {"learn": []}, {"steps": "two"}])
 def test_whatever_is_learned_can_be_drawn(tmp_path, architecture):
     learned(**architecture).save(tmp_path / "objective", {"anything": [1]})
-    assert show.main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     assert drawn(tmp_path / "show", ["functions", "gradients", "pull"])
 
 
 def test_a_loss_with_a_reference_stands_beside_its_like():
-    assert list(show.rivals_of(resolve("dpo"), show.Request("dpo"))) == ["ipo"]
-    assert list(show.rivals_of(learned(), show.Request("x"))) == ["orpo", "simpo"]
-    assert list(show.rivals_of(learned(), show.Request("x", beside=["sft"]))) == ["sft"]
+    assert list(show.rivals_of(resolve("dpo"), Request("dpo"))) == ["ipo"]
+    assert list(show.rivals_of(learned(), Request("x"))) == ["orpo", "simpo"]
+    assert list(show.rivals_of(learned(), Request("x", beside=["sft"]))) == ["sft"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_a_loss_with_a_reference_stands_beside_its_like():
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, argv, words):
     monkeypatch.chdir(tmp_path)
-    assert show.main(argv) == 2
+    assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert words in error
@@ -159,20 +161,20 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
 
 def test_an_unfinished_run_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("task: tla\n")
-    assert show.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "holds no objective" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert show.main(["sft", "--out", str(tmp_path / "file" / "show")]) == 2
+    assert main(["sft", "--out", str(tmp_path / "file" / "show")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-class FakeTrial:
-    """A trial whose policy says what it is asked: a training that goes from −3 to −1."""
+class FakeBed:
+    """A testbed whose policy says what it is asked: a training that goes from −3 to −1."""
 
-    inner = SimpleNamespace(epochs=2, sft_epochs=1)
+    config = SimpleNamespace(inner=SimpleNamespace(epochs=2, sft_epochs=1))
     dataset, policy = None, None
 
     def train(self, objective, params, population, seed, *, on_epoch):
@@ -182,37 +184,34 @@ class FakeTrial:
 
 
 def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
-    from torchmpo.diagnose import suite
-    from torchmpo.evolve import settings as evolve_settings
+    asked, bed = {}, FakeBed()
 
-    asked, trial = {}, FakeTrial()
-
-    def setup_of(config):
-        asked.update(vars(config))
-        return SimpleNamespace(config=config, trials=[trial], protocol=None)
+    def configured(settings, kind, num_threads):
+        asked.update(vars(settings) | {"data": kind, "num_threads": num_threads})
 
     class Sample:
         def mean_logps(self, policy, params):
             level = float(params["level"])
             return torch.tensor([[[level, level], [level - 0.5, float("nan")]]])
 
-    monkeypatch.setattr(evolve_settings.Setup, "of", setup_of)
-    monkeypatch.setattr(suite, "cell_trial", lambda trial, objective, protocol: trial)
-    monkeypatch.setattr(suite.Sample, "of", lambda data: Sample())
+    monkeypatch.setattr(show, "configure", configured)
+    monkeypatch.setattr(show, "prepare", lambda configs: [bed])
+    monkeypatch.setattr(show, "suited", lambda bed, objective, sft_epochs: bed)
+    monkeypatch.setattr(show.Sample, "of", lambda data: Sample())
     config = {"task": "ant", "data": "mixed", "epochs": 2, "num_actors": 9, "of_old": 1}
     objective = learned()
     pairs = show.visits(objective, config | {"space": "network", "warm_start": "gone/objective"})
     assert (asked["task"], asked["data"], asked["epochs"]) == ("ant", "mixed", 2)
-    assert (asked["num_actors"], asked["warm_start"]) == (0, None)
+    assert (asked["num_threads"], asked["compile"]) == (0, False)
     # One of two pairs is NaN everywhere, and SFT is no part of it.
     assert pairs.chosen.tolist() == [-2.0, -1.0, 0.0]
     assert pairs.rejected.tolist() == [-2.5, -1.5, -0.5]
     assert pairs.progress.tolist() == [0.0, 0.5, 1.0]
-    assert trial.params.shape == (1, objective.dim)
+    assert bed.params.shape == (1, objective.dim)
     assert "ant, mixed" in pairs.where
     assert pairs.range() == (-2.5, 0.0)
     show.visits(resolve("simpo"), config)
-    assert trial.params["beta"].tolist() == [2.0]
+    assert bed.params["beta"].tolist() == [2.0]
 
 
 def test_visits_of_a_real_run(tmp_path):
@@ -221,7 +220,7 @@ def test_visits_of_a_real_run(tmp_path):
 
     config = {"task": "tla", "data": "base,mixed", **PRESETS["smoke"], "cache_dir": str(tmp_path)}
     learned().save(tmp_path / "objective", {"config": config})
-    assert show.main([str(tmp_path), "--visit", "--distill", "--beside", "none"]) == 0
+    assert main([str(tmp_path), "--visit", "--distill", "--beside", "none"]) == 0
     card = resolve(tmp_path / "show" / "closed_form").card
     assert "come by in training on tla, base,mixed" in card["where"]
     assert card["pairs"] == 2 * 4 * 3  # of each kind, before and after both epochs

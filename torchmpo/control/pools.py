@@ -26,6 +26,7 @@ from torchmpo.control.policy import GaussianPolicy, load_policy
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import held
 from torchmpo.runs.seeding import generator
+from torchmpo_envs import AGENTS, EXPERTS, TASKS, expert_path
 
 ROLES = ("original", "target", "either")  # the three trajectories of every start state
 FORMAT = 1  # of the files; goes into the key, so that stores of another format are not found
@@ -61,8 +62,6 @@ class PoolConfig:
     target: str = ""
 
     def __post_init__(self):
-        from torchmpo_envs import AGENTS, EXPERTS, TASKS
-
         if self.task not in TASKS:
             raise UserError(f"unknown task {self.task!r}: {nearest(self.task, TASKS)}")
         if self.pairs < 1 or self.max_steps < 1:
@@ -79,8 +78,6 @@ class PoolConfig:
 
     def key(self) -> str:
         """A hash of settings, agents' weights and physics: the name of the pool's folder."""
-        from torchmpo_envs import TASKS, expert_path
-
         digests = [
             hashlib.blake2b(expert_path(agent).read_bytes()).hexdigest()
             for agent in (self.original, self.target)
@@ -118,8 +115,6 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
     """Roll the agents out and leave a complete pool at ``folder``, or nothing there."""
     from tensordict import MemoryMappedTensor
     from tqdm import tqdm
-
-    from torchmpo_envs import TASKS, expert_path
 
     count = len(ROLES) * config.pairs
     agents = {}
@@ -190,8 +185,6 @@ def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None
     Raises:
         UserError: there is not.
     """
-    from torchmpo_envs import expert_path
-
     folder = pool_folder(config, cache_dir)
     if folder.exists():
         return

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from torchmpo.control.testbed import Trial
+from torchmpo.control.testbed import TestbedConfig
 from torchmpo.control.tuning import stack_settings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
@@ -15,7 +15,7 @@ from torchmpo.objectives.mirror import MirrorObjective
 
 
 def rehearse(
-    objective: Objective | MirrorObjective, grid: Sequence[dict[str, float]], trial: Trial
+    objective: Objective | MirrorObjective, grid: Sequence[dict[str, float]], config: TestbedConfig
 ) -> None:
     """Call the loss as training will, on made-up log-probabilities: many would fail only there.
 
@@ -24,8 +24,8 @@ def rehearse(
             returns has no gradient.
         Exception: whatever the loss raises, under ``vmap`` or for these shapes.
     """
-    pairs = trial.inner.minibatch_pairs
-    steps = trial.inner.steps_per_trajectory or trial.pool.max_steps
+    pairs = config.inner.minibatch_pairs
+    steps = config.inner.steps_per_trajectory or config.pool.max_steps
     fields = {}
     for name in objective.inputs:
         by_step = name.endswith(("_step_logps", "_mask"))

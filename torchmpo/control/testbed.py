@@ -1,12 +1,14 @@
-"""Where objectives are tried: train policies under them on preference data, measure returns."""
+"""Where objectives are tried: train policies under them on preference data, measure returns.
 
-import dataclasses
+A :class:`TestbedConfig` holds settings and nothing else. :func:`prepare` loads what they name into
+:class:`Materials`, and gives a :class:`Testbed` for each of them, ready to train.
+"""
+
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +18,12 @@ from torchmpo.control.policy import GaussianPolicy, load_policy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs, parse_kind
 from torchmpo.control.returns import evaluate_policies
+from torchmpo.control.settings import TestbedSettings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
-
-if TYPE_CHECKING:
-    pass
+from torchmpo_envs import TASKS, expert_path
 
 SIMULATIONS = 512  # at most this many at once in an evaluation
 # The task decides where training starts and how many pairs there are, as in arXiv 2411.06568.
@@ -30,15 +31,11 @@ STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
 PAIRS = {"tla": 1280, "ant": 1280, "hopper": 5120}
 
 Tensors = dict[str, Tensor]
-Source = Callable[[], Tensors]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Where objectives are tried: the task and its data, the policy, and the inner loop.
-
-    It holds settings only. Policy and data are loaded when first used and never pickled, so each
-    process maps the data from its files once.
+class TestbedConfig:
+    """Everything that a testbed follows from.
 
     Args:
         pool: the task and its trajectories.
@@ -48,15 +45,15 @@ class Trial:
         policy_std_kind: ``"fixed"`` or ``"learned"``.
         sample: whether evaluation draws actions instead of taking the mean.
         num_threads: of the physics; 0 takes every core. Results do not depend on it.
-        cache_dir: where the data is, see :func:`torchmpo.control.preferences.preference_data`.
+        cache_dir: where trajectories are, see :func:`torchmpo.control.pools.pool_of`.
         start: ``"original"``, training goes on from the original agent, or ``"scratch"``, from
             random weights that a member's seed names.
-        source: where the trajectories of ``pool`` are read, if not from ``cache_dir``; no part of
-            what the trial is.
 
     Raises:
         UserError: another ``start``.
     """
+
+    __test__ = False  # pytest would take it for a class of tests
 
     pool: PoolConfig = field(default_factory=PoolConfig)
     data: str = "base"
@@ -67,34 +64,79 @@ class Trial:
     num_threads: int = 0
     cache_dir: str | None = None
     start: str = "original"
-    source: Source | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.start not in ("original", "scratch"):
             raise UserError(f"start must be original or scratch; got {self.start!r}")
 
-    @cached_property
-    def policy(self) -> GaussianPolicy:
+    def load_policy(self) -> GaussianPolicy:
         """The original agent, with the σ of training."""
-        from torchmpo_envs import expert_path
-
         path = expert_path(self.pool.original)
         return load_policy(path, std=self.policy_std, std_kind=self.policy_std_kind)
 
-    @cached_property
-    def trajectories(self) -> Tensors:
-        """What pairs are chosen from; built on first use anywhere."""
-        if self.source is not None:
-            return self.source()
-        with _one_torch_thread():
-            return pool_of(self.pool, cache_dir=self.cache_dir, progress=sys.stderr.isatty())
 
-    @cached_property
-    def dataset(self) -> PreferenceDataset:
-        """The preference pairs."""
-        parse_kind(self.data)  # before anything is built
-        with _one_torch_thread():
-            return choose_pairs(self.trajectories, self.pool, self.data)
+@dataclass(frozen=True)
+class Materials:
+    """What is loaded once and shared by all testbeds over one pool.
+
+    Args:
+        policy: the original agent, with the σ of training. One object also means one compiled
+            update, see :mod:`torchmpo.control.inner_loop`.
+        trajectories: what pairs are chosen from, by the names of
+            :class:`~torchmpo.control.preferences.PreferenceDataset`.
+        environments: those made so far, by number of simulations and threads.
+    """
+
+    policy: GaussianPolicy
+    trajectories: Tensors
+    environments: dict[tuple[int, int], Any] = field(default_factory=dict)
+
+    def environment(self, config: TestbedConfig, num_envs: int) -> Any:
+        """``num_envs`` simulations of the task."""
+        key = num_envs, config.num_threads
+        if key not in self.environments:
+            self.environments[key] = TASKS[config.pool.task](
+                num_envs,
+                integrator=config.pool.integrator,
+                max_steps=config.pool.max_steps,
+                num_threads=config.num_threads,
+            )
+        return self.environments[key]
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """Settings with what they name: train policies under given objectives, then measure returns.
+
+    Args:
+        config: the settings.
+        materials: what is shared with other testbeds.
+        dataset: the preference pairs.
+    """
+
+    __test__ = False  # pytest would take it for a class of tests
+
+    config: TestbedConfig
+    materials: Materials
+    dataset: PreferenceDataset
+
+    @property
+    def policy(self) -> GaussianPolicy:
+        """What all policies have in common; training starts from it, or from fresh weights."""
+        return self.materials.policy
+
+    def changed(self, **settings: Any) -> "Testbed":
+        """The same data and policy under other settings of training or evaluation.
+
+        Args:
+            **settings: of :class:`TestbedConfig`: inner, sample, start, num_threads.
+
+        Raises:
+            ValueError: a setting that other data or another policy would follow from.
+        """
+        if loaded := settings.keys() - {"inner", "sample", "start", "num_threads"}:
+            raise ValueError(f"{', '.join(sorted(loaded))}: prepare another testbed")
+        return replace(self, config=replace(self.config, **settings))
 
     def train(
         self,
@@ -104,7 +146,7 @@ class Trial:
         seed: int | Sequence[int],
         *,
         on_epoch: OnEpoch | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Tensors:
         """``population`` policies, each under its own row of ``objective_params``.
 
         Args:
@@ -112,11 +154,11 @@ class Trial:
             on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
         """
         init = self._initial(population, seed)
-        args = (self.policy, init, objective, objective_params, self.dataset, self.inner)
+        args = (self.policy, init, objective, objective_params, self.dataset, self.config.inner)
         return train_policies(*args, seed, on_epoch=on_epoch)
 
-    def _initial(self, population: int, seed: int | Sequence[int]) -> dict[str, Tensor]:
-        if self.start == "original":
+    def _initial(self, population: int, seed: int | Sequence[int]) -> Tensors:
+        if self.config.start == "original":
             return stack_policies(self.policy.trainable(), population)
         if isinstance(seed, int):
             return stack_policies(self._random(seed).trainable(), population)
@@ -133,13 +175,13 @@ class Trial:
                 like.action_size,
                 like.hidden,
                 mean=like.mean_kind,
-                std=self.policy_std,
-                std_kind=self.policy_std_kind,
+                std=self.config.policy_std,
+                std_kind=self.config.policy_std_kind,
             )
 
     def evaluate(
         self,
-        params: dict[str, Tensor],
+        params: Tensors,
         episodes: int,
         seed: int,
         *,
@@ -152,82 +194,98 @@ class Trial:
         """
         population = len(next(iter(params.values())))
         at_once = max(1, min(population, SIMULATIONS // episodes))
-        env = self._environment(at_once * episodes)
+        env = self.materials.environment(self.config, at_once * episodes)
         with _one_torch_thread():
             own = policy or self.policy
-            return evaluate_policies(env, own, params, episodes, seed, sample=self.sample)
-
-    @cached_property
-    def _environments(self) -> dict:
-        return {}
-
-    def _environment(self, num_envs: int):
-        from torchmpo_envs import TASKS
-
-        if num_envs not in self._environments:
-            self._environments[num_envs] = TASKS[self.pool.task](
-                num_envs,
-                integrator=self.pool.integrator,
-                max_steps=self.pool.max_steps,
-                num_threads=self.num_threads,
-            )
-        return self._environments[num_envs]
-
-    def changed(self, **settings: Any) -> "Trial":
-        """A trial with other settings of data or training, which shares what is loaded already."""
-        if settings.get("pool", self.pool) != self.pool:
-            settings = {"source": None} | settings
-        other = dataclasses.replace(self, **settings)
-        made_of = {
-            "policy": ("pool", "policy_std", "policy_std_kind"),
-            "_environments": ("pool", "num_threads"),
-            "trajectories": ("pool", "cache_dir", "source"),
-            "dataset": ("pool", "data", "cache_dir", "source"),
-        }
-        for name, settings_of in made_of.items():
-            same = all(getattr(other, s) == getattr(self, s) for s in settings_of)
-            if same and (name in self.__dict__ or name == "_environments"):
-                other.__dict__[name] = getattr(self, name)
-        return other
-
-    def __getstate__(self) -> dict:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            return evaluate_policies(env, own, params, episodes, seed, sample=self.config.sample)
 
 
-def trial_of(config: Any, **settings: Any) -> Trial:
-    """The trial that a command's settings describe.
+def prepare(
+    configs: Sequence[TestbedConfig], *, read: Callable[[], Tensors] | None = None
+) -> list[Testbed]:
+    """Load what testbeds need: one for each configuration, all over the same trajectories.
 
     Args:
-        config: has the fields of ``InnerConfig``, those of ``PoolConfig`` (``max_steps`` called
-            ``episode_steps``), the policy's, ``start`` and ``sample``, under the names the
-            commands share; ``pairs`` and ``start`` may be None, for the task's own.
-        **settings: the rest of :class:`Trial`: ``data``, ``num_threads``.
+        configs: alike in everything but ``data``.
+        read: where the trajectories come from; by default their pool, which is built on first use.
+
+    Raises:
+        UserError: an unknown kind of data, or what :func:`torchmpo.control.pools.pool_of` raises.
+        ValueError: they differ in more than ``data``.
+    """
+    first = configs[0]
+    if any(replace(config, data=first.data) != first for config in configs):
+        raise ValueError("testbeds that are prepared together may differ in their data only")
+    for config in configs:
+        parse_kind(config.data)  # before anything is built
+    with _one_torch_thread():
+        if read is None:
+            progress = sys.stderr.isatty()
+            trajectories = pool_of(first.pool, cache_dir=first.cache_dir, progress=progress)
+        else:
+            trajectories = read()
+        return _over(configs, Materials(first.load_policy(), trajectories))
+
+
+def prepare_fresh(testbeds: Sequence[Testbed], seed: int) -> list[Testbed]:
+    """The same kinds of data, of other trajectories with other flipped labels.
+
+    Args:
+        testbeds: prepared together.
+        seed: of the trajectories and of the choice of pairs.
+    """
+    pool = replace(testbeds[0].config.pool, seed=seed)
+    configs = [replace(testbed.config, pool=pool) for testbed in testbeds]
+    with _one_torch_thread():
+        progress = sys.stderr.isatty()
+        trajectories = pool_of(pool, cache_dir=configs[0].cache_dir, progress=progress)
+        return _over(configs, replace(testbeds[0].materials, trajectories=trajectories))
+
+
+def _over(configs: Sequence[TestbedConfig], materials: Materials) -> list[Testbed]:
+    return [
+        Testbed(c, materials, choose_pairs(materials.trajectories, c.pool, c.data)) for c in configs
+    ]
+
+
+def configure(settings: TestbedSettings, data: str, num_threads: int) -> TestbedConfig:
+    """The testbed that a command's settings describe.
+
+    Supervised epochs are left out of it: they are for losses with a reference only, see
+    :func:`torchmpo.control.tuning.suited`.
+
+    Args:
+        settings: ``pairs`` and ``start`` may be None, for the task's own.
+        data: one kind of preference data.
+        num_threads: of the physics.
 
     Raises:
         UserError: a setting out of its range.
     """
     pool = PoolConfig(
-        task=config.task,
+        task=settings.task,
         # PoolConfig refuses a task of another name.
-        pairs=PAIRS.get(config.task, 1) if config.pairs is None else config.pairs,
-        max_steps=config.episode_steps,
-        behaviour_std=config.behaviour_std,
-        seed=config.seed,
+        pairs=PAIRS.get(settings.task, 1) if settings.pairs is None else settings.pairs,
+        max_steps=settings.episode_steps,
+        behaviour_std=settings.behaviour_std,
+        seed=settings.seed,
     )
-    if pool.pairs < config.minibatch_pairs:
+    if pool.pairs < settings.minibatch_pairs:
         raise UserError(
-            f"pairs ({pool.pairs}) must be at least minibatch_pairs ({config.minibatch_pairs})"
+            f"pairs ({pool.pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"
         )
-    names = [f.name for f in dataclasses.fields(InnerConfig)]
-    return Trial(
+    names = {f.name for f in fields(InnerConfig)} - {"sft_epochs"}
+    training = {name: getattr(settings, name) for name in names}
+    return TestbedConfig(
         pool=pool,
-        start=STARTS[config.task] if config.start is None else config.start,
-        inner=InnerConfig(**{name: getattr(config, name) for name in names}),
-        policy_std=config.policy_std,
-        policy_std_kind=config.policy_std_kind,
-        sample=config.sample,
-        cache_dir=config.cache_dir,
-        **settings,
+        data=data,
+        start=STARTS[settings.task] if settings.start is None else settings.start,
+        inner=InnerConfig(**training),
+        policy_std=settings.policy_std,
+        policy_std_kind=settings.policy_std_kind,
+        sample=settings.sample,
+        num_threads=num_threads,
+        cache_dir=settings.cache_dir,
     )
 
 

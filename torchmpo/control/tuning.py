@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchmpo.control.testbed import Trial
+from torchmpo.control.testbed import Testbed
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.seeding import derive_seed
@@ -32,17 +32,21 @@ class Protocol:
     seed: int = 0
 
 
-def cell_trial(trial: Trial, objective: Objective | MirrorObjective, protocol: Protocol) -> Trial:
-    """The trial of one loss: those with a reference spend their first epochs on SFT."""
+def suited(testbed: Testbed, objective: Objective | MirrorObjective, sft_epochs: int) -> Testbed:
+    """The testbed of one loss: those with a reference spend their first epochs on SFT.
+
+    Args:
+        sft_epochs: how many of the epochs; at least one is left for the loss.
+    """
     if not objective.needs_reference:
-        return trial
-    total = trial.inner.epochs
-    sft = min(protocol.sft_epochs, total - 1)
-    return trial.changed(inner=replace(trial.inner, epochs=total - sft, sft_epochs=sft))
+        return testbed
+    inner = testbed.config.inner
+    sft = min(sft_epochs, inner.epochs - 1)
+    return testbed.changed(inner=replace(inner, epochs=inner.epochs - sft, sft_epochs=sft))
 
 
 def tune(
-    trial: Trial,
+    testbed: Testbed,
     objective: Objective | MirrorObjective,
     grid: Sequence[dict[str, float]],
     protocol: Protocol,
@@ -52,9 +56,9 @@ def tune(
     columns = []
     for k in range(protocol.tuning_seeds):
         training = derive_seed(protocol.seed, "tuning", k)
-        policies = trial.train(objective, params, len(grid), training)
+        policies = testbed.train(objective, params, len(grid), training)
         states = derive_seed(protocol.seed, "tuning episodes", k)
-        columns.append(trial.evaluate(policies, protocol.tuning_episodes, states).mean(1))
+        columns.append(testbed.evaluate(policies, protocol.tuning_episodes, states).mean(1))
     return torch.stack(columns, 1).tolist()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torchmpo.control.grids import nothing_to_tune
-from torchmpo.control.testbed import Trial
+from torchmpo.control.pools import PoolConfig
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.command import read_json
@@ -44,7 +44,7 @@ def write_cell(path: Path, cell: Mapping) -> None:
     write_atomic(path, json.dumps(cell) + "\n")
 
 
-def made_of(name: str, objective: Objective | MirrorObjective, trial: Trial) -> dict:
+def made_of(name: str, objective: Objective | MirrorObjective, pool: PoolConfig) -> dict:
     """What else a cell depends on than the settings of its run.
 
     Returns:
@@ -62,7 +62,7 @@ def made_of(name: str, objective: Objective | MirrorObjective, trial: Trial) -> 
         files = [p for p in sorted(Path(name).iterdir()) if p.suffix in (".json", ".safetensors")]
         source = b"".join(p.read_bytes() for p in files if p.name != "card.json")
     digest = source and hashlib.blake2b(source, digest_size=8).hexdigest()
-    return {"pool": trial.pool.key(), "source": digest}
+    return {"pool": pool.key(), "source": digest}
 
 
 def check_cell(

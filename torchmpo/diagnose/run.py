@@ -6,13 +6,15 @@ import os
 import statistics as st
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from torchmpo.control.testbed import Testbed
+from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.diagnose.cells import cell_path, check_cell, made_of, read_cell, write_cell
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
@@ -28,43 +30,52 @@ prepare = Setup.of
 
 def run(setup: Setup, out: Path) -> int:
     """Every cell that is not finished, then the report; returns the exit code."""
-
-    config = setup.config
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(setup.config.num_threads or len(os.sched_getaffinity(0)))
     (out / "cells").mkdir(exist_ok=True)
     todo = check(setup, out)
     if not any((out / "cells").glob("*.json")):  # nothing vouches for what else is there
         for name in ("anchors.json", "statistics.json"):
             (out / name).unlink(missing_ok=True)
-    _describe_data(setup, out)
-    if not (out / "anchors.json").exists():
-        first = next(iter(setup.trials.values()))
-        found = anchors(first, max(config.episodes, 16), setup.protocol)
-        write_atomic(out / "anchors.json", json.dumps(found) + "\n")
-    failed = _cells(setup, todo, _anchors(out))
+    described = _described(out)
+    missing = setup.testbeds.keys() - described["kinds"].keys()
+    failed = []
+    if todo or missing or not (out / "anchors.json").exists():
+        testbeds = dict(zip(setup.testbeds, prepare_testbeds([*setup.testbeds.values()])))
+        _describe({kind: bed for kind, bed in testbeds.items() if kind in missing}, described, out)
+        failed = _cells(setup, testbeds, todo, _agents(setup, testbeds, out))
     report(setup, out)
     return 1 if failed else 0
 
 
-def _anchors(out: Path) -> dict[str, list[float]]:
-    found = read_json(path := out / "anchors.json")
+def _agents(setup: Setup, testbeds: Mapping[str, Testbed], out: Path) -> dict[str, list[float]]:
+    """The returns of the two agents, measured once: ``anchors.json``."""
+    path = out / "anchors.json"
+    if not path.exists():
+        first = next(iter(testbeds.values()))
+        found = anchors(first, max(setup.config.episodes, 16), setup.protocol)
+        write_atomic(path, json.dumps(found) + "\n")
+    found = read_json(path)
     if not (isinstance(found, dict) and all(found.get(role) for role in ("original", "target"))):
         raise UserError(f"{path} is not the returns of two agents: delete it and --resume")
     return found
 
 
-def _describe_data(setup: Setup, out: Path) -> None:
-    """Write ``statistics.json`` for the kinds of data that it does not have yet."""
+def _described(out: Path) -> dict:
+    """What ``statistics.json`` says of kinds of data so far."""
     path = out / "statistics.json"
     found = read_json(path) if path.exists() else {"edges": {}, "kinds": {}}
     if not (isinstance(found, dict) and {"edges", "kinds"} <= found.keys()):
         raise UserError(f"{path} is not the statistics of a run: delete it and --resume")
-    missing = {kind: trial for kind, trial in setup.trials.items() if kind not in found["kinds"]}
-    for kind, trial in missing.items():
-        found["edges"] = histogram_edges(trial.dataset)
-        found["kinds"][kind] = data_statistics(trial.pool, trial.dataset)
-    if missing:
-        write_atomic(path, json.dumps(found) + "\n")
+    return found
+
+
+def _describe(testbeds: Mapping[str, Testbed], found: dict, out: Path) -> None:
+    """Add kinds of data to ``statistics.json``."""
+    for kind, testbed in testbeds.items():
+        found["edges"] = histogram_edges(testbed.dataset)
+        found["kinds"][kind] = data_statistics(testbed.config.pool, testbed.dataset)
+    if testbeds:
+        write_atomic(out / "statistics.json", json.dumps(found) + "\n")
 
 
 class Missing(NamedTuple):
@@ -84,10 +95,10 @@ def check(setup: Setup, out: Path) -> list[Missing]:
         UserError: a finished cell is damaged, or of something else.
     """
     todo = []
-    for data, trial in setup.trials.items():
+    for data, testbed in setup.testbeds.items():
         for loss, objective in setup.objectives.items():
             path, done = cell_path(out, loss, data), None
-            made = made_of(loss, objective, trial)
+            made = made_of(loss, objective, testbed.pool)
             if path.exists():
                 done = read_cell(path)
                 check_cell(path, done, loss, data, setup.grids[loss], made)
@@ -97,7 +108,9 @@ def check(setup: Setup, out: Path) -> list[Missing]:
     return todo
 
 
-def _cells(setup: Setup, todo: Sequence[Missing], agents: dict) -> list[str]:
+def _cells(
+    setup: Setup, testbeds: Mapping[str, Testbed], todo: Sequence[Missing], agents: dict
+) -> list[str]:
     """Run what is missing; returns a line for every loss that raised."""
 
     failures, seconds = [], []
@@ -106,7 +119,7 @@ def _cells(setup: Setup, todo: Sequence[Missing], agents: dict) -> list[str]:
         for index, (loss, data, path, made, done) in enumerate(todo):
             begin = time.perf_counter()
             try:
-                cell = _cell(setup, loss, data, done)
+                cell = _cell(setup, testbeds[data], loss, done)
             except UserError:
                 raise
             except Exception as error:
@@ -128,10 +141,9 @@ def _cells(setup: Setup, todo: Sequence[Missing], agents: dict) -> list[str]:
     return failures
 
 
-def _cell(setup: Setup, loss: str, data: str, done: dict | None) -> dict:
-    objective, trial = setup.objectives[loss], setup.trials[data]
-    seeds = setup.config.seeds
-    cell = run_cell(trial, objective, setup.grids[loss], seeds, setup.protocol, done)
+def _cell(setup: Setup, testbed: Testbed, loss: str, done: dict | None) -> dict:
+    objective, seeds = setup.objectives[loss], setup.config.seeds
+    cell = run_cell(testbed, objective, setup.grids[loss], seeds, setup.protocol, done)
     return cell | {"loss": loss}  # all learned objectives have one name
 
 
@@ -150,13 +162,13 @@ def _summary(cell: dict, agents: dict) -> str:
 
 def report(setup: Setup, out: Path) -> None:
     """Leaderboard and page of the cells that are there."""
-    paths = [cell_path(out, loss, data) for data in setup.trials for loss in setup.objectives]
+    paths = [cell_path(out, loss, data) for data in setup.testbeds for loss in setup.objectives]
     cells = [read_cell(path) for path in paths if path.exists()]
     if not cells:
         return
     board = leaderboard(cells, read_json(out / "anchors.json"))
-    trial = next(iter(setup.trials.values()))
-    board |= {"pairs": trial.pool.pairs, "start": trial.start}  # null in the configuration
+    testbed = next(iter(setup.testbeds.values()))
+    board |= {"pairs": testbed.pool.pairs, "start": testbed.start}  # null in the configuration
     write_leaderboard(board, out)
     if not board["scaled"]:
         low, high = (board["anchors"][agent]["mean"] for agent in ("original", "target"))

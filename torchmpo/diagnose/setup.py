@@ -15,7 +15,7 @@ from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
 from torchmpo.control.rehearsal import rehearse
-from torchmpo.control.testbed import Trial, trial_of
+from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.diagnose.cells import cell_path
 from torchmpo.diagnose.settings import DiagnoseConfig
@@ -35,7 +35,7 @@ class Setup:
     config: DiagnoseConfig
     objectives: dict[str, Objective | MirrorObjective]
     grids: dict[str, list[dict[str, float]]]
-    trials: dict[str, Trial]
+    testbeds: dict[str, TestbedConfig]
     protocol: Protocol
 
     @staticmethod
@@ -73,19 +73,17 @@ class Setup:
             for kind in kinds:
                 parse_kind(kind)
             _check_names(objectives, kinds)
-            # SFT is for losses that need a reference only, see cell_trial.
-            settings = replace(config, sft_epochs=0)
-            trial = trial_of(settings, data=kinds[0], num_threads=config.num_threads)
-            trial.policy  # noqa: B018  a damaged file of the agent shows here
-            trials = {kind: trial.changed(data=kind) for kind in kinds}
+            testbed = configure(config, kinds[0], config.num_threads)
+            testbed.load_policy()  # a damaged file shows here
+            testbeds = {kind: replace(testbed, data=kind) for kind in kinds}
             for name, objective in objectives.items():
                 with _blame(name):
-                    rehearse(objective, grids[name], trial)
-            check_space(trial.pool, config.cache_dir)
+                    rehearse(objective, grids[name], testbed)
+            check_space(testbed.pool, config.cache_dir)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
-        return Setup(config, objectives, grids, trials, protocol)
+        return Setup(config, objectives, grids, testbeds, protocol)
 
 
 def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:

@@ -17,17 +17,18 @@ from torch import Tensor
 from torchmpo.control.grids import nothing_to_tune
 from torchmpo.control.policy import load_policy, stack_policies
 from torchmpo.control.sample import Sample
-from torchmpo.control.testbed import Trial
-from torchmpo.control.tuning import Protocol, best_setting, cell_trial, stack_settings, tune
+from torchmpo.control.testbed import Testbed
+from torchmpo.control.tuning import Protocol, best_setting, stack_settings, suited, tune
 from torchmpo.diagnose.leaderboard import plain
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.seeding import derive_seed
+from torchmpo_envs import expert_path
 
 
 def judge(
-    trial: Trial,
+    testbed: Testbed,
     objective: Objective | MirrorObjective,
     setting: dict[str, float],
     seeds: Sequence[int],
@@ -41,16 +42,16 @@ def judge(
         of mean log-probabilities so near 0, or above, that a logit clamps them.
     """
     streams = [derive_seed(protocol.seed, "final", k) for k in seeds]
-    sample = Sample.of(trial.dataset)
+    sample = Sample.of(testbed.dataset)
     curves: list[tuple[int, Tensor, Tensor]] = []
 
     def watch(epoch: int, members: list[int], params: dict[str, Tensor]) -> None:
-        curves.append((epoch, torch.tensor(members), sample.mean_logps(trial.policy, params)))
+        curves.append((epoch, torch.tensor(members), sample.mean_logps(testbed.policy, params)))
 
     params = stack_settings(objective, [setting] * len(seeds))
-    policies = trial.train(objective, params, len(seeds), streams, on_epoch=watch)
+    policies = testbed.train(objective, params, len(seeds), streams, on_epoch=watch)
     states = derive_seed(protocol.seed, "final episodes")
-    returns = trial.evaluate(policies, protocol.episodes, states)
+    returns = testbed.evaluate(policies, protocol.episodes, states)
     epochs = sorted({epoch for epoch, _, _ in curves})
     logps = torch.full((len(seeds), len(epochs), *curves[0][2].shape[1:]), math.nan)
     for epoch, members, values in curves:
@@ -72,28 +73,27 @@ def judge(
     }
 
 
-def anchors(trial: Trial, episodes: int, protocol: Protocol) -> dict[str, list[float]]:
+def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, list[float]]:
     """Returns of the two agents that made the data, in the start states of the final evaluation."""
-    from torchmpo_envs import expert_path
-
     states = derive_seed(protocol.seed, "final episodes")
     found = {}
-    for role, name in (("original", trial.pool.original), ("target", trial.pool.target)):
+    pool = testbed.config.pool
+    for role, name in (("original", pool.original), ("target", pool.target)):
         agent = load_policy(expert_path(name))
         params = stack_policies(agent.trainable(), 1)
-        found[role] = trial.evaluate(params, episodes, states, policy=agent)[0].tolist()
+        found[role] = testbed.evaluate(params, episodes, states, policy=agent)[0].tolist()
     return found
 
 
 def run_cell(
-    trial: Trial,
+    testbed: Testbed,
     objective: Objective | MirrorObjective,
     grid: Sequence[dict[str, float]],
     seeds: int,
     protocol: Protocol,
     done: dict | None = None,
 ) -> dict[str, Any]:
-    """Tune and judge one loss on the data of ``trial``.
+    """Tune and judge one loss on the data of ``testbed``.
 
     Args:
         seeds: final seeds in all.
@@ -105,19 +105,20 @@ def run_cell(
         setting diverged in tuning), ``returns``, ``curves``, ``margins``; ``None`` for what is not
         finite, and instead of the list of a seed that diverged.
     """
-    trial = cell_trial(trial, objective, protocol)
+    testbed = suited(testbed, objective, protocol.sft_epochs)
     cell: dict[str, Any] = dict(done or {})
     if not done:
-        cell = {"loss": objective.name, "task": trial.pool.task, "data": trial.data}
+        config = testbed.config
+        cell = {"loss": objective.name, "task": config.pool.task, "data": config.data}
         if nothing_to_tune(grid):
             cell |= {"grid": [grid[0]], "tuning": [], "best": 0}
         else:
-            tuning = tune(trial, objective, grid, protocol)
+            tuning = tune(testbed, objective, grid, protocol)
             cell |= {"grid": list(grid), "tuning": tuning, "best": best_setting(tuning)}
         cell |= {"returns": [], "curves": {}, "margins": []}
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
-        new = judge(trial, objective, cell["grid"][cell["best"]], missing, protocol)
+        new = judge(testbed, objective, cell["grid"][cell["best"]], missing, protocol)
         unknown = [None] * len(cell["returns"])  # of a curve that older cells do not have
         cell["curves"] = {
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value

@@ -6,7 +6,6 @@ minibatches and its own start states, which all contestants share, so difference
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from torchmpo.control.grids import grid, nothing_to_tune
-from torchmpo.control.testbed import Trial
-from torchmpo.control.tuning import Protocol, best_setting, cell_trial, tune
+from torchmpo.control.testbed import Testbed
+from torchmpo.control.tuning import Protocol, best_setting, suited, tune
 from torchmpo.evolve.fitness import combined
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -42,14 +41,14 @@ class Tuned(NamedTuple):
 
 
 def tune_rival(
-    trials: Sequence[Trial], objective: Objective, budget: int, protocol: Protocol, combine: str
+    testbeds: Sequence[Testbed], objective: Objective, budget: int, protocol: Protocol, combine: str
 ) -> Tuned | None:
     """Try ``budget`` settings of a rival on the data of the search.
 
     Args:
-        trials: one per kind of data.
+        testbeds: one per kind of data.
         combine: how the scores on several kinds become one, see
-            :func:`torchmpo.control.testbed.combined`.
+            :func:`torchmpo.evolve.fitness.combined`.
 
     Returns:
         None if every setting diverged somewhere.
@@ -58,8 +57,10 @@ def tune_rival(
     if nothing_to_tune(settings):
         return Tuned(settings[0], None, 0)
     kinds = [
-        torch.tensor(tune(cell_trial(t, objective, protocol), objective, settings, protocol))
-        for t in trials
+        torch.tensor(
+            tune(suited(bed, objective, protocol.sft_epochs), objective, settings, protocol)
+        )
+        for bed in testbeds
     ]
     scores = combined(torch.stack(kinds), combine).tolist()  # [settings][tuning seeds]
     best = best_setting(scores)
@@ -71,15 +72,8 @@ def contestant(objective: Objective, setting: Mapping[str, float]) -> Contestant
     return Contestant(objective, {name: torch.tensor([value]) for name, value in setting.items()})
 
 
-def fresh_trials(trials: Sequence[Trial], seed: int) -> list[Trial]:
-    """The same kinds of data, of other trajectories with other flips."""
-    pool = replace(trials[0].pool, seed=derive_seed(seed, "final data"))
-    first = trials[0].changed(pool=pool)
-    return [first.changed(data=trial.data) for trial in trials]
-
-
 def seed_returns(
-    trials: Sequence[Trial],
+    testbeds: Sequence[Testbed],
     contestants: Mapping[str, Contestant],
     seeds: int,
     episodes: int,
@@ -89,7 +83,7 @@ def seed_returns(
     """Train each contestant on each kind of data, ``seeds`` times, and judge it.
 
     Args:
-        trials: one per kind of data.
+        testbeds: one per kind of data.
         stream: names the random numbers, with the protocol's seed.
 
     Returns:
@@ -97,16 +91,16 @@ def seed_returns(
     """
     streams = [derive_seed(protocol.seed, f"{stream} training", i) for i in range(seeds)]
     kinds = []
-    for trial in trials:
+    for testbed in testbeds:
         trained = []
         for objective, params in contestants.values():
             own = tree_map(lambda value: value.expand(seeds, *value.shape[1:]), params)
-            suited = cell_trial(trial, objective, protocol)
-            trained.append(suited.train(objective, own, seeds, streams))
+            own_testbed = suited(testbed, objective, protocol.sft_epochs)
+            trained.append(own_testbed.train(objective, own, seeds, streams))
         returns = []
         for i in range(seeds):
             rivals = {name: torch.stack([t[name][i] for t in trained]) for name in trained[0]}
             start = derive_seed(protocol.seed, f"{stream} episodes", i)
-            returns.append(trial.evaluate(rivals, episodes, start).mean(1))
+            returns.append(testbed.evaluate(rivals, episodes, start).mean(1))
         kinds.append(torch.stack(returns, dim=1))  # [contestants, seeds]
     return dict(zip(contestants, torch.stack(kinds, dim=1), strict=True))

@@ -1,22 +1,19 @@
 """What a vector is worth: the returns of policies trained under the objective it stands for."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from torchmpo.control.testbed import Testbed, TestbedConfig, prepare
+from torchmpo.evolve.spaces import SearchSpace
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
 
-if TYPE_CHECKING:
-    from torchmpo.evolve.spaces import SearchSpace
-from torchmpo.control.testbed import Source, Trial
-
 COMBINES = ("mean", "worst")
+Read = Callable[[], dict[str, Tensor]]
 
 
 def check_combine(combine: str) -> None:
@@ -54,25 +51,25 @@ class ObjectiveFitness:
     generation has others.
 
     Args:
-        trials: one per kind of data. What they have in common they share when first used.
+        testbeds: one per kind of data, prepared together.
         space: what a vector means.
         episodes: per member and kind of data.
         seed: with the generation, names the random numbers.
         combine: how the returns on several kinds become one, see :func:`combined`.
 
     Raises:
-        UserError: another ``combine``, or no trial.
+        UserError: another ``combine``, or no testbed.
     """
 
-    trials: Sequence[Trial]
-    space: "SearchSpace"
+    testbeds: Sequence[Testbed]
+    space: SearchSpace
     episodes: int
     seed: int
     combine: str = "mean"
 
     def __post_init__(self):
         check_combine(self.combine)
-        if not self.trials:
+        if not self.testbeds:
             raise UserError("fitness needs at least one kind of data")
 
     def __call__(self, vectors: Tensor, generation: int) -> Tensor:
@@ -81,32 +78,49 @@ class ObjectiveFitness:
         training = derive_seed(self.seed, "inner", generation)
         evaluation = derive_seed(self.seed, "episodes", generation)
         returns = []
-        for trial in self._shared_trials:
-            params = trial.train(self.space.objective, own, len(vectors), training)
-            returns.append(trial.evaluate(params, self.episodes, evaluation).mean(1))
+        for testbed in self.testbeds:
+            params = testbed.train(self.space.objective, own, len(vectors), training)
+            returns.append(testbed.evaluate(params, self.episodes, evaluation).mean(1))
         return combined(torch.stack(returns), self.combine)
 
-    def share(self, put: Callable[[Mapping[str, Tensor]], Source]) -> "ObjectiveFitness":
-        """The same fitness for other processes, whose data ``put`` places where they read them.
+    def share(self, put: Callable[[Mapping[str, Tensor]], Read]) -> "FitnessElsewhere":
+        """The same fitness for other processes.
 
-        Each pool is put once, however many kinds of data are chosen from it.
+        Args:
+            put: places trajectories where other processes read them, once for all kinds of data.
         """
-        sources: dict[tuple, Source] = {}
-        trials = []
-        for trial in self._shared_trials:
-            key = (trial.pool, trial.cache_dir)
-            if key not in sources:
-                sources[key] = put(trial.trajectories)
-            trials.append(trial.changed(source=sources[key]))
-        return dataclasses.replace(self, trials=trials)
+        return FitnessElsewhere(
+            [testbed.config for testbed in self.testbeds],
+            put(self.testbeds[0].materials.trajectories),
+            self.space,
+            self.episodes,
+            self.seed,
+            self.combine,
+        )
+
+
+@dataclass
+class FitnessElsewhere:
+    """What is sent to another process, to be an :class:`ObjectiveFitness` there: settings only.
+
+    Args:
+        configs: of its testbeds.
+        read: where their trajectories come from.
+        space, episodes, seed, combine: as there.
+    """
+
+    configs: Sequence[TestbedConfig]
+    read: Read
+    space: SearchSpace
+    episodes: int
+    seed: int
+    combine: str
 
     @cached_property
-    def _shared_trials(self) -> list[Trial]:
-        # One policy also means one compiled update: pickled apart, trials would have one each.
-        first, *others = self.trials
-        first.policy  # noqa: B018
-        first.trajectories  # noqa: B018
-        return [first, *(first.changed(**trial.__getstate__()) for trial in others)]
+    def _fitness(self) -> ObjectiveFitness:
+        testbeds = prepare(self.configs, read=self.read)
+        return ObjectiveFitness(testbeds, self.space, self.episodes, self.seed, self.combine)
 
-    def __getstate__(self) -> dict:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    def __call__(self, vectors: Tensor, generation: int) -> Tensor:
+        """As :class:`ObjectiveFitness`; the first call prepares the testbeds."""
+        return self._fitness(vectors, generation)

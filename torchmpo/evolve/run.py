@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchmpo import __version__
-from torchmpo.control.tuning import cell_trial
+from torchmpo.control.testbed import Testbed, prepare_fresh
+from torchmpo.control.testbed import prepare as prepare_testbeds
+from torchmpo.control.tuning import suited
 from torchmpo.evolve.comparison import (
     Contestant,
     contestant,
-    fresh_trials,
     seed_returns,
     tune_rival,
 )
@@ -34,6 +35,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import duration, read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed
 from torchmpo.statistics import compare as paired_differences
 from torchmpo.statistics import table, verdict
 
@@ -42,14 +44,14 @@ prepare = Setup.of
 
 def run(setup: Setup, out: Path) -> None:
     """Search, compare, save: goes on from whatever ``out`` holds already."""
-
     config, space = setup.config, setup.space
     torch.set_num_threads(setup.num_threads)
-    setup.trials[0].dataset  # noqa: B018  built here, before actors would all want to
-    trials = [cell_trial(trial, space.objective, setup.protocol) for trial in setup.trials]
+    testbeds = prepare_testbeds(setup.testbeds)
+    own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
     if config.num_actors > 1:
-        trials = [trial.changed(num_threads=setup.num_threads) for trial in trials]
-    evaluate = ObjectiveFitness(trials, space, config.episodes, config.seed, config.combine)
+        own = [testbed.changed(num_threads=setup.num_threads) for testbed in own]
+    evaluate = ObjectiveFitness(own, space, config.episodes, config.seed, config.combine)
+    held_out = partial(held_out_score, setup, testbeds) if config.held_out_every else None
     loggers = start_loggers(out, asdict(config), tensorboard=config.tensorboard, wandb=config.wandb)
     with ray_actors(config.num_actors, setup.num_threads, config.ray_address):
         problem = VectorProblem(
@@ -66,18 +68,20 @@ def run(setup: Setup, out: Path) -> None:
                 setup.search,
                 out,
                 on_generation=progress,
-                held_out=partial(held_out_score, setup) if config.held_out_every else None,
+                held_out=held_out,
                 every=max(1, config.held_out_every),
             )
-    finish(setup, found, out)
+    finish(setup, testbeds, found, out)
 
 
-def held_out_score(setup: Setup, vector: Tensor, generation: int) -> float:
+def held_out_score(
+    setup: Setup, testbeds: Sequence[Testbed], vector: Tensor, generation: int
+) -> float:
     """Mean return of policies trained under ``vector`` on seeds that the search never uses."""
     config = setup.config
     objective = Contestant(setup.space.objective, setup.space.parameters(vector[None]))
     returns = seed_returns(
-        setup.trials,
+        testbeds,
         {"centre": objective},
         config.held_out_seeds,
         config.episodes,
@@ -87,11 +91,11 @@ def held_out_score(setup: Setup, vector: Tensor, generation: int) -> float:
     return float(combined(returns["centre"], config.combine).mean())
 
 
-def finish(setup: Setup, found: Found, out: Path) -> None:
+def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -> None:
     """The final comparison, the saved objective and the figures; what exists is not redone."""
-
     space = setup.space
-    comparison = compare(setup, found, tune_rivals(setup, out), out)
+    tuned = tune_rivals(setup, testbeds, out)
+    comparison = compare(setup, testbeds, found, tuned, out)
     space.save(out / "objective", found.vector, _card(setup, found, comparison))
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
@@ -112,7 +116,7 @@ def finish(setup: Setup, found: Found, out: Path) -> None:
     )
 
 
-def tune_rivals(setup: Setup, out: Path) -> dict[str, dict | None]:
+def tune_rivals(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> dict[str, dict | None]:
     """The best setting of each rival, its score and how many were tried; ``rivals.json``."""
     path = out / "rivals.json"
     tuned = read_json(path) if path.exists() else {}
@@ -122,7 +126,7 @@ def tune_rivals(setup: Setup, out: Path) -> dict[str, dict | None]:
         if name in tuned:
             continue
         print(f"tuning {name} …", flush=True)
-        result = tune_rival(setup.trials, rival, budget, setup.protocol, setup.config.combine)
+        result = tune_rival(testbeds, rival, budget, setup.protocol, setup.config.combine)
         tuned[name] = result and {
             "setting": result.setting,
             "score_in_tuning": result.score,
@@ -132,7 +136,13 @@ def tune_rivals(setup: Setup, out: Path) -> dict[str, dict | None]:
     return tuned
 
 
-def compare(setup: Setup, found: Found, tuned: dict[str, dict | None], out: Path) -> dict:
+def compare(
+    setup: Setup,
+    testbeds: Sequence[Testbed],
+    found: Found,
+    tuned: dict[str, dict | None],
+    out: Path,
+) -> dict:
     """Discovered objective, start and tuned rivals on fresh data and seeds; ``comparison.json``.
 
     Who is in that file already is not trained again, so that rivals can be added later.
@@ -155,7 +165,7 @@ def compare(setup: Setup, found: Found, tuned: dict[str, dict | None], out: Path
             flush=True,
         )
         returns |= seed_returns(
-            fresh_trials(setup.trials, config.seed),
+            prepare_fresh(testbeds, derive_seed(config.seed, "final data")),
             missing,
             config.final_seeds,
             config.final_episodes,
@@ -164,10 +174,10 @@ def compare(setup: Setup, found: Found, tuned: dict[str, dict | None], out: Path
         )
     returns = {name: returns[name] for name in contestants}
     content = _judged({name: combined(r, config.combine).tolist() for name, r in returns.items()})
-    if len(setup.trials) > 1:
+    if len(testbeds) > 1:
         content["data"] = {
-            trial.data: _judged({name: r[k].tolist() for name, r in returns.items()})
-            for k, trial in enumerate(setup.trials)
+            testbed.config.data: _judged({name: r[k].tolist() for name, r in returns.items()})
+            for k, testbed in enumerate(testbeds)
         }
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return content
@@ -181,8 +191,8 @@ def _compared(setup: Setup, path: Path) -> dict[str, Tensor]:
     """Returns ``[kinds, seeds]`` of those who are in a comparison already."""
     content = read_json(path)
     try:
-        several = len(setup.trials) > 1
-        parts = [content["data"][t.data] for t in setup.trials] if several else [content]
+        several = len(setup.testbeds) > 1
+        parts = [content["data"][bed.data] for bed in setup.testbeds] if several else [content]
         kinds = [part["mean_return_by_seed"] for part in parts]
         return {name: torch.tensor([kind[name] for kind in kinds]) for name in kinds[0]}
     except (KeyError, TypeError, ValueError) as error:

@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass
 
+from torchmpo.control.settings import TestbedSettings
+
 
 @dataclass(frozen=True)
-class EvolveConfig:
-    """Settings of a run.
+class EvolveConfig(TestbedSettings):
+    """Settings of a run, besides those of :class:`~torchmpo.control.settings.TestbedSettings`.
 
     Args:
-        task: environment the policies are evaluated in: tla, ant or hopper.
         data: kinds of preference data, by commas: base, mixed, noisy:P (share of flipped labels),
             bad_judge:ETA.
         combine: mean or worst: what counts of the returns on several kinds of data.
-        pairs: preference pairs; null for the task's own: 1,280, hopper 5,120.
-        episode_steps: time limit of an episode, in data and evaluation.
-        behaviour_std: standard deviation of the actions in the data.
-        start: of the policies: original (agent) or scratch; null for the task's own.
         space: network (mirror losses of learned functions), closed_form (the eight numbers of
             closed_form_loss) or hyper (the hyper-parameters of the loss that warm_start names).
         warm_start: where the search begins: a loss in the space, or the folder of a saved
@@ -24,17 +21,6 @@ class EvolveConfig:
         steps: of the network: one, or two (with a reference).
         learn: functions of the network, among psi (one step only), phi_inv and g; null for all.
         temporal: let the network depend on the progress of training.
-        policy_std: standard deviation of the trained policies' actions.
-        policy_std_kind: fixed or learned.
-        sample: evaluate sampled actions instead of mean actions.
-        epochs: passes over the pairs in the inner loop.
-        sft_epochs: how many of them are supervised, for an objective that needs a reference.
-        minibatch_pairs: pairs per update.
-        learning_rate: Adam's step size in the inner loop.
-        max_grad_norm: limit on the gradient norm in the inner loop.
-        steps_per_trajectory: random time steps used per trajectory and update; null for all.
-        chunk_size: at most this many policies are trained together.
-        compile: compile the inner loop; false starts sooner and runs slower.
         optimizer: es (OpenAI-ES) or cmaes (for spaces of few dimensions).
         population: losses per generation, an even number.
         generations: updates of the search.
@@ -43,7 +29,6 @@ class EvolveConfig:
         sigma_decay: factor on sigma per generation.
         outer_learning_rate: Adam's step size in the search.
         fitness_shaping: centered (ranks) or raw.
-        seed: everything random follows from it.
         held_out_every: generations between two scores of the centre on held-out seeds; 0 for none.
         held_out_seeds: trainings per such score.
         rivals: losses in the final comparison, by commas, tuned on the data of the search; with
@@ -56,33 +41,15 @@ class EvolveConfig:
         wandb: project of Weights & Biases to log to; null for none.
         ray_address: of a running Ray cluster, as in 10.0.0.1:6379; null for this machine alone.
         num_actors: processes to spread the work over; 0 and 1 use this one.
-        num_threads: per process; 0 shares out the cores.
-        cache_dir: folder of the preference data; null for $TORCHMPO_CACHE or ~/.cache/torchmpo.
     """
 
-    task: str = "tla"
     data: str = "noisy:0.3"
     combine: str = "mean"
-    pairs: int | None = 128
-    episode_steps: int = 1000
-    behaviour_std: float = 0.1
-    start: str | None = None
     space: str = "network"
     warm_start: str | None = None
     steps: str = "one"
     learn: list[str] | None = None
     temporal: bool = False
-    policy_std: float = 0.4
-    policy_std_kind: str = "fixed"
-    sample: bool = False
-    epochs: int = 12
-    sft_epochs: int = 10
-    minibatch_pairs: int = 2
-    learning_rate: float = 1e-3
-    max_grad_norm: float = 1.3
-    steps_per_trajectory: int | None = 250
-    chunk_size: int = 16
-    compile: bool = True
     optimizer: str = "es"
     population: int = 32
     generations: int = 22
@@ -91,7 +58,6 @@ class EvolveConfig:
     sigma_decay: float = 0.999
     outer_learning_rate: float = 0.02
     fitness_shaping: str = "centered"
-    seed: int = 0
     held_out_every: int = 5
     held_out_seeds: int = 4
     rivals: str = "sft,orpo,cpo,slic_hf"
@@ -102,8 +68,6 @@ class EvolveConfig:
     wandb: str | None = None
     ray_address: str | None = None
     num_actors: int = 0
-    num_threads: int = 0
-    cache_dir: str | None = None
 
 
 PRESETS: dict[str, dict] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
-from torchmpo.control.testbed import Trial, trial_of
+from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
 from torchmpo.evolve.optimizers import SearchConfig
@@ -25,7 +25,7 @@ class Setup:
     config: EvolveConfig
     space: SearchSpace
     search: SearchConfig
-    trials: tuple[Trial, ...]
+    testbeds: tuple[TestbedConfig, ...]
     rivals: dict[str, Objective]
     protocol: Protocol
     num_threads: int
@@ -75,13 +75,10 @@ class Setup:
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
-            # While this process works, in the final comparison, the actors are idle. SFT is for
-            # losses that need a reference only, see cell_trial.
-            threads = num_threads * max(1, config.num_actors)
-            settings = replace(config, sft_epochs=0)
-            trial = trial_of(settings, data=kinds[0], num_threads=threads)
-            trial.policy  # noqa: B018  a damaged file of the agent shows here
-            check_space(trial.pool, config.cache_dir)
+            # While this process works, in the final comparison, the actors are idle.
+            testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
+            testbed.load_policy()  # a damaged file shows here
+            check_space(testbed.pool, config.cache_dir)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(
@@ -90,8 +87,8 @@ class Setup:
             sft_epochs=config.sft_epochs,
             seed=config.seed,
         )
-        trials = tuple(trial.changed(data=kind) for kind in kinds)
-        return Setup(config, space, search, trials, rivals, protocol, num_threads)
+        testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
+        return Setup(config, space, search, testbeds, rivals, protocol, num_threads)
 
     @property
     def rival_trials(self) -> int:

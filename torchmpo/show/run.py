@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from torchmpo.control.sample import Sample
-from torchmpo.control.tuning import cell_trial
-from torchmpo.evolve.settings import EvolveConfig
-from torchmpo.evolve.setup import Setup
+from torchmpo.control.settings import TestbedSettings
+from torchmpo.control.testbed import configure, prepare
+from torchmpo.control.tuning import suited
 from torchmpo.figures import TIMES, functions_figure, gradient_figure, pull_figure
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.gradients import gradients
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.show.distill import Distilled, check_distillable, distill, source, square
@@ -102,33 +103,31 @@ def visits(objective: Bound, config: Mapping) -> Pairs:
         UserError: the run's settings make no sense any more, or the training diverged at once.
     """
 
-    known = {field.name for field in fields(EvolveConfig)}
-    # What a trial is made of, and nothing of the search.
-    here = {"space": "closed_form", "warm_start": None, "steps": "one", "learn": None}
-    here |= {"temporal": False, "rivals": "sft", "compile": False, "ray_address": None}
-    here |= {"num_actors": 0, "num_threads": 0}
-    own = {k: v for k, v in config.items() if k in known} | here
+    known = {field.name for field in fields(TestbedSettings)}
+    own = {key: value for key, value in config.items() if key in known}
     try:
-        setup = Setup.of(EvolveConfig(**own))
-    except (TypeError, ValueError) as error:
+        settings = TestbedSettings(**own | {"compile": False, "num_threads": 0, "cache_dir": None})
+        beds = [configure(settings, kind, num_threads=0) for kind in words("data", config["data"])]
+        testbeds = prepare(beds)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--visit: the run's settings do not fit: {error}") from error
     seen = []
-    for trial in setup.trials:
-        trial = cell_trial(trial, objective, setup.protocol)
-        sample, before = Sample.of(trial.dataset), trial.inner.sft_epochs
+    for testbed in testbeds:
+        testbed = suited(testbed, objective, settings.sft_epochs)
+        sample, inner = Sample.of(testbed.dataset), testbed.config.inner
 
-        def watch(epoch, members, params, trial=trial, sample=sample, before=before):
-            if epoch >= before:
-                chosen, rejected = sample.mean_logps(trial.policy, params)[0].double()
-                progress = torch.full_like(chosen, (epoch - before) / trial.inner.epochs)
-                seen.append(torch.stack([chosen, rejected, progress]))
+        def watch(epoch, members, params, testbed=testbed, sample=sample, inner=inner):
+            if epoch >= inner.sft_epochs:
+                chosen, rejected = sample.mean_logps(testbed.policy, params)[0].double()
+                progress = (epoch - inner.sft_epochs) / inner.epochs
+                seen.append(torch.stack([chosen, rejected, torch.full_like(chosen, progress)]))
 
-        trial.train(objective, _parameters(objective), 1, setup.config.seed, on_epoch=watch)
+        testbed.train(objective, _parameters(objective), 1, settings.seed, on_epoch=watch)
     points = torch.cat(seen, 1)
     points = points[:, points.isfinite().all(0)]
     if not points.numel():
         raise UserError("--visit: the training diverged at once, it came by nothing")
-    where = f"come by in training on {setup.config.task}, {setup.config.data}"
+    where = f"come by in training on {settings.task}, {config['data']}"
     return Pairs(points[0], points[1], points[2], where)
 
 

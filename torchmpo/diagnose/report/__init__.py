@@ -1,5 +1,6 @@
-"""The report of a diagnosis, one HTML file: :mod:`.page` puts it together from :mod:`.words` (what
-the run says, in sentences), :mod:`.tables` and :mod:`.figures`; :mod:`.html` are the elements.
+"""The report of a diagnosis, one HTML file.
 
-Everything is made from the JSON files of a run; nothing here computes a result.
+:mod:`.page` puts it together from :mod:`.sections`, which are made of :mod:`.words` (what the run
+says, in sentences), :mod:`.tables` and :mod:`.figures`; :mod:`.html` are the elements. Everything
+is made from the JSON files of a run; nothing here computes a result.
 """

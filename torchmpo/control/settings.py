@@ -1,0 +1,52 @@
+"""The settings that every command on robots has: what data, what policy, what training."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TestbedSettings:
+    """Settings of where objectives are tried.
+
+    Args:
+        task: the robot: tla (the three-legged ant), ant or hopper.
+        pairs: preference pairs; null for the task's own: 1,280, hopper 5,120.
+        episode_steps: time limit of an episode, in data and evaluation.
+        behaviour_std: standard deviation of the actions in the data.
+        start: of the policies: original (agent) or scratch; null for the task's own.
+        policy_std: standard deviation of the trained policies' actions.
+        policy_std_kind: fixed or learned.
+        sample: evaluate sampled actions instead of mean actions.
+        epochs: passes over the pairs.
+        sft_epochs: how many of them are supervised, for a loss that needs a reference.
+        minibatch_pairs: pairs per update.
+        learning_rate: Adam's step size in training.
+        max_grad_norm: limit on the gradient norm.
+        steps_per_trajectory: random time steps used per trajectory and update; null for all.
+        chunk_size: at most this many policies are trained together.
+        compile: compile the training; false starts sooner and runs slower.
+        seed: everything random follows from it.
+        num_threads: per process; 0 shares out the cores.
+        cache_dir: folder of the preference data; null for $TORCHMPO_CACHE or ~/.cache/torchmpo.
+    """
+
+    __test__ = False  # pytest would take it for a class of tests
+
+    task: str = "tla"
+    pairs: int | None = 128
+    episode_steps: int = 1000
+    behaviour_std: float = 0.1
+    start: str | None = None
+    policy_std: float = 0.4
+    policy_std_kind: str = "fixed"
+    sample: bool = False
+    epochs: int = 12
+    sft_epochs: int = 10
+    minibatch_pairs: int = 2
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.3
+    steps_per_trajectory: int | None = 250
+    chunk_size: int = 16
+    compile: bool = True
+    seed: int = 0
+    num_threads: int = 0
+    cache_dir: str | None = None

@@ -1,0 +1,190 @@
+"""The tables of a report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from torchmpo.diagnose.report.html import cell, finite, fold, number, table
+from torchmpo.diagnose.report.words import (
+    Run,
+    diverged_text,
+    interval,
+    leads,
+    listed,
+    name_html,
+    rank_text,
+    setting,
+)
+
+
+def _line(loss: str) -> str:
+    return f'<th scope="row" data-sort="{escape(loss)}">{name_html(loss)}</th>'
+
+
+def matrix(run: Run) -> str:
+    """Loss × data kind."""
+
+    def score(row: Mapping | None) -> str:
+        if row is None:
+            return cell("not run", kind="score none")
+        mean, digits = row["score"]["mean"], 2 if run.scaled else 0
+        told = interval(row["score"], digits)
+        parts = [f"<b>{number(mean, digits)}</b> <small>{told}</small>"]
+        if "rank" not in row:
+            iqm = row["iqm"]
+            parts.append(f"<small>IQM {number(iqm['value'], 2)} {interval(iqm)}</small>")
+        elif not finite(row["return"]["mean"]):
+            counted = f" <small>counted as {number(mean, digits)}</small>" * finite(mean)
+            parts = [f"<b>✕ diverged</b>{counted}"]
+        elif row["diverged"]:
+            parts.append(f"<small><b>✕ {diverged_text(row)}</b></small>")
+        if "rank" in row:
+            parts.append(f"<small>rank {rank_text(row)}</small>")
+        tint = min(abs(mean), 1) * 55 if finite(mean) and run.scaled else 0
+        kind = "score below" if tint and mean < 0 else "score"
+        kind += " lead" if "rank" in row and leads(row) and len(run.losses) > 1 else ""
+        return cell("<br>".join(parts), mean, kind, f"--tint:{tint:.0f}%")
+
+    pooled = len(run.kinds) > 1 and bool(run.overall)
+    head = ["loss", *["#all data"] * pooled, *(f"#{escape(kind)}" for kind in run.kinds)]
+    lines = []
+    for loss in run.losses:
+        every = [score(run.overall.get(loss))] * pooled
+        own = [score(run.rows.get((loss, kind))) for kind in run.kinds]
+        lines.append("".join([_line(loss), *every, *own]))
+    what = "Normalised score (mean over seeds), interval"
+    if not run.scaled:
+        what = "Return (mean over seeds), 95 % interval (Student’s t)"
+    caption = f"{what}, and rank among the losses"
+    return table(head, lines, caption, "sortable matrix")
+
+
+def full_table(run: Run) -> str:
+    """Every row of the leaderboard with all its numbers."""
+    head = ["loss", "data", "#return ± s.e.", *["#score", "#IQM"] * run.scaled, "rank"]
+    head += ["best setting", "#trials", "#seeds", "#diverged"]
+    lines = []
+    for kind in run.kinds:
+        for row in run.on(kind):
+            value, score, iqm, rank = row["return"], row["score"], row["iqm"], row["rank"]
+            error = f" ± {number(value['se'])}" if finite(value["se"]) else ""
+            lost = " diverged" * bool(row["diverged"])
+            scores = [
+                cell(f"{number(score['mean'], 2)} {interval(score)}", score["mean"], "number"),
+                cell(f"{number(iqm['value'], 2)} {interval(iqm)}", iqm["value"], "number"),
+            ]
+            why = "not tuned" if row["best"] else "nothing to tune"
+            chosen = _setting(row["best"]) + f"<br><small>{why}</small>" * (not row["trials"])
+            columns = [
+                cell(escape(kind), run.kinds.index(kind)),
+                cell(f"{number(value['mean'])}{error}", value["mean"], "number"),
+                *scores * run.scaled,
+                cell(rank_text(row), rank["best"] + rank["worst"] / 1000),
+                cell(chosen, setting(row["best"]), "text"),
+                *(cell(number(row[k]), row[k], "number") for k in ("trials", "seeds")),
+                cell(number(row["diverged"]), row["diverged"], f"number{lost}"),
+            ]
+            lines.append(_line(row["loss"]) + "".join(columns))
+    return table(head, lines, "Every loss on every kind of data")
+
+
+def tuning(run: Run) -> str:
+    """For each loss, the mean return of every setting on every kind of data."""
+    parts = []
+    for loss in run.losses:
+        cells = [run.cells[loss, kind] for kind in run.kinds if (loss, kind) in run.cells]
+        fixed = [name_html(c["data"]) for c in cells if not c["tuning"]]
+        cells = [c for c in cells if c["tuning"]]
+        grids: dict[str, list[Mapping]] = {}  # one, unless settings changed between the kinds
+        for c in cells:
+            grids.setdefault(json.dumps(c["grid"]), []).append(c)
+        tables = [f"<p>Not tuned on {listed(fixed, 12)}.</p>"] if fixed else []
+        for same in grids.values():
+            head = ["setting", *(f"#{escape(c['data'])}" for c in same)]
+            lines = [
+                f'<th scope="row" data-sort="{i}">{_setting(values)}</th>'
+                + "".join(_trial(c["tuning"][i], i == c["best"]) for c in same)
+                for i, values in enumerate(same[0]["grid"])
+            ]
+            caption = "Mean return of each setting in tuning; the best is marked"
+            tables.append(table(head, lines, caption))
+        if tables:
+            parts.append(fold(name_html(loss), "".join(tables)))
+    return "\n".join(parts)
+
+
+def _setting(values: Mapping | None) -> str:
+    return escape(setting(values)).replace(" = ", "&nbsp;=&nbsp;")  # lines break between them
+
+
+def _trial(returns: Sequence, best: bool) -> str:
+    known = [r for r in returns if finite(r)]
+    if not known or len(known) < len(returns):
+        lost = "diverged" if len(returns) == 1 else f"{len(returns) - len(known)} diverged"
+        return cell(f'<small class="diverged">✕ {lost}</small>', kind="number")
+    mean = sum(known) / len(known)
+    seeds = f" <small>({', '.join(map(number, known))})</small>" if len(known) > 1 else ""
+    text = f"<mark>{number(mean)}</mark>" if best else number(mean)
+    return cell(text + seeds, mean, "number")
+
+
+def agents(run: Run) -> str:
+    """The two agents that made the data, which are 0 and 1 of every score."""
+    lines = []
+    for role, entry in run.board["anchors"].items():
+        returns = [r for r in run.anchors.get(role, []) if finite(r)]
+        ends = [min(returns), max(returns)] if returns else [None, None]
+        numbers = [entry["mean"], entry["se"], *ends, len(returns) or None]
+        zero = {"original": "0", "target": "1"}.get(role, "") if run.scaled else "–"
+        cells = [cell(zero, kind="number"), *(cell(number(x), x, "number") for x in numbers)]
+        lines.append(f'<th scope="row">{escape(role)} agent</th>' + "".join(cells))
+    head = ["", "#score", "#mean return", "#s.e.", "#lowest", "#highest", "#episodes"]
+    return table(head, lines, "The agents that made the data", "")
+
+
+def data_kinds(run: Run) -> str:
+    """What each kind of data consists of, and whose trajectories."""
+    pairs, rows = [], []
+    for kind, entry in described(run).items():
+        name = f'<th scope="row">{name_html(kind)}</th>'
+        shares = [entry["flipped"], *entry["pair_kinds"].values(), entry["target_chosen"]]
+        cells = [cell(number(entry["pairs"]), entry["pairs"], "number")]
+        cells += [cell(_percent(x), x, "number") for x in shares]
+        pairs.append(name + "".join([*cells, *_spread(entry["margin"])]))
+        for agent, of in entry["agents"].items():
+            lengths = [of["length"][key] for key in ("lowest", "mean")]
+            cells = [cell(escape(agent), kind="text")]
+            cells += [cell(number(of["trajectories"]), of["trajectories"], "number")]
+            cells += [*_spread(of["return"]), *(cell(number(x), x, "number") for x in lengths)]
+            cells += [cell(_percent(of["terminated"]), of["terminated"], "number")]
+            rows.append(name + "".join(cells))
+    if not pairs:
+        return ""
+    kinds = next(iter(described(run).values()))["pair_kinds"]
+    spread = ["#mean", "#s.d.", "#5 %", "#median", "#95 %"]
+    of_pairs = ["data", "#pairs", "#flipped", *(f"#{escape(kind)}" for kind in kinds)]
+    of_pairs += ["#target’s chosen", *spread]
+    of_agents = ["data", "agent", "#trajectories", *spread]
+    of_agents += ["#shortest", "#mean length", "#terminated"]
+    return table(
+        of_pairs,
+        pairs,
+        "Pairs: flipped labels, whose trajectories are compared, and by how much the chosen "
+        "return is the higher",
+    ) + table(of_agents, rows, "Trajectories in the pairs: returns, and lengths in steps")
+
+
+def described(run: Run) -> dict[str, Mapping]:
+    """Statistics of the data that the page shows, by kind."""
+    kinds = run.statistics.get("kinds", {}) if "edges" in run.statistics else {}
+    return {kind: kinds[kind] for kind in run.kinds if kind in kinds}
+
+
+def _spread(entry: Mapping) -> list[str]:
+    keys = ("mean", "sd", "5 %", "median", "95 %")
+    return [cell(number(entry[key]), entry[key], "number") for key in keys]
+
+
+def _percent(share: Any) -> str:
+    return f"{number(100 * share, 1)} %" if finite(share) else "–"
