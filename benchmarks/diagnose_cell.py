@@ -25,6 +25,7 @@ import torch
 
 from torchmpo.control import inner_loop as inner
 from torchmpo.control.policy import GaussianPolicy
+from torchmpo.control.testbed import prepare
 from torchmpo.diagnose.settings import DiagnoseConfig
 from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.suite import run_cell
@@ -42,9 +43,9 @@ def plain_ant(max_steps):
     return env
 
 
-def one_training(trial, objective, robots, episodes):
+def one_training(testbed, objective, robots, episodes):
     """Train one policy and run its episodes: the mean return."""
-    data, config, like = trial.dataset, trial.inner, trial.policy
+    data, config, like = testbed.dataset, testbed.config.inner, testbed.policy
     policy = GaussianPolicy(
         like.observation_size, like.action_size, like.hidden, mean=like.mean_kind, std=0.4
     )
@@ -86,20 +87,20 @@ def main():
     small = {"pairs": 4, "episode_steps": 50, "trials": 2, "seeds": 2, "compile": False}
     config = DiagnoseConfig(losses="orpo", data="base", **(small if args.smoke else {}))
     setup = Setup.of(config)
-    trial, objective, grid = setup.trials["base"], setup.objectives["orpo"], setup.grids["orpo"]
+    objective, grid = setup.objectives["orpo"], setup.grids["orpo"]
+    testbed = prepare([setup.testbeds["base"]])[0]
     make = partial(plain_ant, config.episode_steps)
     robots = gymnasium.vector.AsyncVectorEnv([make] * config.episodes, context="fork")
-    trial.dataset  # noqa: B018  built before any clock runs
     trainings = config.trials * config.tuning_seeds + config.seeds
     cold, warm, plain = [], [], []
     for _ in range(args.repeats):
         inner._PROGRAMS.clear()
         for kind in (cold, warm):
             begin = time.perf_counter()
-            cell = run_cell(trial, objective, grid, config.seeds, setup.protocol)
+            cell = run_cell(testbed, objective, grid, config.seeds, setup.protocol)
             kind.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        plain_return = one_training(trial, objective, robots, config.episodes)
+        plain_return = one_training(testbed, objective, robots, config.episodes)
         plain.append((time.perf_counter() - begin) * trainings)
     robots.close()
     mean = statistics.mean(statistics.mean(row) for row in cell["returns"])

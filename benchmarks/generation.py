@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from torchmpo.control import inner_loop as inner
-from torchmpo.control.testbed import Trial
+from torchmpo.control.testbed import Testbed, prepare
 from torchmpo.evolve.fitness import ObjectiveFitness
 from torchmpo.evolve.search import search
 from torchmpo.evolve.settings import PRESETS, EvolveConfig
@@ -60,8 +60,8 @@ def put_on_the_clock():
 
         setattr(owner, name, wrapper)
 
-    timed(Trial, "train", "train")
-    timed(Trial, "evaluate", "evaluate")
+    timed(Testbed, "train", "train")
+    timed(Testbed, "evaluate", "evaluate")
     timed(inner._Loop, "__init__", "data", inside="train")
     timed(inner._Loop, "draw", "data", inside="train")
     timed(inner._Loop, "gather", "data", inside="train")
@@ -91,7 +91,7 @@ class Logged:
 
 def fitness_of(setup, num_actors=0, folder=None):
     config = setup.config
-    evaluate = ObjectiveFitness(setup.trials, setup.space, config.episodes, config.seed)
+    evaluate = ObjectiveFitness(prepare(setup.testbeds), setup.space, config.episodes, config.seed)
     problem = VectorProblem(
         Logged(evaluate, folder) if folder else evaluate,
         setup.space.dim,
@@ -104,7 +104,7 @@ def fitness_of(setup, num_actors=0, folder=None):
 
 def generations(setup, repeats):
     """The median generation's seconds, by part, of a search in this process."""
-    fitness, rows = fitness_of(setup), []
+    fitness, rows = fitness_of(setup), []  # which has built the data: no clock runs yet
 
     def on_the_clock(vectors, generation):
         with clock("fitness"):
@@ -118,8 +118,6 @@ def generations(setup, repeats):
         CLOCK.clear()
 
     CLOCK.clear()
-    for trial in setup.trials:
-        trial.dataset  # noqa: B018  built before any clock runs
     config = replace(setup.search, generations=repeats + 1)
     with tempfile.TemporaryDirectory() as folder:
         search(on_the_clock, setup.space.start, config, folder, on_generation=tell)
@@ -184,7 +182,9 @@ def actors(config, chunk_size, repeats):
         "efficiency": statistics.median(ratios) / 2,
         "idle": statistics.median(shares[1:]),
         "bytes": two.bytes_sent,
-        "data_bytes": sum(t.nbytes for t in setup.trials[0].trajectories.values()),
+        "data_bytes": sum(
+            t.nbytes for t in prepare(setup.testbeds)[0].materials.trajectories.values()
+        ),
     }
 
 

@@ -50,13 +50,14 @@ def measured():
 def plan(config):
     """Work of one generation and of the whole search, and bytes of memory."""
     setup = Setup.of(config)
-    trial = setup.trials[0]
-    pairs, time = trial.pool.pairs, trial.pool.max_steps
-    inputs, actions = trial.policy.observation_size, trial.policy.action_size
+    testbed = setup.testbeds[0]
+    policy = testbed.load_policy()
+    pairs, time = testbed.pool.pairs, testbed.pool.max_steps
+    inputs, actions = policy.observation_size, policy.action_size
     weights = inputs * HIDDEN + HIDDEN * HIDDEN + HIDDEN * actions
     rows = 2 * config.minibatch_pairs * (config.steps_per_trajectory or time)
     updates = config.epochs * (pairs // config.minibatch_pairs)
-    members = (config.population + 1) * len(setup.trials)
+    members = (config.population + 1) * len(setup.testbeds)
     # The activations of a chunk: inputs, two hidden layers and their gradients, and the actions.
     chunk = config.chunk_size * rows * (inputs + 4 * HIDDEN + 2 * actions) * 4
     return {

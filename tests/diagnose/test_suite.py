@@ -324,11 +324,11 @@ def test_a_rehearsal_finds_what_would_fail_in_training_only(bed):
 def test_a_rehearsal_passes_what_can_be_trained(bed):
     for name in LOSSES:
         if name not in ("smpo", "soft_label_dpo"):  # which need probabilities
-            rehearse(resolve(name), grid(resolve(name), 3), bed)
+            rehearse(resolve(name), grid(resolve(name), 3), bed.config)
     for objective in (MirrorObjective(units=4), MirrorObjective(steps="two", temporal=True)):
         rehearse(objective, [{}, {}], bed.config)
     all_steps = bed.changed(inner=replace(bed.config.inner, steps_per_trajectory=None))
-    rehearse(resolve("simpo"), GRID, all_steps)
+    rehearse(resolve("simpo"), GRID, all_steps.config)
 
 
 def test_a_rehearsal_gives_what_training_gives(bed):

@@ -36,24 +36,22 @@ def run(setup: Setup, out: Path) -> int:
     if not any((out / "cells").glob("*.json")):  # nothing vouches for what else is there
         for name in ("anchors.json", "statistics.json"):
             (out / name).unlink(missing_ok=True)
-    described = _described(out)
+    described, path = _described(out), out / "anchors.json"
     missing = setup.testbeds.keys() - described["kinds"].keys()
-    failed = []
-    if todo or missing or not (out / "anchors.json").exists():
+    testbeds: dict[str, Testbed] = {}
+    if todo or missing or not path.exists():
         testbeds = dict(zip(setup.testbeds, prepare_testbeds([*setup.testbeds.values()])))
         _describe({kind: bed for kind, bed in testbeds.items() if kind in missing}, described, out)
-        failed = _cells(setup, testbeds, todo, _agents(setup, testbeds, out))
-    report(setup, out)
-    return 1 if failed else 0
-
-
-def _agents(setup: Setup, testbeds: Mapping[str, Testbed], out: Path) -> dict[str, list[float]]:
-    """The returns of the two agents, measured once: ``anchors.json``."""
-    path = out / "anchors.json"
     if not path.exists():
         first = next(iter(testbeds.values()))
         found = anchors(first, max(setup.config.episodes, 16), setup.protocol)
         write_atomic(path, json.dumps(found) + "\n")
+    failed = _cells(setup, testbeds, todo, _anchors(path))
+    report(setup, out)
+    return 1 if failed else 0
+
+
+def _anchors(path: Path) -> dict[str, list[float]]:
     found = read_json(path)
     if not (isinstance(found, dict) and all(found.get(role) for role in ("original", "target"))):
         raise UserError(f"{path} is not the returns of two agents: delete it and --resume")
