@@ -222,7 +222,7 @@ def test_visits_of_a_real_run(tmp_path):
     learned().save(tmp_path / "objective", {"config": config})
     assert main([str(tmp_path), "--visit", "--distill", "--beside", "none"]) == 0
     card = resolve(tmp_path / "show" / "closed_form").card
-    assert "come by in training on tla, base,mixed" in card["where"]
+    assert "visited in training on tla, base,mixed" in card["where"]
     assert card["pairs"] == 2 * 4 * 3  # of each kind, before and after both epochs
 
 

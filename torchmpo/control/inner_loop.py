@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Params = dict[str, Tensor]
 Seed = int | Sequence[int]
 OnEpoch = Callable[[int, list[int], Params], None]
-OnTrained = Callable[[int, Params], None] | None
+Watch = Callable[[int, Params], None] | None  # (epochs done, parameters of a chunk)
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants
 
 
@@ -109,7 +109,7 @@ def train_policies(
             member. Torch's global random state is neither read nor changed.
         on_epoch: called for each chunk before the first epoch and after every one, with the number
             of epochs done (SFT included), the chunk's members, and their parameters ``{name: [C,
-            ...]}``. Of an SFT phase that all members share only the end is told.
+            ...]}``. Of an SFT phase that all members share, only its end is reported.
 
     Returns:
         ``{name: [P, ...]}`` with dtype and device of ``init_params``.
@@ -121,9 +121,9 @@ def train_policies(
     population = _population(policy, init_params, objective, objective_params, seed)
     loop = _Loop(policy, dataset, config, like=next(iter(init_params.values())))
 
-    def start(params: Params, stream: Seed, told: OnTrained = None) -> tuple[Params, Params]:
+    def start(params: Params, stream: Seed, watch: Watch = None) -> tuple[Params, Params]:
         if config.sft_epochs:
-            params = loop.train("sft", params, _SFT, {}, {}, stream, told)
+            params = loop.train("sft", params, _SFT, {}, {}, stream, watch)
         if objective.needs_reference:
             return params, {"reference": loop.step_logps(params)}
         return params, {}
@@ -140,19 +140,19 @@ def train_policies(
     for chunk in range(chunks):
         members = [i % population for i in range(chunk * size, (chunk + 1) * size)]
         stream = seed if isinstance(seed, int) else [seed[i] for i in members]
-        told = on_epoch and _tell(on_epoch, members)
+        watch = on_epoch and _of_members(on_epoch, members)
         if not alike:
-            params, reference = start(_rows(init_params, members), stream, told)
+            params, reference = start(_rows(init_params, members), stream, watch)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
         prior = {n: v.expand(size, -1, -1) for n, v in reference.items()}
         own = _rows(objective_params, members)
-        trained.append(loop.train("preference", first, objective, own, prior, stream, told))
-        if told:
-            told(config.sft_epochs + config.epochs, trained[-1])
+        trained.append(loop.train("preference", first, objective, own, prior, stream, watch))
+        if watch:
+            watch(config.sft_epochs + config.epochs, trained[-1])
     return {name: torch.cat([t[name] for t in trained])[:population] for name in init_params}
 
 
-def _tell(on_epoch: OnEpoch, members: list[int]) -> OnTrained:
+def _of_members(on_epoch: OnEpoch, members: list[int]) -> Watch:
     return lambda epochs, params: on_epoch(epochs, members, params)
 
 
@@ -212,7 +212,7 @@ class _Loop:
         objective_params: Any,
         reference: Params,
         seed: Seed,
-        told: OnTrained = None,
+        watch: Watch = None,
     ) -> Params:
         """The epochs of one phase, for one chunk of the population."""
         config, shared = self.config, isinstance(seed, int)
@@ -223,8 +223,8 @@ class _Loop:
         state, update = (params, *moments), None
         before = 0 if phase == "sft" else config.sft_epochs
         for epoch in range(epochs):
-            if told:
-                told(before + epoch, state[0])
+            if watch:
+                watch(before + epoch, state[0])
             order, offsets = self.draw(phase, epoch, updates, seed)
             for i in range(updates):
                 n = epoch * updates + i

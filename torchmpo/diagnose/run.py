@@ -132,8 +132,8 @@ def _cells(
             write_cell(path, cell if done else cell | {"made_of": made})
             left = duration(st.mean(seconds) * (len(todo) - index - 1))
             bar.update()
-            told = f"{_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
-            line = f"{loss:<{max(wide, 16)}} {data:<12} {told}"
+            result = f"{_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
+            line = f"{loss:<{max(wide, 16)}} {data:<12} {result}"
             bar.write(line, file=sys.stdout)
             sys.stdout.flush()
     return failures

@@ -1,4 +1,4 @@
-"""What a diagnosis is told: the settings of ``python -m torchmpo.diagnose``, and named sets."""
+"""The settings of ``python -m torchmpo.diagnose``, and named sets of them."""
 
 from dataclasses import dataclass
 

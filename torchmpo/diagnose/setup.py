@@ -1,4 +1,4 @@
-"""What the settings of a diagnosis mean, checked before anything is computed."""
+"""From the settings of a diagnosis to its parts, checked before anything is computed."""
 
 import importlib
 import os

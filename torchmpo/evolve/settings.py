@@ -1,4 +1,4 @@
-"""What a search is told: the settings of ``python -m torchmpo.evolve``, and named sets of them."""
+"""The settings of ``python -m torchmpo.evolve``, and named sets of them."""
 
 from dataclasses import dataclass
 

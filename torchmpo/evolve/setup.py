@@ -1,4 +1,4 @@
-"""What the settings of a search mean, checked before anything is computed."""
+"""From the settings of a search to its parts, checked before anything is computed."""
 
 import os
 from dataclasses import dataclass, replace

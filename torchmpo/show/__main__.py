@@ -3,7 +3,7 @@
 Draws what a loss does to a pair, beside other losses: its functions if it is learned, its gradients
 over the log-probabilities, its pull against the margin. ``--distill`` writes the closed form
 nearest to it. Nothing is trained, unless ``--visit`` asks for the log-probabilities that a training
-on the objective's own data comes by.
+on the objective's own data visits.
 """
 
 import sys

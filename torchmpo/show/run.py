@@ -91,7 +91,7 @@ def rivals_of(objective: Bound, request: Request) -> dict[str, Bound]:
 
 
 def visits(objective: Bound, config: Mapping) -> Pairs:
-    """Where a training under the objective comes by, on the data of the run that found it.
+    """The log-probabilities that a training visits, on the data of the run that found the loss.
 
     Args:
         config: settings of that run, as its card has them.
@@ -126,8 +126,8 @@ def visits(objective: Bound, config: Mapping) -> Pairs:
     points = torch.cat(seen, 1)
     points = points[:, points.isfinite().all(0)]
     if not points.numel():
-        raise UserError("--visit: the training diverged at once, it came by nothing")
-    where = f"come by in training on {settings.task}, {config['data']}"
+        raise UserError("--visit: the training diverged at once, it visited nothing")
+    where = f"visited in training on {settings.task}, {config['data']}"
     return Pairs(points[0], points[1], points[2], where)
 
 

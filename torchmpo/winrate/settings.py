@@ -1,4 +1,4 @@
-"""What an evaluation is told: the settings of ``python -m torchmpo.winrate``."""
+"""The settings of ``python -m torchmpo.winrate``."""
 
 from dataclasses import dataclass
 

@@ -29,8 +29,8 @@ def matrix(run: Run) -> str:
         if row is None:
             return cell("not run", kind="score none")
         mean, digits = row["score"]["mean"], 2 if run.scaled else 0
-        told = interval(row["score"], digits)
-        parts = [f"<b>{number(mean, digits)}</b> <small>{told}</small>"]
+        ends = interval(row["score"], digits)
+        parts = [f"<b>{number(mean, digits)}</b> <small>{ends}</small>"]
         if "rank" not in row:
             iqm = row["iqm"]
             parts.append(f"<small>IQM {number(iqm['value'], 2)} {interval(iqm)}</small>")

@@ -170,8 +170,8 @@ def headline(run: Run) -> str:
         names = listed([name_html(x) for x in everywhere])
         where = "on any kind of data" if len(tops) > 1 else f"on {many}"
         others = "every other loss is shown to be worse than another on at least one kind"
-        told = f"; {others}." if len(tops) > 1 else "."
-        return f"No loss is shown to be better than {names.replace(' and ', ' or ')} {where}{told}"
+        named = f"; {others}." if len(tops) > 1 else "."
+        return f"No loss is shown to be better than {names.replace(' and ', ' or ')} {where}{named}"
     often = {loss: sum(loss in top for top in tops) for loss in run.losses}
     most = [name_html(loss) for loss in run.losses if often[loss] == max(often.values())]
     verb = "is" if len(most) == 1 else "are"
@@ -193,41 +193,41 @@ def findings(run: Run) -> list[str]:
     for kind in run.kinds:
         rows = run.on(kind)
         best = [r for r in rows if leads(r)]
-        told = [f"{name_html(r['loss'])} ({run.score(r)})" for r in best]
+        named = [f"{name_html(r['loss'])} ({run.score(r)})" for r in best]
         where = f"<b>{escape(kind)}:</b>"
         if not best:
             lines.append(f"{where} no training of any loss finished.")
         elif len(rows) == 1:
-            lines.append(f"{where} {told[0]}.")
+            lines.append(f"{where} {named[0]}.")
         elif not interval(best[0]["score"]):
-            lines.append(f"{where} highest {told[0]}; without an interval that is no ranking.")
+            lines.append(f"{where} highest {named[0]}; without an interval that is no ranking.")
         elif len(best) == 1:
-            lines.append(f"{where} {told[0]}, above the intervals of all others.")
+            lines.append(f"{where} {named[0]}, above the intervals of all others.")
         else:
             lines.append(
                 f"{where} {count(len(best), 'loss')} of {len(rows)} cannot be told apart: "
-                f"{listed(told, 4)}."
+                f"{listed(named, 4)}."
             )
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
     # Where there is no interval, there is only the mean to go by.
     tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
     below = [r for r in measured if r["score"][tops[r["loss"], r["data"]]] < run.zero]
     if below := sorted(below, key=lambda r: r["score"]["mean"]):
-        told = [f"{name_html(r['loss'])} on {escape(r['data'])} ({run.score(r)})" for r in below]
-        lines.append(f"<b>Worse than the original agent:</b> {listed(told)}.")
+        named = [f"{name_html(r['loss'])} on {escape(r['data'])} ({run.score(r)})" for r in below]
+        lines.append(f"<b>Worse than the original agent:</b> {listed(named)}.")
     if broken := [r for r in run.rows.values() if r["diverged"]]:
-        told = [
+        named = [
             f"{name_html(r['loss'])} on {escape(r['data'])} ({diverged_text(r)})" for r in broken
         ]
-        lines.append(f"<b>Diverged:</b> {listed(told)}.")
-    if told := [
+        lines.append(f"<b>Diverged:</b> {listed(named)}.")
+    if named := [
         f"{name_html(loss)} on {escape(kind)} ({100 * share:.2g} %)"
         for (loss, kind), share in _clamped(run).items()
         if share
     ]:
         lines.append(
             "<b>Densities near 1 or above:</b> of the mean log-probabilities watched, over all "
-            f"epochs, so many are clamped where a loss takes their logit: {listed(told)}."
+            f"epochs, so many are clamped where a loss takes their logit: {listed(named)}."
         )
     return lines
 
