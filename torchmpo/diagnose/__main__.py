@@ -23,6 +23,7 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
+    headline=("task", "data"),
 )
 
 

@@ -20,6 +20,7 @@ COMMAND = Command(
     out="runs/evolve",
     place=PLACE,
     grows=("rivals",),
+    headline=("task", "data"),
 )
 
 
