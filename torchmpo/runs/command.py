@@ -40,7 +40,7 @@ class Command:
         place: settings that may change on ``--resume``: where a run is computed, or how far.
         default_preset: the one that counts if none is named.
         grows: settings to which ``--resume`` adds: words by commas, and counts, which may rise.
-        headline: settings that the first line of a run names.
+        headline: settings that the first line of a run names; none for no such line.
     """
 
     program: str
@@ -125,7 +125,8 @@ class Command:
             if not {"-h", "--help"}.isdisjoint(words) and find_spec("jsonargparse") is None:
                 return print(self._help())
             config, out, resumed = self.parse(words)
-            print(self._first_line(config, out, resumed), flush=True)
+            if self.headline:  # imports take seconds
+                print(self._first_line(config, out, resumed), flush=True)
             module = importlib.import_module(self.work) if isinstance(self.work, str) else self.work
             prepared = module.prepare(config)
             out.mkdir(parents=True, exist_ok=True)
@@ -161,10 +162,10 @@ class Command:
         )
 
     def _first_line(self, config: Any, out: Path, resumed: bool) -> str:
-        """What begins, said before the seconds that imports take."""
-        values = [str(getattr(config, name)).replace(",", ", ") for name in self.headline]
-        what = f": {', '.join(values)}" if values else ""
-        return f"{self.program.rpartition('.')[2]}{what} → {out}{', resumed' if resumed else ''}"
+        """What begins."""
+        what = ", ".join(str(getattr(config, name)).replace(",", ", ") for name in self.headline)
+        again = ", resumed" if resumed else ""
+        return f"{self.program.rpartition('.')[2]}: {what} → {out}{again}"
 
     def _grown(self, given: Mapping[str, Any], stored: Mapping[str, Any], out: Path) -> dict:
         """Each count as given now, and the words of the run before those given now, each once.

@@ -48,6 +48,21 @@ def disk_line(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
+def missing_package(error: ModuleNotFoundError, extra: str = "") -> Exception:
+    """The error to raise, from ``error``, where the import of an optional package failed.
+
+    Args:
+        error: as it was raised.
+        extra: of this package, to name if several have the one that is missing.
+
+    Returns:
+        a `UserError` that says how to install it, if it is in the table of extras; else the error
+        again.
+    """
+    line = missing(error, extra)
+    return UserError(line) if line else ModuleNotFoundError(str(error), name=error.name)
+
+
 def exit_code(
     work: Callable[[], int | None],
     interrupted: Callable[[], str] | None = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from torchmpo.runs.errors import UserError, nearest
 
@@ -50,9 +50,7 @@ class OptionParser(ArgumentParser):
         # Where a run is, and whether it goes on, as files have it.
         self.place_in_files: dict[str, Any] = {}
         self.add_argument("-h", "--help", action=_Help, help="print this and exit")
-        self.add_argument(
-            "--config", action=_ConfigFile, help="YAML file with any of these settings"
-        )
+        self.add_argument("--config", action="config", help="YAML file with any of these settings")
         self.add_argument("--print_config", action="store_true", help="print the settings and exit")
         self.add_argument(
             "--preset", default=default_preset, help=f"one of {', '.join(self.presets)}"
@@ -74,11 +72,13 @@ class OptionParser(ArgumentParser):
         """
         try:
             given = self.parse_args(argv, defaults=False).as_dict()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config: the file is not text ({error})") from error
         except ArgumentError as error:
             raise UserError(plain(error)) from error
         for name, value in self.place_in_files.items():
             if name not in given and value != self.get_default(name):
-                raise UserError("give --out and --resume on the command line, after --config")
+                raise UserError("give --out and --resume on the command line, not in a file")
         given.pop("config", None)
         return given
 
@@ -100,6 +100,15 @@ class OptionParser(ArgumentParser):
             if key not in self.names:
                 raise UserError(f"unknown key {key!r}: {nearest(str(key), self.names)}")
 
+    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
+        """The content of a file; whether a run goes on, and where, is not for a file to say."""
+        namespace = super().parse_string(*args, **kwargs)
+        self.refuse_unknown(namespace.keys())
+        for name in ("out", "resume"):
+            if name in namespace:
+                self.place_in_files[name] = namespace.pop(name)
+        return namespace
+
     def _parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """What is left over is a list here; ``parse_args`` would make a sentence of it."""
         namespace, unknown = super()._parse_known_args(*args, **kwargs)
@@ -118,23 +127,6 @@ class _Help(argparse._HelpAction):
         preset = namespace.get("preset")
         parser.set_defaults(dict(parser.presets.get(preset or parser.default_preset, {})))
         super().__call__(parser, namespace, *args, **kwargs)
-
-
-class _ConfigFile(ActionConfigFile):
-    """A file of settings: its keys are checked here, and it does not say where a run is."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        before = {name: cfg.pop(name) for name in ("out", "resume") if name in cfg}
-        try:
-            super().__call__(parser, cfg, values, option_string)
-        except UnicodeDecodeError as error:
-            raise UserError(f"--config: the file is not text ({error})") from error
-        parser.refuse_unknown(key for key in cfg.keys() if key not in ("config", "print_config"))
-        for name in ("out", "resume"):
-            if name in cfg:
-                parser.place_in_files[name] = cfg.pop(name)
-        for name, value in before.items():
-            cfg[name] = value
 
 
 def plain(error: Exception) -> str:
