@@ -402,10 +402,7 @@ def test_a_full_disk_is_one_line(config, capsys, monkeypatch):
 
 
 def test_a_missing_package_names_the_extra(config, capsys, monkeypatch):
-    def missing(*_, **__):
-        raise ModuleNotFoundError("No module named 'peft'", name="peft")
-
-    monkeypatch.setattr("torchmpo.finetune.module.add_lora", missing)
+    monkeypatch.setitem(sys.modules, "peft", None)  # cannot be imported
     assert run("fit", config) == 2
     assert "peft is not installed: pip install 'torchmpo[llm]'" in capsys.readouterr().err
 
