@@ -28,7 +28,25 @@ from torchmpo.runs.arguments import StrictParser
 from torchmpo.runs.errors import UserError, exit_code, nearest
 
 PROGRAM = "python -m torchmpo.finetune"
-COMMANDS = ("fit", "validate", "inspect", "export")
+COMMANDS = {
+    "fit": "train",
+    "validate": "the loss and the metrics of a checkpoint",
+    "inspect": "a pair, token by token",
+    "export": "write the merged model of an adapter",
+}
+# Those of many that a shell completes: asking Lightning for all of them takes seconds.
+OPTIONS = (
+    *("--config", "--loss", "--out", "--resume", "--checkpoint_every", "--print_config"),
+    *("--model.model", "--model.loss", "--model.loss_args", "--model.lora", "--model.lr"),
+    *("--data.train", "--data.validation", "--data.batch_size", "--data.max_length"),
+    *("--trainer.max_epochs", "--trainer.max_steps", "--trainer.accumulate_grad_batches"),
+    *("--trainer.accelerator", "--trainer.devices", "--trainer.precision", "--trainer.logger"),
+)
+MORE_OPTIONS = {
+    "fit": (),
+    "validate": ("--ckpt_path",),
+    "inspect": ("--index", "--split"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +80,20 @@ def _export(words: list[str]) -> None:
 
     export_merged(given.adapter, given.out)
     print(f"wrote {given.out}")
+
+
+def parser() -> StrictParser:
+    """The commands and some of their options, for completion; ``fit --help`` lists them all."""
+    parser = StrictParser(prog=PROGRAM, description="Fine-tune a language model.")
+    commands = parser.add_subparsers()
+    for name, options in MORE_OPTIONS.items():
+        of_command = commands.add_parser(name, help=COMMANDS[name])
+        for option in (*OPTIONS, *options):
+            of_command.add_argument(option, action="store_true" if option == "--resume" else None)
+    commands.add_parser(
+        "export", help=COMMANDS["export"], parents=[export_parser()], add_help=False
+    )
+    return parser
 
 
 def export_parser() -> StrictParser:
