@@ -42,6 +42,7 @@ OPTIONS = (
     *("--trainer.max_epochs", "--trainer.max_steps", "--trainer.accumulate_grad_batches"),
     *("--trainer.accelerator", "--trainer.devices", "--trainer.precision", "--trainer.logger"),
 )
+FLAGS = ("--resume", "--print_config")
 MORE_OPTIONS = {
     "fit": (),
     "validate": ("--ckpt_path",),
@@ -89,7 +90,7 @@ def parser() -> StrictParser:
     for name, options in MORE_OPTIONS.items():
         of_command = commands.add_parser(name, help=COMMANDS[name])
         for option in (*OPTIONS, *options):
-            of_command.add_argument(option, action="store_true" if option == "--resume" else None)
+            of_command.add_argument(option, action="store_true" if option in FLAGS else "store")
     commands.add_parser(
         "export", help=COMMANDS["export"], parents=[export_parser()], add_help=False
     )

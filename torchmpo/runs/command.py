@@ -165,7 +165,8 @@ class Command:
         """What begins."""
         what = ", ".join(str(getattr(config, name)).replace(",", ", ") for name in self.headline)
         again = ", resumed" if resumed else ""
-        return f"{self.program.rpartition('.')[2]}: {what} → {out}{again}"
+        name = self.program.replace(".", " ").split()[-1]
+        return f"{name}: {what} → {out}{again}"
 
     def _grown(self, given: Mapping[str, Any], stored: Mapping[str, Any], out: Path) -> dict:
         """Each count as given now, and the words of the run before those given now, each once.

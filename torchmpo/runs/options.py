@@ -52,7 +52,7 @@ class OptionParser(ArgumentParser):
         self.add_argument("-h", "--help", action=_Help, help="print this and exit")
         self.add_argument("--config", action="config", help="YAML file with any of these settings")
         self.add_argument("--print_config", action="store_true", help="print the settings and exit")
-        preset = self.add_argument(
+        preset: Any = self.add_argument(
             "--preset", default=default_preset, help=f"one of {', '.join(self.presets)}"
         )
         preset.words = list(presets)  # for completion; as choices, they would be checked here
