@@ -122,7 +122,8 @@ class Command:
 
         def work() -> int | None:
             nonlocal out
-            if not {"-h", "--help"}.isdisjoint(words) and find_spec("jsonargparse") is None:
+            needed = ("jsonargparse", "yaml")
+            if {"-h", "--help"} & set(words) and None in map(find_spec, needed):
                 return print(self._help())
             config, out, resumed = self.parse(words)
             if self.headline:  # imports take seconds
