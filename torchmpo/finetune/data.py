@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from torchmpo.finetune.models import check_tokenizer, load_tokenizer, missing_package
+from torchmpo.finetune.models import check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import clean, load_pairs
 from torchmpo.finetune.reference import Batch, reference_table, with_reference
 from torchmpo.finetune.tokenize import PairDataset, collate
-from torchmpo.runs.errors import UserError
+from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
 
 try:
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.utilities import rank_zero_info
 except ModuleNotFoundError as error:
-    raise missing_package(error) from error
+    raise missing_package(error, "llm") from error
 
 
 class StepSampler(DistributedSampler):
