@@ -1,4 +1,4 @@
-"""docs/own_loss.md is so: its code runs, prints what it shows, and its vocabulary is complete."""
+"""docs/tutorials/own_loss.md is so: its code runs, prints what it shows, and its vocabulary is complete."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import torch
 
 from torchmpo import Objective, PairLogps
 
-PAGE = (Path(__file__).parents[2] / "docs" / "own_loss.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "own_loss.md").read_text()
 BLOCKS = re.findall(r"^```(python|console)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 ROWS = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", PAGE, flags=re.MULTILINE)
 

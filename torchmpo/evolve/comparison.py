@@ -49,7 +49,7 @@ def tune_rival(
     Args:
         trials: one per kind of data.
         combine: how the scores on several kinds become one, see
-            :func:`torchmpo.control.testbed.combined`.
+            :func:`torchmpo.evolve.fitness.combined`.
 
     Returns:
         None if every setting diverged somewhere.
