@@ -1,7 +1,10 @@
 """How Sphinx builds the site: ``make site`` writes it to docs/_build/html, without a network."""
 
+import pkgutil
 import re
 import textwrap
+from importlib import import_module
+from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -10,18 +13,16 @@ from sphinx.util.nodes import make_refnode
 import torchmpo
 
 project = "torchmpo"
-author = "the torchmpo contributors"
+author = copyright = "the torchmpo contributors"
 version = release = torchmpo.__version__
 
 extensions = [
     "myst_parser",
-    "sphinx.ext.apidoc",  # a page per package, made anew in every build: it cannot be out of date
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "api/*/modules.rst"]
-templates_path = ["_templates"]
+exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = "torchmpo"
@@ -38,14 +39,7 @@ highlight_language = "default"  # Python where it is Python; equations stay as t
 # A name between single backticks in a docstring is code.
 default_role = "code"
 
-apidoc_separate_modules = False
-apidoc_module_first = True
-API = {"automodule_options": {"members", "show-inheritance", "ignore-module-all"}}
-apidoc_modules = [
-    {"path": "../torchmpo", "destination": "api/torchmpo", **API},
-    {"path": "../envs/torchmpo_envs", "destination": "api/torchmpo_envs", **API},
-]
-
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -72,6 +66,35 @@ nitpick_ignore_regex = [
 autodoc_mock_imports = ["mujoco_warp", "warp"]  # the extra for physics on a GPU
 
 
+def api_pages(app: Any) -> None:
+    """Write a page per package into docs/api: none can be forgotten, or outlive its package.
+
+    (Sphinx's own apidoc documents what a package imports a second time, without a way to say no.)
+    """
+    folder = Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    pages = {}
+    packages = ["torchmpo", "torchmpo_envs"]
+    for name in packages:  # grows on the way
+        inside = [m for m in pkgutil.iter_modules(import_module(name).__path__, f"{name}.")]
+        public = [m for m in inside if not m.name.rpartition(".")[2].startswith("_")]
+        packages += [m.name for m in public if m.ispkg]
+        entries = "".join(f"   {m.name}\n" for m in public if m.ispkg)
+        parts = [f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n"]
+        parts += [f".. toctree::\n   :hidden:\n\n{entries}"] if entries else []
+        parts += [
+            f"{m.name}\n{'-' * len(m.name)}\n\n.. automodule:: {m.name}\n"
+            for m in public
+            if not m.ispkg
+        ]
+        pages[folder / f"{name}.rst"] = "\n".join(parts)
+    for path in set(folder.glob("*")) - set(pages):
+        path.unlink()
+    for path, text in pages.items():
+        if not path.exists() or path.read_text() != text:  # else it need not be read again
+            path.write_text(text)
+
+
 def readable(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Keep equations as they stand in a docstring: an indented paragraph, or ``loss = …``.
 
@@ -84,7 +107,7 @@ def readable(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
         if not indented:
             in_section = re.match(r"[A-Z][a-z]+:\n", paragraph) is not None
             literal = False
-        equation = paragraph.startswith("loss = ") or (indented and not in_section)
+        equation = paragraph.startswith(("loss = ", "loss_k = ")) or (indented and not in_section)
         if equation and not literal:
             paragraph = "::\n\n" + (paragraph if indented else textwrap.indent(paragraph, "    "))
         elif not equation and ">>>" not in paragraph:
@@ -117,5 +140,6 @@ def where_it_is_defined(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("builder-inited", api_pages)
     app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon's
     app.connect("missing-reference", where_it_is_defined)

@@ -2,6 +2,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pages import ROOT, Page
 
 
@@ -19,8 +20,9 @@ def page(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(DPOTrainer=DPOTrainer))
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    before = set(sys.modules)
+    before, threads = set(sys.modules), torch.get_num_threads()
     yield Page(tmp_path, capsys)
+    torch.set_num_threads(threads)  # a command may have taken every core
     for name in set(sys.modules) - before:
         if name.split(".")[0] in ("my_pkg", "my_judge"):
             del sys.modules[name]
