@@ -76,7 +76,7 @@ def api_pages(app: Any) -> None:
     pages = {}
     packages = ["torchmpo", "torchmpo_envs"]
     for name in packages:  # grows on the way
-        inside = [m for m in pkgutil.iter_modules(import_module(name).__path__, f"{name}.")]
+        inside = list(pkgutil.iter_modules(import_module(name).__path__, f"{name}."))
         public = [m for m in inside if not m.name.rpartition(".")[2].startswith("_")]
         packages += [m.name for m in public if m.ispkg]
         entries = "".join(f"   {m.name}\n" for m in public if m.ispkg)
