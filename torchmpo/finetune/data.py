@@ -81,7 +81,7 @@ class ResumableLoader(DataLoader):
     Args:
         sampler: a :class:`StepSampler`.
         done: says how many batches of this epoch are behind us, when the first one is wanted.
-        *args, **kwargs: see ``DataLoader``.
+        args, kwargs: see ``DataLoader``.
     """
 
     def __init__(self, *args: Any, sampler: StepSampler, done: Callable[[], int], **kwargs: Any):
