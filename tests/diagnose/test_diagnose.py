@@ -35,9 +35,19 @@ from torchmpo_envs import TASKS
 OWN = textwrap.dedent(
     """
     import torch
+    from torchmpo.losses import simpo_loss
 
     def fine(chosen_mean_logps, rejected_mean_logps, *, strength=1.0):
         return torch.relu(strength - chosen_mean_logps + rejected_mean_logps)
+
+    def number(chosen_mean_logps):
+        if len(chosen_mean_logps) == 3:  # as many as it is tried with
+            return -chosen_mean_logps
+        return 1.0
+
+    def misuses(chosen_mean_logps, rejected_mean_logps):
+        beta = 1 if len(chosen_mean_logps) == 3 else 0
+        return simpo_loss(chosen_mean_logps, rejected_mean_logps, beta=beta)
 
     def scalar(chosen_logps):
         return -chosen_logps.mean()
@@ -259,6 +269,16 @@ def test_mistake_is_told_in_one_line_before_any_compute(
     assert capsys.readouterr().out == ""
     assert no_run == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("loss", "line"), [("number", None), ("misuses", "beta=beta")])
+def test_the_line_that_is_named_is_the_users_own(capsys, no_run, folders, loss, line):
+    error = one_line_error(capsys, f"--preset smoke --losses own_losses:{loss}")
+    if line is None:  # raised by what called the loss
+        assert ".py, line" not in error
+    else:
+        number = next(i for i, text in enumerate(OWN.splitlines(), 1) if line in text)
+        assert error.endswith(f" ({folders}/own_losses.py, line {number})\n")
 
 
 @pytest.mark.parametrize(
@@ -834,7 +854,7 @@ KILLED = """
     from torchmpo.diagnose.setup import Setup
 
     torch.set_num_threads(1)
-    COMMAND.parser({})
+    COMMAND.parser()
     Setup.of(DiagnoseConfig())
     torchmpo.diagnose.run.report = lambda setup, out: None
     flags = sys.argv[2:]

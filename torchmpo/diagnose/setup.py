@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+import torchmpo
 from torchmpo.control.grids import check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
@@ -148,7 +149,8 @@ def _blame(loss: str) -> Iterator[None]:
 def where(error: BaseException) -> str:
     """What a user's loss raised, and in which line of theirs."""
     # Not theirs: this package, and what imports a module.
-    others = (f"{Path(__file__).parent}{os.sep}", str(Path(importlib.__file__).parent), "<frozen")
+    here, imports = Path(torchmpo.__file__).parent, Path(importlib.__file__).parent
+    others = (f"{here}{os.sep}", str(imports), "<frozen")
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [
         f for f in frames if not f.filename.startswith(others) and "/torch/" not in f.filename

@@ -1,4 +1,4 @@
-"""What the command lines share: settings from a dataclass, presets, files, run folders, errors.
+"""A command with settings: its options, its YAML files and presets, the folder of a run.
 
 A command has a frozen dataclass of settings. Its command line takes each of them as an option, and
 besides a YAML file of any of them (``--config``), a named set (``--preset``), the folder of the run
@@ -55,11 +55,11 @@ class Command:
     grows: Collection[str] = ()
     headline: Sequence[str] = ()
 
-    def parser(self, defaults: Mapping[str, Any] | None = None) -> Any:
-        """The parser of the options, with ``defaults`` in place of those of the dataclass."""
+    def parser(self) -> Any:
+        """The parser of the options."""
         from torchmpo.runs.options import OptionParser  # which --help can do without
 
-        parser = OptionParser(
+        return OptionParser(
             self.program,
             self.description,
             self.settings,
@@ -67,8 +67,6 @@ class Command:
             self.default_preset,
             self.out,
         )
-        parser.set_defaults(dict(defaults or {}))
-        return parser
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, Path, bool]:
         """Settings, run folder and whether to resume, with the folder checked against them.
@@ -105,10 +103,7 @@ class Command:
             raise UserError(f"{out} exists and is not an empty folder: choose another --out")
         return config, out, resume
 
-    def main(
-        self,
-        argv: Sequence[str] | None = None,
-    ) -> int:
+    def main(self, argv: Sequence[str] | None = None) -> int:
         """Parse, check, write ``config.yaml``, run.
 
         Args:
