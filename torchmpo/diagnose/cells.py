@@ -7,7 +7,6 @@ with those of another of the same name.
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,14 +16,14 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
-from torchmpo.runs.files import write_atomic
+from torchmpo.runs.files import slug, write_atomic
 
 KEYS = {"loss", "data", "grid", "tuning", "best", "returns", "curves", "margins"}
 
 
 def cell_path(out: Path, loss: str, data: str) -> Path:
     """The file of one cell."""
-    return out / "cells" / (re.sub(r"[^A-Za-z0-9_.-]", "-", f"{loss}__{data}") + ".json")
+    return out / "cells" / f"{slug(f'{loss}__{data}')}.json"
 
 
 def read_cell(path: Path) -> dict:

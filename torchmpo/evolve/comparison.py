@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from torchmpo.control.grids import grid, nothing_to_tune
 from torchmpo.control.testbed import Testbed
-from torchmpo.control.tuning import Protocol, best_setting, suited, tune
+from torchmpo.control.tuning import Protocol, best_setting, stack_settings, suited, tune
 from torchmpo.evolve.fitness import combined
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -67,9 +67,9 @@ def tune_rival(
     return None if best < 0 else Tuned(settings[best], mean(scores[best]), len(settings))
 
 
-def contestant(objective: Objective, setting: Mapping[str, float]) -> Contestant:
+def contestant(objective: Objective, setting: dict[str, float]) -> Contestant:
     """A rival with one of its settings."""
-    return Contestant(objective, {name: torch.tensor([value]) for name, value in setting.items()})
+    return Contestant(objective, stack_settings(objective, [setting]))
 
 
 def seed_returns(

@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and folders that one process works in."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,15 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         os.fsync(folder)  # the rename itself must reach the disk
     finally:
         os.close(folder)
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file's name, or as an anchor of a page.
+
+    >>> slug("noisy:0.3")
+    'noisy-0.3'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
 @contextmanager

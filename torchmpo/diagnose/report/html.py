@@ -7,11 +7,12 @@ JavaScript it can be read all the same.
 import base64
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from torchmpo.runs.files import slug
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "html.css").read_text("utf-8")
@@ -79,15 +80,6 @@ def table(head: Sequence[str], rows: Iterable[str], caption: str, kind: str = "s
 def fold(summary: str, content: str, open: bool = False) -> str:
     """Content that a click on its summary shows."""
     return f"<details{' open' * open}><summary>{summary}</summary>{content}</details>"
-
-
-def slug(text: str) -> str:
-    """A text as an anchor or a part of a file's name.
-
-    >>> slug("noisy:0.3")
-    'noisy-0.3'
-    """
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
 def nested(value: Any, caption: str = "") -> str:
