@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import vmap
 
 from torchmpo.control.testbed import TestbedConfig
 from torchmpo.control.tuning import stack_settings
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import PairLogps, made_up
 from torchmpo.objectives.mirror import MirrorObjective
 
 
@@ -26,17 +25,7 @@ def rehearse(
     """
     pairs = config.inner.minibatch_pairs
     steps = config.inner.steps_per_trajectory or config.pool.max_steps
-    fields = {}
-    for name in objective.inputs:
-        by_step = name.endswith(("_step_logps", "_mask"))
-        value = torch.ones((pairs, steps) if by_step else pairs)
-        if name.endswith("_mask"):
-            value = value.bool()
-        elif name.endswith("_lengths"):
-            value = value.long() * steps
-        elif name.endswith("logps"):
-            value = -value
-        fields[name] = torch.tensor(0.5) if name == "progress" else value
+    fields = made_up(objective.inputs, pairs, steps)
     members = {
         name: value.expand(len(grid), *value.shape).clone().requires_grad_()
         for name, value in fields.items()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.losses import COUPLED, LOSSES
-from torchmpo.objectives.inputs import PairLogps, take
+from torchmpo.objectives.inputs import PairLogps, made_up, take
 from torchmpo.runs.files import write_atomic
 
 
@@ -88,17 +88,7 @@ class Objective:
 
     def _try(self) -> None:
         """Mistakes show before any compute: one call on three made-up pairs."""
-        values = {}
-        for field in self._inputs:
-            shape = (3, 4) if field.endswith(("_step_logps", "_mask")) else (3,)
-            values[field] = torch.full(shape, -1.0 if field.endswith("logps") else 1.0)
-            if field.endswith("_mask"):
-                values[field] = values[field].bool()
-            if field.endswith("_lengths"):
-                values[field] = values[field].long()
-        if "progress" in values:
-            values["progress"] = torch.tensor(0.5)
-        loss = self(PairLogps(**values))
+        loss = self(PairLogps(**made_up(self._inputs, pairs=3, steps=4)))
         if not isinstance(loss, Tensor) or loss.shape != (3,):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"{self.name} must return one value per pair, [batch]; got {got}")

@@ -1,7 +1,9 @@
 """What a loss may ask for about pairs: the vocabulary of its parameters."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -46,3 +48,25 @@ def take(pair: PairLogps, name: str, objective: str) -> Tensor:
     if value is None:
         raise ValueError(f"{objective} needs {name}, which this pair does not have")
     return value
+
+
+def made_up(names: Iterable[str], pairs: int, steps: int) -> dict[str, Tensor]:
+    """Values of some fields of :class:`PairLogps`, to try a loss with before any compute.
+
+    Args:
+        names: the fields.
+        pairs: the batch.
+        steps: of every response.
+    """
+    values = {}
+    for name in names:
+        by_step = name.endswith(("_step_logps", "_mask"))
+        value = torch.ones((pairs, steps) if by_step else pairs)
+        if name.endswith("_mask"):
+            value = value.bool()
+        elif name.endswith("_lengths"):
+            value = value.long() * steps
+        elif name.endswith("logps"):
+            value = -value
+        values[name] = torch.tensor(0.5) if name == "progress" else value
+    return values
