@@ -26,7 +26,7 @@ FILES = {
     "CITATION.cff": "how to cite it",
     "CONTRIBUTING.md": "set-up, tests and style in a page",
     "docs/": "these pages, and the scripts that write some of them",
-    "tests/": "one file per module, in folders that mirror the packages",
+    "tests/": "in folders that mirror the packages",
     "experiments/results/": "the files and figures of the recorded runs",
     "envs/torchmpo_envs/experts/": "trained policies, each with a card: how made, how good",
     "torchmpo/objectives/discovered/": "objectives that searches found, each with its card",

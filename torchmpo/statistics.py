@@ -1,4 +1,4 @@
-"""Comparing losses over few seeds: scores, bootstrap intervals, ranks and the leaderboard.
+"""Comparing losses over few seeds: paired differences, scores, bootstrap intervals and ranks.
 
 The conventions are those of Agarwal et al., *Deep Reinforcement Learning at the Edge of the
 Statistical Precipice* (2021, arXiv:2108.13264) and of their library rliable: a *run* is one seed,
@@ -25,10 +25,11 @@ mean, Student's t              95 %   95 %   95 %   95 %   95 %
 two equal losses told apart    10 %    5 %    2 %    1 %    1 %
 ============================  =====  =====  =====  =====  =====
 
-So read "score" at five seeds as an interval of about 84 %; the row's "return" has Student's t,
-which holds its level for normal runs, however few. Ranks rest on the last line: two losses are told
-apart where their intervals do not overlap, which errs about once in twenty at five seeds and more
-rarely beyond, for each pair of losses; among eleven there are 55 pairs. Two losses whose runs do
+So read "score" at five seeds as an interval of about 84 %; "return", beside it in a
+leaderboard, has Student's t, which holds its level for normal runs, however few. Ranks rest on the
+last line: two losses are told apart where their intervals do not overlap, which errs about once in
+twenty at five seeds and more rarely beyond, for each pair of losses; among eleven there are 55
+pairs. Two losses whose runs do
 not overlap at all get a probability of improvement of 1 with the interval [1, 1], however few the
 runs: a bootstrap cannot see what was never drawn.
 """

@@ -1,4 +1,4 @@
-"""Preference data whose quality is a knob: pairs of trajectories with a known true return.
+"""Preference data of any quality: pairs of trajectories with a known true return.
 
 A *dataset* is a choice of pairs from a pool (:mod:`torchmpo.control.pools`): which rows are
 ``chosen``, which ``rejected``. All kinds of data over one pool share its files.

@@ -1,4 +1,4 @@
-"""The fitness of a population of policies: undiscounted returns in the environment."""
+"""Returns of a population of policies in the environment, undiscounted."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Discover a preference loss by evolution: ``python -m torchmpo.evolve``.
 
 Policies are trained on preference data under a population of candidate losses; the mean return of
-each trained policy is the fitness of its loss; OpenAI-ES moves the losses uphill.
+each trained policy is the fitness of its loss; an evolution strategy moves towards the fittest.
 """
 
 import sys

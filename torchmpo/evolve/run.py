@@ -17,12 +17,7 @@ from torchmpo import RELEASE
 from torchmpo.control.testbed import Testbed, prepare_fresh
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.control.tuning import suited
-from torchmpo.evolve.comparison import (
-    Contestant,
-    contestant,
-    seed_returns,
-    tune_rival,
-)
+from torchmpo.evolve.comparison import Contestant, contestant, seed_returns, tune_rival
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers

@@ -1,4 +1,4 @@
-"""The report of a diagnose run: ``report.html``, with every table and figure inline.
+"""The report of a diagnosis: ``report.html``, with every table and figure inline.
 
 Its numbers are those of the run's JSON files.
 """
@@ -9,13 +9,7 @@ from typing import Any
 
 from torchmpo.diagnose.report.html import document
 from torchmpo.diagnose.report.sections import SECTIONS
-from torchmpo.diagnose.report.words import (
-    TASKS,
-    Run,
-    findings,
-    headline,
-    protocol,
-)
+from torchmpo.diagnose.report.words import TASKS, Run, findings, headline, protocol
 from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic

@@ -27,7 +27,7 @@ def optimizer_of(config: SearchConfig) -> Optimizer:
     """The optimizer that ``config`` names."""
     if config.optimizer == "cmaes":
         return CMAES(config)
-    # Here, because EvoTorch imports Ray, pandas and SciPy, which takes longer than torch itself.
+    # Here, because EvoTorch is slow to import, and settings are checked without it.
     from torchmpo.evolve.optimizers.openai_es import OpenAIES
 
     return OpenAIES(config)
