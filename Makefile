@@ -36,7 +36,7 @@ test-alpaca: $(ALPACA)/.installed
 .PHONY: test-warp
 test-warp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[warp]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_warp.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/envs/test_warp.py $(ARGS)
 
 # All but the one that needs TRL, which has an environment of its own.
 bench: $(READY)

@@ -11,13 +11,17 @@ from scipy import stats
 
 from torchmpo.statistics import (
     bootstrap_interval,
+    compare,
     interquartile_mean,
+    mean_of,
     mean_score,
     probability_of_improvement,
     ranks,
+    table,
+    verdict,
 )
 
-ANCHORS = {"original": [900.0, 1100.0], "target": [3000.0, 3000.0, 3000.0]}  # 1000 and 3000
+NAN = float("nan")
 scores_of = some.lists(some.integers(-8, 8).map(float), min_size=1, max_size=9)
 
 
@@ -25,7 +29,59 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-# Statistics
+# Any statistics book's table of Student's t, two-sided 95 %.
+@pytest.mark.parametrize(
+    ("df", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365), (10, 2.228), (24, 2.064), (120, 1.980)],
+)
+def test_intervals_are_students(df, quantile):
+    result = mean_of([float(i) for i in range(df + 1)])
+    assert (result.high - result.mean) / result.se == pytest.approx(quantile, abs=6e-4)
+    assert result.mean - result.low == pytest.approx(result.high - result.mean)
+
+
+def test_mean_se_and_interval_by_hand():
+    result = mean_of([1.0, 2.0, 3.0, 6.0])  # s² = 14/3
+    se = math.sqrt(14 / 3 / 4)
+    assert result.mean == 3.0
+    assert result.se == pytest.approx(se)
+    assert result.low == pytest.approx(3 - 3.1824463 * se)
+    assert result.high == pytest.approx(3 + 3.1824463 * se)
+
+
+def test_differences_are_paired_by_seed():
+    # Seeds differ by hundreds, the objectives by 10 ± 1 on each: only pairing sees it.
+    found, start = [110.0, 511.0, 909.0], [100.0, 500.0, 900.0]
+    comparison = compare({"found": found, "start": start})
+    difference = comparison["differences"]["start"]
+    assert difference["mean"] == 10.0
+    assert difference["low"] > 0
+    assert difference["se"] == pytest.approx(1 / math.sqrt(3))
+    assert list(comparison["differences"]) == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ([12.0, 13.0, 14.0], "improvement, +12 [+11, +13]"),
+        ([-12.0, -13.0, -14.0], "worse"),
+        ([30.0, -30.0, 1.0], "no improvement (the interval contains 0)"),
+        ([5.0, NAN, 7.0], "not comparable, 1 trainings diverged"),
+    ],
+)
+def test_verdict_is_honest(found, word):
+    comparison = compare({"found": found, "SFT": [0.5, 1.0, 1.5]})
+    assert verdict(comparison).startswith(f"vs SFT: {word}")
+    assert "found" in table(comparison)
+    assert "nan" not in table(comparison)
+
+
+def test_a_diverged_training_is_counted_in_the_table():
+    comparison = compare({"found": [1.0, 2.0], "SFT": [NAN, NAN]})
+    assert comparison["objectives"]["SFT"] == {
+        "mean": None, "se": None, "low": None, "high": None, "diverged": 2
+    }  # fmt: skip
+    assert "2 diverged" in table(comparison)
 
 
 @pytest.mark.parametrize(

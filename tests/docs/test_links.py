@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")]
 )
@@ -53,3 +54,9 @@ def test_links_lead_somewhere(path):
 def test_headings_become_anchors():
     text = "# The `x` of it\n```\n# not one\n```\n## Same\n## Same\n"
     assert anchors(text) == {"the-x-of-it", "same", "same-1"}
+
+
+def test_files_that_the_makefile_names_exist():
+    paths = re.findall(r"(?:tests|docs|benchmarks|experiments)/[\w./]*\w", MAKEFILE)
+    assert len(paths) > 5
+    assert [p for p in paths if not p.startswith("docs/_build") and not (ROOT / p).exists()] == []
