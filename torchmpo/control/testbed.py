@@ -145,17 +145,18 @@ class Testbed:
         population: int,
         seed: int | Sequence[int],
         *,
+        learning_rates: Tensor | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Tensors:
         """``population`` policies, each under its own row of ``objective_params``.
 
         Args:
             seed: one stream of minibatches for all, or one per member.
-            on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
+            learning_rates, on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
         """
         init = self._initial(population, seed)
         args = (self.policy, init, objective, objective_params, self.dataset, self.config.inner)
-        return train_policies(*args, seed, on_epoch=on_epoch)
+        return train_policies(*args, seed, learning_rates=learning_rates, on_epoch=on_epoch)
 
     def _initial(self, population: int, seed: int | Sequence[int]) -> Tensors:
         if self.config.start == "original":
