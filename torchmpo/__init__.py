@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from torchmpo.objectives.mirror import MirrorObjective as MirrorObjective
     from torchmpo.objectives.resolve import resolve as resolve
 
-__version__ = "0.1.0"
+    __version__: str
+
+# The release that this source is, or leads to: what a run writes into its card. The same source
+# gives the same card, however it came here; `__version__` counts the commits since the last tag.
+RELEASE = "0.1.0"
 __all__ = ["MirrorObjective", "Objective", "PairLogps", "resolve"]
 
 _WHERE = {
@@ -33,6 +37,8 @@ _MODULES = ("adapters", "linear_logps", "losses", "metrics", "objectives")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _installed_version()
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     if name in _MODULES:  # as attributes, too: torchmpo.losses.dpo_loss
@@ -40,5 +46,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'torchmpo' has no attribute {name!r}")
 
 
+def _installed_version() -> str:
+    """The version that was installed: the package's own metadata, or the release without it."""
+    from importlib import metadata  # 20 ms that few need
+
+    try:
+        return metadata.version("torchmpo")
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return RELEASE
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, *_MODULES])
+    return sorted([*globals(), *__all__, *_MODULES, "__version__"])

@@ -1,12 +1,17 @@
 """The inner loop against a plain PyTorch loop, and what a population must and must not do."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from populations import ACTIONS, OBSERVATIONS, TIME, make_data, make_policy, make_population
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn.functional import logsigmoid, relu
 
 from torchmpo.control import inner_loop as inner
@@ -207,6 +212,71 @@ def test_compiled_float32_follows_eager_float64_and_is_compiled_once():
     assert distance(compiled, start) > 1e-3
     assert distance(compiled, exact) < 1e-4
     assert distance(compiled, again) > 1e-4
+
+
+UNCOMPILED = """
+import torch
+from populations import make_data, make_policy, make_population
+from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.losses import orpo_loss, simpo_loss
+from torchmpo.objectives.bound import Objective
+
+policy, data = make_policy(), make_data()
+start = make_population(policy, 3)
+for loss in (simpo_loss, orpo_loss):
+    trained = [
+        train_policies(
+            policy, start, Objective(loss), {}, data, InnerConfig(epochs=1, compile=compiled), 0
+        )
+        for compiled in (True, False)
+    ]
+    assert not all(torch.equal(start[name], trained[0][name]) for name in start)
+    print(all(torch.equal(trained[0][name], trained[1][name]) for name in start))
+"""
+FAILING = """#!/bin/sh
+[ "$1" = --version ] && echo "g++ 12.2.0" && exit 0
+echo "fatal error: Python.h: No such file or directory" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("compiler", "problem"),
+    [(None, "no C++ compiler was found"), (FAILING, "the C++ compiler fails")],
+    ids=["none", "failing"],
+)
+def test_without_a_compiler_it_trains_eagerly_and_says_so_once(compiler, problem, tmp_path):
+    programs = tmp_path / "bin"  # the only place where programs are looked for
+    programs.mkdir()
+    if compiler:
+        (programs / "g++").write_text(compiler)
+        (programs / "g++").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"}
+    environment |= {
+        "PATH": str(programs),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),  # nothing compiled earlier
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", UNCOMPILED], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"warning: {problem}, so trainings are not compiled")
+
+
+def test_a_program_that_cannot_be_compiled_for_another_reason_is_an_error(monkeypatch):
+    def broken(*_, **__):
+        def program(*_):
+            raise BackendCompilerFailed(broken, RuntimeError("no such operation"), None)
+
+        return program
+
+    monkeypatch.setattr(torch, "compile", broken)
+    policy, data = make_policy(), make_data()
+    start = stack_policies(policy.trainable(), 2)
+    with pytest.raises(UserError, match=r"set compile to false.*broken"):
+        train_policies(policy, start, Objective(simpo_loss), {}, data, config(compile=True), 0)
 
 
 def test_sft_recovers_the_actions_of_a_known_policy():

@@ -812,6 +812,8 @@ def test_what_is_printed_of_a_cell(capsys, reports):
     returns = [sum(row) / len(row) for row in cells()["sft__base"]["returns"]]
     original, target = (sum(agents[k]) / len(agents[k]) for k in ("original", "target"))
     mean = sum(returns) / 2
+    begin, out = out.split("\n", 1)
+    assert begin == "diagnose: tla, base → run"
     assert re.fullmatch(r"sft +base +return .* ± .* score .* s  ETA 0:00\n", out), out
     assert float(re.search(r"return +(\S+)", out)[1]) == pytest.approx(mean, abs=0.6)
     assert float(re.search(r"± (\S+)", out)[1]) == pytest.approx(
@@ -911,7 +913,7 @@ def test_the_command_as_a_user_calls_it(tmp_path, folders):
         "report.html",
         "figures",
     }
-    assert len(result.stdout.splitlines()) == 3
+    assert len(result.stdout.splitlines()) == 4
     board = json.loads(Path("run/leaderboard.json").read_text())
     assert (board["pairs"], board["start"]) == (4, "original")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["start"] is None

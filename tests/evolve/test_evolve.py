@@ -39,9 +39,10 @@ def no_run(monkeypatch):
 
 
 def one_line_error(capsys, argv):
+    capsys.readouterr()
     assert main(argv) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert re.fullmatch(r"(evolve: [^\n]+ → [^\n]+\n)?", captured.out)
     assert re.fullmatch(r"error: [^\n]+\n", captured.err), captured.err
     return captured.err
 

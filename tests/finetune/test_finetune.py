@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny_llm import QUIET, save_tiny, tiny_gemma, tiny_llama, tiny_pairs, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from torchmpo.finetune.__main__ import main
+from torchmpo.finetune.__main__ import MORE_OPTIONS, OPTIONS, main
 from torchmpo.finetune.data import PreferenceData, StepSampler
 from torchmpo.finetune.models import LoraSettings
 from torchmpo.finetune.module import PreferenceModule
@@ -336,6 +336,15 @@ def test_help_names_the_commands(capsys):
         assert f"torchmpo.finetune {command}" in printed
 
 
+@pytest.mark.parametrize("command", MORE_OPTIONS)
+def test_a_shell_completes_options_that_there_are(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out.split()
+    for option in {*OPTIONS, *MORE_OPTIONS[command]} - {"--loss"}:  # short for --model.loss
+        assert option in {word.strip("[],") for word in printed}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -402,10 +411,7 @@ def test_a_full_disk_is_one_line(config, capsys, monkeypatch):
 
 
 def test_a_missing_package_names_the_extra(config, capsys, monkeypatch):
-    def missing(*_, **__):
-        raise ModuleNotFoundError("No module named 'peft'", name="peft")
-
-    monkeypatch.setattr("torchmpo.finetune.module.add_lora", missing)
+    monkeypatch.setitem(sys.modules, "peft", None)  # cannot be imported
     assert run("fit", config) == 2
     assert "peft is not installed: pip install 'torchmpo[llm]'" in capsys.readouterr().err
 

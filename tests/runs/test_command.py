@@ -12,6 +12,7 @@ import yaml
 
 from torchmpo.runs.command import Command, duration, read_json
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.options import plain
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,92 @@ def test_help_names_every_setting_and_preset(capsys):
     text = capsys.readouterr().out
     for word in ("--size", "--names", "--where", "small, large", "--resume", "runs/mine"):
         assert word in text
+
+
+# --- options ---
+
+
+def test_help_shows_the_settings_of_the_preset_before_it(capsys):
+    for words, size in (("--help", 9), ("--preset small --help", 1)):
+        with pytest.raises(SystemExit, match="0"):
+            run(words)
+        assert f"a number. (type: int, default: {size})" in capsys.readouterr().out
+
+
+def test_help_explains_inherited_settings(capsys, monkeypatch):
+    @dataclass(frozen=True)
+    class More(Settings):
+        """A command with more.
+
+        Args:
+            more: of everything.
+        """
+
+        more: int = 1
+
+    command = replace(COMMAND, settings=More)
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    with_parser = capsys.readouterr().out
+    monkeypatch.setattr("torchmpo.runs.command.find_spec", lambda name: None)
+    assert command.main(["--help"]) == 0
+    without = capsys.readouterr().out
+    for text in (with_parser, without):
+        for word in ("a number.", "a count.", "of everything."):
+            assert word in text
+
+
+def test_what_is_printed_can_be_read_back_and_starts_nothing(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="0"):
+        run("--preset small --seeds 7 --out there --print_config")
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed) == asdict(Settings(seeds=7))
+    assert list(tmp_path.iterdir()) == []
+    Path("file.yaml").write_text(printed)
+    assert run("--config file.yaml --out there") == 0
+    assert stored("there") == asdict(Settings(seeds=7))
+
+
+def test_a_file_does_not_say_where_a_run_is(capsys):
+    Path("file.yaml").write_text("out: there\nresume: false\nsize: 3\n")
+    assert run("--config file.yaml") == 2
+    line = "error: give --out and --resume on the command line, not in a file\n"
+    assert capsys.readouterr().err == line
+    for number, words in enumerate(("--config file.yaml --out", "--size 4 --out")):
+        assert run(f"{words} here{number} --config file.yaml") == 0
+        assert stored(f"here{number}")["size"] == 3  # what comes later counts
+    assert not Path("there").exists()
+
+
+def test_what_comes_later_counts():
+    Path("file.yaml").write_text("size: 3\nseeds: 2\n")
+    assert run("--seeds 6 --config file.yaml --size 4") == 0
+    assert (stored()["size"], stored()["seeds"]) == (4, 2)
+
+
+def test_a_stored_setting_of_another_type(capsys):
+    run("--preset small")
+    path = Path("runs/mine/config.yaml")
+    path.write_text(path.read_text().replace("size: 1", "size: one"))
+    assert run("--resume") == 2
+    assert "runs/mine/config.yaml is not the configuration of a run of python -m mine: size: " in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_first_line_says_what_begins(capsys):
+    command = replace(doing(), headline=("names", "size"))
+    assert command.main(["--size", "3"]) == 0
+    assert capsys.readouterr().out == "mine: a, b, 3 → runs/mine\n"
+    assert command.main(["--resume"]) == 0
+    assert capsys.readouterr().out == "mine: a, b, 3 → runs/mine, resumed\n"
+
+
+def test_a_complaint_of_the_parser_in_a_line():
+    assert plain(TypeError("Parser key \"a.b\":\n  Expected a <class 'int'>")) == (
+        "a.b: Expected a int"
+    )
+    assert plain(TypeError("in other words")) == "in other words"
 
 
 # --- read_json, duration ---

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from torchmpo.runs.errors import UserError
-from torchmpo.winrate import run as winrate
+from torchmpo.winrate import __main__ as winrate
 from torchmpo.winrate.alpaca_files import (
     annotations_text,
     compare,

@@ -7,6 +7,7 @@ to the losses of the run. To take a loss out of a run, take it out of its ``conf
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from torchmpo.diagnose.settings import PLACE, PRESETS, DiagnoseConfig
@@ -23,7 +24,13 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
+    headline=("task", "data"),
 )
+
+
+def parser() -> ArgumentParser:
+    """The options of the command."""
+    return COMMAND.parser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ each trained policy is the fitness of its loss; OpenAI-ES moves the losses uphil
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
@@ -20,7 +21,13 @@ COMMAND = Command(
     out="runs/evolve",
     place=PLACE,
     grows=("rivals",),
+    headline=("task", "data"),
 )
+
+
+def parser() -> ArgumentParser:
+    """The options of the command."""
+    return COMMAND.parser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,12 @@
 """Logging a run to TensorBoard or Weights & Biases, through Lightning's loggers."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.extras import how_to_install
 
 
 def start_loggers(
@@ -22,20 +24,23 @@ def start_loggers(
         UserError: a package is missing.
     """
     loggers = []
-    try:
-        if tensorboard:
-            from lightning.pytorch.loggers import TensorBoardLogger
+    if tensorboard:
+        _require("lightning", "tensorboard")
+        from lightning.pytorch.loggers import TensorBoardLogger
 
-            loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
-        if wandb is not None:
-            from lightning.pytorch.loggers import WandbLogger
+        loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
+    if wandb is not None:
+        _require("lightning", "wandb")
+        from lightning.pytorch.loggers import WandbLogger
 
-            loggers.append(WandbLogger(project=wandb, save_dir=out))
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--tensorboard and --wandb need packages that are not installed: "
-            "pip install 'torchmpo[logging]'"
-        ) from error
+        loggers.append(WandbLogger(project=wandb, save_dir=out))
     for logger in loggers:
         logger.log_hyperparams(dict(settings))
     return loggers
+
+
+def _require(*packages: str) -> None:
+    """Ask before Lightning does: its own error does not name the package."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(how_to_install(package, "logging"))

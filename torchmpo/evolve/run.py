@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from torchmpo import __version__
+from torchmpo import RELEASE
 from torchmpo.control.testbed import Testbed, prepare_fresh
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.control.tuning import suited
@@ -207,7 +207,7 @@ def _card(setup: Setup, found: Found, comparison: dict) -> dict:
     what = {key: value for key, value in asdict(config).items() if key not in PLACE}
     return {
         "name": f"{space.name} discovered on {config.task}, {config.data}",
-        "torchmpo": __version__,
+        "torchmpo": RELEASE,
         "config": what,
         "dim": space.dim,
         "fitness_of_start": found.log[0]["centre"],

@@ -1,12 +1,11 @@
-"""The outer loop: evolution of a vector, whatever it means.
+"""The outer loop: evolution of a vector.
 
-What is maximised is left open: any function F of vectors and the generation, such as a
+It maximises any function of vectors and the generation, such as a
 :class:`torchmpo.evolve.workers.Fitness`.
 """
 
 import csv
 import io
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,13 +16,11 @@ import torch
 from torch import Tensor
 
 from torchmpo.evolve.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from torchmpo.evolve.optimizers import OPTIMIZERS, SearchConfig, State
+from torchmpo.evolve.optimizers import SearchConfig, State, optimizer_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 
 LOG_COLUMNS = ("generation", "centre", "mean", "best", "sigma", "nan")
-
-logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
 
 
 class Found(NamedTuple):
@@ -69,11 +66,8 @@ def search(
     """
     if every < 1:
         raise UserError(f"every must be at least 1; got {every}")
-    folder, optimizer = Path(folder), OPTIMIZERS[config.optimizer](config)
-    state, log = optimizer.start(centre), []
-    if (checkpoint := load_checkpoint(folder / "checkpoints")) is not None:
-        _check_same_search(state, checkpoint, folder)
-        state, log = checkpoint.tensors, checkpoint.info
+    folder, optimizer = Path(folder), optimizer_of(config)
+    state, log = _newest(folder, optimizer.start(centre))
     columns = LOG_COLUMNS
     if held_out is not None or any("held_out" in row for row in log):
         columns += ("held_out",)
@@ -85,26 +79,37 @@ def search(
         row = {"generation": generation, "sigma": optimizer.sigma(state)}
         last = generation == config.generations
         if last:
-            scores = fitness(centre[None], generation)
+            row["centre"] = float(fitness(centre[None], generation)[0])
         else:
             members = optimizer.ask(state, generation)
             scores = fitness(torch.cat([centre[None], members]), generation)
             state = optimizer.tell(state, generation, members, scores[1:])
-            finite = scores[1:][torch.isfinite(scores[1:])].double()
-            row["mean"] = float(finite.mean())
-            row["best"] = float(finite.max()) if len(finite) else math.nan
-            row["nan"] = config.population - len(finite)
-        row["centre"] = float(scores[0])
+            row |= {"centre": float(scores[0]), **_summary(scores[1:])}
         if held_out is not None and (last or generation % every == 0):
             row["held_out"] = float(held_out(centre, generation))
-        row = {column: row.get(column) for column in columns}
-        log.append(row)
+        log.append({column: row.get(column) for column in columns})
         save_checkpoint(folder / "checkpoints", Checkpoint(len(log), state, log))
         _write_log(folder, columns, log)
         seconds = time.perf_counter() - began
         _append_timing(folder, generation, seconds, getattr(fitness, "bytes_sent", 0))
-        on_generation(row, seconds)
+        on_generation(log[-1], seconds)
     return Found(state["centre"], log)
+
+
+def _newest(folder: Path, start: State) -> tuple[State, list[dict]]:
+    """State and log of the newest checkpoint; ``start`` and an empty log where there is none."""
+    checkpoint = load_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        return start, []
+    _check_same_search(start, checkpoint, folder)
+    return checkpoint.tensors, checkpoint.info
+
+
+def _summary(scores: Tensor) -> dict:
+    """What the log says of the members' ``scores [population]``."""
+    finite = scores[torch.isfinite(scores)].double()
+    best = float(finite.max()) if len(finite) else math.nan
+    return {"mean": float(finite.mean()), "best": best, "nan": len(scores) - len(finite)}
 
 
 def _check_same_search(state: State, checkpoint: Checkpoint, folder: Path) -> None:

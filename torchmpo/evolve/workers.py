@@ -102,7 +102,7 @@ class Fitness:
             their fitness, and what was sent again. Neither data nor the start of an actor.
 
     Raises:
-        UserError: a chunk took down :data:`LIVES` actors, actors do not start, or the data do not
+        UserError: a chunk took down ``LIVES`` actors, actors do not start, or the data do not
             fit into Ray's object store.
     """
 

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from torchmpo.finetune.models import check_tokenizer, load_tokenizer, missing_package
+from torchmpo.finetune.models import check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import clean, load_pairs
 from torchmpo.finetune.reference import Batch, reference_table, with_reference
 from torchmpo.finetune.tokenize import PairDataset, collate
-from torchmpo.runs.errors import UserError
+from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
 
 try:
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.utilities import rank_zero_info
 except ModuleNotFoundError as error:
-    raise missing_package(error) from error
+    raise missing_package(error, "llm") from error
 
 
 class StepSampler(DistributedSampler):
@@ -81,7 +81,7 @@ class ResumableLoader(DataLoader):
     Args:
         sampler: a :class:`StepSampler`.
         done: says how many batches of this epoch are behind us, when the first one is wanted.
-        *args, **kwargs: see ``DataLoader``.
+        args, kwargs: see ``DataLoader``.
     """
 
     def __init__(self, *args: Any, sampler: StepSampler, done: Callable[[], int], **kwargs: Any):

@@ -16,17 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from torchmpo.linear_logps import linear_logps
-from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 # What a head applied by hand may differ by from the model's own logits, in units of the largest.
 HEAD_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 LOW_PRECISION_TOLERANCE = 2e-2
-
-
-def missing_package(error: ModuleNotFoundError) -> UserError:
-    """The error to raise where a package of the extra ``llm`` is not installed."""
-    return UserError(f"{error.name} is not installed: pip install 'torchmpo[llm]'")
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
     try:
         import peft
     except ModuleNotFoundError as error:
-        raise missing_package(error) from error
+        raise missing_package(error, "llm") from error
     targets = settings.targets
     config = peft.LoraConfig(
         r=settings.r,
@@ -300,7 +295,7 @@ def export_merged(adapter: str | Path, folder: str | Path) -> None:
     try:
         import peft
     except ModuleNotFoundError as error:
-        raise missing_package(error) from error
+        raise missing_package(error, "llm") from error
     adapter, folder = Path(adapter), Path(folder)
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{adapter} holds no adapter: adapter_config.json is missing")
@@ -321,7 +316,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise missing_package(error) from error
+        raise missing_package(error, "llm") from error
     return transformers
 
 

@@ -32,7 +32,6 @@ from torchmpo.finetune.models import (
     fresh_adapter,
     is_adapted,
     load_model,
-    missing_package,
     model_digest,
 )
 from torchmpo.metrics import implicit_rewards, preference_metrics
@@ -40,13 +39,13 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.errors import Diverged, UserError, nearest
+from torchmpo.runs.errors import Diverged, UserError, missing_package, nearest
 from torchmpo.runs.seeding import derive_seed
 
 try:
     from lightning.pytorch import LightningModule
 except ModuleNotFoundError as error:
-    raise missing_package(error) from error
+    raise missing_package(error, "llm") from error
 
 Batch = dict[str, Tensor]
 REFERENCES = ("adapter_off", "copy", "cache")

@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchmpo.finetune.models import missing_package
-from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
 # How an assistant's turn begins, in data sets whose conversations are plain text.
 TURNS = (
@@ -354,7 +353,7 @@ def _parquet(path: Path) -> list[Any]:
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise missing_package(error) from error
+        raise missing_package(error, "llm") from error
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
@@ -369,7 +368,7 @@ def _from_hub(source: str | Path, split: str) -> Iterable[Any]:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise missing_package(error) from error
+        raise missing_package(error, "llm") from error
     try:
         return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:

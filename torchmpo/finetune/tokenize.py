@@ -12,11 +12,11 @@ word.
 
 **Too long** (more than ``max_length`` tokens, prompt and answer together):
 
-``keep_start``  the end of the answer is cut, and its EOS with it. A prompt that leaves no room for
-                a token of the answer is an error.
-``keep_end``    the start of the prompt is cut, BOS is kept, and both answers keep the same prompt.
-                An answer too long by itself loses its start; one token of the prompt is kept.
-``drop``        the pair is dropped.
+- ``keep_start``: the end of the answer is cut, and its EOS with it. A prompt that leaves no room
+  for a token of the answer is an error.
+- ``keep_end``: the start of the prompt is cut, BOS is kept, and both answers keep the same prompt.
+  An answer too long by itself loses its start; one token of the prompt is kept.
+- ``drop``: the pair is dropped.
 
 A prompt longer than ``max_prompt_length`` loses its start, BOS is kept; with ``drop``, the pair is
 dropped. Answers that are the same tokens in the end teach nothing: the pair is dropped.

@@ -6,17 +6,15 @@ besides a YAML file of any of them (``--config``), a named set (``--preset``), t
 """
 
 import importlib
+import inspect
 import json
-import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
@@ -40,7 +38,9 @@ class Command:
         extra: of this package, whose dependencies ``work`` needs.
         out: the default folder of a run.
         place: settings that may change on ``--resume``: where a run is computed, or how far.
+        default_preset: the one that counts if none is named.
         grows: settings to which ``--resume`` adds: words by commas, and counts, which may rise.
+        headline: settings that the first line of a run names; none for no such line.
     """
 
     program: str
@@ -53,25 +53,21 @@ class Command:
     place: Collection[str]
     default_preset: str = "default"
     grows: Collection[str] = ()
+    headline: Sequence[str] = ()
 
-    def parser(self, defaults: Mapping[str, Any]):
-        """The parser, with ``defaults`` in place of those of the dataclass."""
-        parser = ArgumentParser(
-            prog=self.program,
-            description=self.description,
-            exit_on_error=False,
-            allow_abbrev=False,
+    def parser(self, defaults: Mapping[str, Any] | None = None) -> Any:
+        """The parser of the options, with ``defaults`` in place of those of the dataclass."""
+        from torchmpo.runs.options import OptionParser  # which --help can do without
+
+        parser = OptionParser(
+            self.program,
+            self.description,
+            self.settings,
+            self.presets,
+            self.default_preset,
+            self.out,
         )
-        parser.add_argument(
-            "--config", action="config", help="YAML file with any of these settings"
-        )
-        parser.add_argument(
-            "--preset", default=self.default_preset, help=f"one of {', '.join(self.presets)}"
-        )
-        parser.add_argument("--out", default=self.out, help="folder of the run")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-        parser.add_class_arguments(self.settings)
-        parser.set_defaults(dict(defaults))
+        parser.set_defaults(dict(defaults or {}))
         return parser
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, Path, bool]:
@@ -79,26 +75,22 @@ class Command:
 
         Raises:
             UserError: anything wrong with the command line or the folder.
+            SystemExit: help or the settings were asked for and have been printed.
         """
-        first = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-        first.add_argument("--preset", default=None, type=str | None)
-        first.add_argument("--out", default=self.out)
-        first.add_argument("--resume", action="store_true")
-        first.add_argument("--config", default=None, type=str | None)
-        own = ("--preset", "--out", "--resume", "--config")
-        given = self._readable(first.parse_args, _only(argv, own))
-        out, resume = Path(given.out), given.resume
-        preset = given.preset or _preset_in(given.config)
+        given = self.parser().given(argv)
+        out, resume = Path(given.pop("out", self.out)), given.pop("resume", False)
+        preset, only_print = given.pop("preset", None), given.pop("print_config", False)
         if preset is not None and preset not in self.presets:
-            raise UserError(f"unknown preset {preset!r}: {nearest(preset, self.presets)}")
+            raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), self.presets)}")
         stored = self._stored(out) if resume else None
-        defaults = self.presets[preset or self.default_preset]
         if stored is not None and preset is None:
             defaults = stored
-        namespace = self._readable(self.parser(defaults).parse_args, list(argv))
-        if (namespace.out, namespace.resume) != (given.out, given.resume):
-            raise UserError("give --out and --resume on the command line, after --config")
-        config = self._config(namespace)
+        else:
+            defaults = self.presets[preset or self.default_preset]
+        config = self.settings(**{**defaults, **given})
+        if only_print:
+            print(_text(config), end="")
+            raise SystemExit(0)
         if stored is not None:
             for name, value in asdict(config).items():
                 if name not in {*self.place, *self.grows} and value != stored[name]:
@@ -106,7 +98,6 @@ class Command:
                         f"--resume: {name} is {value!r}, but the run in {out} has "
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
-            given = self._config(self._readable(self.parser(stored).parse_args, list(argv)))
             config = replace(config, **self._grown(given, stored, out))
         elif (out / "config.yaml").exists():
             raise UserError(f"{out} has a run: go on with --resume, or choose another --out")
@@ -127,17 +118,23 @@ class Command:
             the exit code.
         """
         out = None
+        words = sys.argv[1:] if argv is None else argv
 
         def work() -> int | None:
             nonlocal out
-            config, out, _ = self.parse(sys.argv[1:] if argv is None else argv)
-            module = self._work()
+            needed = ("jsonargparse", "yaml")
+            if {"-h", "--help"} & set(words) and None in map(find_spec, needed):
+                return print(self._help())
+            config, out, resumed = self.parse(words)
+            if self.headline:  # imports take seconds
+                print(self._first_line(config, out, resumed), flush=True)
+            module = importlib.import_module(self.work) if isinstance(self.work, str) else self.work
             prepared = module.prepare(config)
             out.mkdir(parents=True, exist_ok=True)
             with alone_in(out):
                 if hasattr(module, "check"):
                     module.check(prepared, out)
-                write_atomic(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+                write_atomic(out / "config.yaml", _text(config))
                 return module.run(prepared, out)
 
         def interrupted() -> str:
@@ -146,79 +143,80 @@ class Command:
             how = f"; go on with: {self.program} --out {folder} --resume" if begun else ""
             return f"interrupted{how}"
 
-        return exit_code(work, interrupted)
+        return exit_code(work, interrupted, self.extra)
 
-    def _work(self) -> Any:
-        if not isinstance(self.work, str):
-            return self.work
-        try:
-            return importlib.import_module(self.work)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"{error.name} is not installed: pip install 'torchmpo[{self.extra}]'"
-            ) from error
+    def _help(self) -> str:
+        """Help where jsonargparse is not installed: what the dataclass says of its settings."""
+        explained = [
+            inspect.cleandoc(part.__doc__ or "")
+            for part in reversed(self.settings.__mro__)
+            if is_dataclass(part)
+        ]
+        usage = f"usage: {self.program} [--config FILE] [--preset NAME] [--out FOLDER] [--resume]"
+        return "\n\n".join(
+            [
+                f"{usage} [--SETTING VALUE ...]",
+                self.description,
+                f"NAME is one of {', '.join(self.presets)}; FOLDER is {self.out} by default.",
+                *explained,
+            ]
+        )
 
-    def _grown(self, config: Any, stored: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    def _first_line(self, config: Any, out: Path, resumed: bool) -> str:
+        """What begins."""
+        what = ", ".join(str(getattr(config, name)).replace(",", ", ") for name in self.headline)
+        again = ", resumed" if resumed else ""
+        name = self.program.replace(".", " ").split()[-1]
+        return f"{name}: {what} → {out}{again}"
+
+    def _grown(self, given: Mapping[str, Any], stored: Mapping[str, Any], out: Path) -> dict:
         """Each count as given now, and the words of the run before those given now, each once.
 
         Args:
-            config: where nothing is given, what is stored; what a preset says is not given.
+            given: on the command line and in files; what a preset says is not given.
         """
         grown = {}
         for name in self.grows:
-            given, known = getattr(config, name), stored[name]
-            if isinstance(given, str) and given != known:
-                grown[name] = ",".join(dict.fromkeys(words(name, known) + words(name, given)))
-            elif isinstance(given, int) and given < known:
+            known = stored[name]
+            value = given.get(name, known)
+            if isinstance(value, str) and value != known:
+                grown[name] = ",".join(dict.fromkeys(words(name, known) + words(name, value)))
+            elif isinstance(value, int) and value < known:
                 raise UserError(
-                    f"--resume: {name} is {given}, but the run in {out} has {known} and can only "
+                    f"--resume: {name} is {value}, but the run in {out} has {known} and can only "
                     "grow; drop that setting, or choose another --out"
                 )
             else:
-                grown[name] = given
+                grown[name] = value
         return grown
 
-    def _config(self, namespace) -> Any:
-        values = namespace.as_dict()
-        return self.settings(**{f.name: values[f.name] for f in fields(self.settings)})
+    def _stored(self, out: Path) -> dict[str, Any]:
+        """The settings of the run in a folder."""
+        from torchmpo.runs.options import read_settings
 
-    def _stored(self, out: Path) -> dict:
         path = out / "config.yaml"
         if not path.exists():
             empty = not out.exists() or (out.is_dir() and not any(_visible(out)))
             instead = "start one without --resume" if empty else "choose another --out"
             raise UserError(f"--resume: there is no run in {out}; {instead}")
+        names = [field.name for field in fields(self.settings)]
         try:
-            values = yaml.safe_load(path.read_text())
-            if not isinstance(values, dict):
-                raise ValueError("it is not a mapping")
-            if missing := {f.name for f in fields(self.settings)} - values.keys():
+            values = read_settings(path)
+            if missing := set(names) - values.keys():
                 raise ValueError(f"{sorted(missing)[0]} is missing")
-            return asdict(self._config(self._readable(self.parser({}).parse_object, values)))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            checked = self.parser().checked(values)
+            return {name: checked[name] for name in names}
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{path} is not the configuration of a run of {self.program}: {reason}"
             ) from error
 
-    def _readable(self, parse, argument):
-        """Run a parser; its complaint becomes one line that names the nearest valid key."""
-        keys = [f.name for f in fields(self.settings)] + ["preset", "out", "resume", "config"]
-        try:
-            return parse(argument)
-        except UnicodeDecodeError as error:
-            raise UserError(f"--config: the file is not text ({error})") from error
-        except (ArgumentError, KeyError, TypeError) as error:
-            text = " ".join(str(error).split())
-            if match := re.search(r"unrecognized arguments: (\S+)", text):
-                if not match[1].startswith("-"):
-                    raise UserError(f"unexpected argument {match[1]!r}") from error
-                name = match[1].lstrip("-").partition("=")[0]
-                raise UserError(f"unknown option --{name}: {nearest(name, keys)}") from error
-            if match := re.search(r"Option '([^']+)' is not accepted", text):
-                raise UserError(f"unknown key {match[1]!r}: {nearest(match[1], keys)}") from error
-            text = re.sub(r"^Parser key \"(\w+)\":", r"\1:", text)
-            raise UserError(re.sub(r"<class '(\w+)'>", r"\1", text)) from error
+
+def _text(config: Any) -> str:
+    from torchmpo.runs.options import settings_text
+
+    return settings_text(asdict(config))
 
 
 def words(name: str, text: str) -> list[str]:
@@ -254,27 +252,6 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _preset_in(path: str | None) -> str | None:
-    """The preset that a configuration file names; the real parser complains of a bad file."""
-    try:
-        values = yaml.safe_load(Path(path).read_text()) if path else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return str(values["preset"]) if isinstance(values, dict) and "preset" in values else None
-
-
-def _only(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The options ``names`` with their values, so that the rest is left to the real parser."""
-    kept = []
-    for i, word in enumerate(argv):
-        name, equals, _ = word.partition("=")
-        if name in names:
-            kept.append(word)
-            if not equals and name != "--resume":
-                kept += argv[i + 1 : i + 2]
-    return kept
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -4,6 +4,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from torchmpo.runs.extras import missing
+
 
 class UserError(ValueError):
     """A mistake the user can put right.
@@ -46,12 +48,33 @@ def disk_line(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
-def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] | None = None) -> int:
-    """Do the work of a command; what the user or the disk did wrong is one line on stderr.
+def missing_package(error: ModuleNotFoundError, extra: str = "") -> Exception:
+    """The error to raise, from ``error``, where the import of an optional package failed.
+
+    Args:
+        error: as it was raised.
+        extra: of this package, to name if several have the one that is missing.
+
+    Returns:
+        a `UserError` that says how to install it, if it is in the table of extras; else the error
+        again.
+    """
+    line = missing(error, extra)
+    return UserError(line) if line else ModuleNotFoundError(str(error), name=error.name)
+
+
+def exit_code(
+    work: Callable[[], int | None],
+    interrupted: Callable[[], str] | None = None,
+    extra: str = "",
+) -> int:
+    """Do the work of a command; a mistake of the user's, or an optional package that is missing, or
+    what the disk refuses, is one line on stderr.
 
     Args:
         work: returns the exit code, or None for 0.
         interrupted: the line after Ctrl-C; None for no line.
+        extra: of this package, whose dependencies the command needs.
 
     Returns:
         what ``work`` returns, or 0 for None; 2 after a mistake, 130 after Ctrl-C.
@@ -63,6 +86,12 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] | N
         return 2
     except OSError as error:
         print(f"error: {disk_line(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        line = missing(error, extra)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if interrupted is not None:

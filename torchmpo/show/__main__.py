@@ -7,29 +7,18 @@ on the objective's own data visits.
 """
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from torchmpo.runs.arguments import StrictParser
 from torchmpo.runs.command import words
-from torchmpo.runs.errors import UserError, exit_code
+from torchmpo.runs.errors import exit_code
 from torchmpo.show.settings import HIGH, LOW, Request
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str):  # argparse would print its usage first
-        raise UserError(message)
-
-
-def parse(argv: Sequence[str]) -> Request:
-    """The request that a command line makes.
-
-    Raises:
-        UserError: anything wrong with it.
-    """
-    parser = _Parser(
-        prog="python -m torchmpo.show", description="Look at an objective.", allow_abbrev=False
-    )
+def parser() -> StrictParser:
+    """The options of the command."""
+    parser = StrictParser(prog="python -m torchmpo.show", description="Look at an objective.")
     parser.add_argument("what", help="folder of a run or of a saved objective, or a loss's name")
     parser.add_argument("--beside", help="losses to draw beside it, by commas, or none")
     parser.add_argument("--out", type=Path, help="folder of the figures")
@@ -42,7 +31,16 @@ def parse(argv: Sequence[str]) -> Request:
     )
     parser.add_argument("--low", type=float, help=f"of mean log-probabilities; default {LOW}")
     parser.add_argument("--high", type=float, help=f"of mean log-probabilities; default {HIGH}")
-    given = vars(parser.parse_args(list(argv)))
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """The request that a command line makes.
+
+    Raises:
+        UserError: anything wrong with it.
+    """
+    given = vars(parser().parse_args(list(argv)))
     beside = given["beside"]
     if beside is not None:
         given["beside"] = [] if beside == "none" else words("beside", beside)
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         show(request)
 
-    return exit_code(work)
+    return exit_code(work, extra="evolve")
 
 
 if __name__ == "__main__":

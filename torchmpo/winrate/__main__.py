@@ -11,6 +11,7 @@ AlpacaEval only with its prompts, its reference, its judge and ``length_controll
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from torchmpo.runs.command import Command
@@ -26,6 +27,11 @@ COMMAND = Command(
     out="runs/winrate",
     place=("batch_size",),
 )
+
+
+def parser() -> ArgumentParser:
+    """The options of the command."""
+    return COMMAND.parser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.errors import UserError, missing_package, nearest
 from torchmpo.winrate.alpaca_files import Row, probability, read_annotations
 
 Texts = Sequence[str]
@@ -168,9 +168,7 @@ class RewardModelJudge(ScoreJudge):
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"{error.name} is not installed: pip install 'torchmpo[llm]'"
-            ) from error
+            raise missing_package(error, "llm") from error
 
         super().__init__(self.rewards, str(source))
         self.batch_size, self.cut = batch_size, 0

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torchmpo.runs.errors import UserError
+from torchmpo.runs.errors import UserError, missing_package
 
 FOLDS = 5
 STRENGTHS = np.logspace(-4, 4, 10)  # C of scikit-learn: the larger, the weaker the penalty
@@ -225,7 +225,7 @@ def _fit(
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     except ModuleNotFoundError as error:
-        raise UserError("scikit-learn is not installed: pip install 'torchmpo[llm]'") from error
+        raise missing_package(error) from error
 
     # liblinear and not an exact solver: where strengths are nearly as good as each other, its
     # tolerance decides between them, which moved rates by up to 0.08 points in the tests' samples.

@@ -1,0 +1,202 @@
+"""Fine-tuning's command line, on Lightning's; importing it takes seconds."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from torchmpo.finetune.data import PreferenceData
+from torchmpo.finetune.inspect import show_pair
+from torchmpo.finetune.models import is_adapted
+from torchmpo.finetune.module import PreferenceModule
+from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.options import plain
+
+
+class LastStep(Callback):
+    """A checkpoint of the last step, made while the loop is in it.
+
+    Made after fit, it would say that the epoch was over, and a resume with more max_steps would
+    leave out the rest of it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == trainer.estimated_stepping_batches:
+            trainer.save_checkpoint(self.path)
+
+
+class CommandLine(LightningCLI):
+    """Lightning's, with our folder of a run."""
+
+    @staticmethod
+    def subcommands():
+        # Checkpoints are read with weights_only=True, come what may.
+        skip = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skip | {"train_dataloaders", "val_dataloaders", "ckpt_path"},
+            "validate": skip | {"dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser):
+        parser.add_argument("--out", default="runs/finetune", help="folder of the run")
+        parser.add_argument("--resume", action="store_true", help="go on with it")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=100, help="optimizer steps, at least 1"
+        )
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    @property
+    def out(self) -> Path:
+        return Path(self._get(self.config, "out"))
+
+    @property
+    def resume(self) -> bool:
+        return self._get(self.config, "resume")
+
+    def before_instantiate_classes(self):
+        if self.subcommand != "fit":
+            return
+        if self._get(self.config, "checkpoint_every") < 1:
+            raise UserError("checkpoint_every must be at least 1")
+        if self.resume and not (self.out / "last.ckpt").is_file():
+            raise UserError(f"--resume: there is no last.ckpt in {self.out}")
+        # The other processes of a run find what the first one has begun.
+        first = getattr(rank_zero_only, "rank", None) in (None, 0)
+        if first and not self.resume and self.out.exists() and not self._only_logs():
+            raise UserError(
+                f"{self.out} exists and is not empty: go on with --resume, or choose another --out"
+            )
+
+    def _only_logs(self) -> bool:
+        """Whether the folder is what a run leaves that never came to a checkpoint."""
+        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {"log"}
+
+    def instantiate_trainer(self, **kwargs: Any):
+        config = self._get(self.config_init, "trainer")
+        kwargs["default_root_dir"] = self.out
+        if config["logger"] in (None, True):
+            kwargs["logger"] = CSVLogger(self.out, name="log")
+        if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
+            ours = [self._checkpoint(), LastStep(self.out / "last.ckpt")]
+            kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
+        return super().instantiate_trainer(**kwargs)
+
+    def _checkpoint(self) -> ModelCheckpoint:
+        return ModelCheckpoint(
+            dirpath=self.out,
+            filename="last",
+            every_n_train_steps=self._get(self.config, "checkpoint_every"),
+            enable_version_counter=False,  # one file, replaced whole
+        )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        if subcommand == "fit" and self.resume:
+            kwargs["ckpt_path"] = str(self.out / "last.ckpt")
+        return kwargs
+
+    def after_fit(self):
+        if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
+            return
+        if self.trainer.is_global_zero:
+            name = "adapter" if is_adapted(self.model.policy.model) else "model"
+            self.model.save(self.out / name, self.datamodule.tokenizer)
+            print(f"wrote {self.out / name}")
+
+
+class Inspect(CommandLine):
+    """Print one pair of a configuration: its tokens, and which of them count."""
+
+    def add_arguments_to_parser(self, parser):
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--index", type=int, default=0, help="which pair, from 0")
+        parser.add_argument("--split", default="train", help="train or validation")
+
+    def instantiate_classes(self):
+        """Data only: no model is loaded."""
+        settings = self.config.data.as_dict()
+        settings["tokenizer"] = settings["tokenizer"] or self.config.model.model
+        data, split = PreferenceData(**settings), self.config.split
+        if split not in data.sources:
+            raise UserError(f"unknown split {split!r}: {nearest(split, data.sources)}")
+        data.sources = {split: data.sources[split]}
+        data.setup()
+        dataset, index = data.datasets[split], self.config.index
+        if not 0 <= index < len(dataset):
+            raise UserError(f"--index must be in 0…{len(dataset) - 1}; got {index}")
+        print(show_pair(dataset, index, data.tokenizer))
+
+
+def fit_or_validate(program: str, words: list[str]) -> None:
+    """Train or validate.
+
+    Args:
+        program: how the command is called, for messages.
+        words: ``fit`` or ``validate``, and its options.
+
+    Raises:
+        UserError: a mistake in them, or in what they name.
+    """
+    _call(lambda: CommandLine(args=with_loss(words), **_settings(program)))
+
+
+def inspect(program: str, words: list[str]) -> None:
+    """Print a pair; the arguments are those of `fit_or_validate`, without the command."""
+    _call(lambda: Inspect(args=with_loss(words), run=False, **_settings(program)))
+
+
+def with_loss(words: list[str]) -> list[str]:
+    """``--loss`` spelled out: a configuration's hyper-parameters belong to the loss named there."""
+    out = [re.sub(r"^--loss(?==|$)", "--model.loss", word) for word in words]
+    if out != words and not any(word.startswith("--model.loss_args") for word in words):
+        out += ["--model.loss_args", "null"]
+    return out
+
+
+def _settings(program: str) -> dict[str, Any]:
+    quiet = {"exit_on_error": False}
+    return {
+        "model_class": PreferenceModule,
+        "datamodule_class": PreferenceData,
+        "seed_everything_default": 0,
+        "auto_configure_optimizers": False,
+        "load_from_checkpoint_support": False,
+        "parser_kwargs": quiet | {"prog": program, "fit": dict(quiet), "validate": dict(quiet)},
+    }
+
+
+def _call(command_line: Callable[[], Any]) -> None:
+    # The words are given and not read from sys.argv, which may begin with another command; the
+    # processes that Lightning starts repeat the whole of it.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    try:
+        command_line()
+    except Exception as error:
+        # A setting's own complaint comes wrapped in jsonargparse's.
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, UserError):
+            raise UserError(one_line(root, 10_000)) from error
+        if isinstance(error, (ArgumentError, MisconfigurationException)):
+            text = plain(error)
+            raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error
+        raise
+
+
+def _list(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
