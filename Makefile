@@ -91,7 +91,7 @@ $(READY): pyproject.toml constraints.txt
 		echo "error: Python 3.11 or newer is needed, $(PYTHON) is not; say which: make PYTHON=python3.12" >&2; \
 		exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cluster,llm,winrate,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cluster,completion,llm,winrate,dev]'
 	@touch $@
 
 .venv/.docs: $(READY)

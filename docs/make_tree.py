@@ -23,6 +23,8 @@ FILES = {
     "Makefile": "`make evolve`, `make test` and the rest, each sets up what it needs",
     ".ci/run": "lint, site and tests, for a machine to call",
     ".pre-commit-config.yaml": "ruff and pyright before a commit",
+    "CITATION.cff": "how to cite it",
+    "CONTRIBUTING.md": "set-up, tests and style in a page",
     "docs/": "these pages, and the scripts that write some of them",
     "tests/": "one file per module, in folders that mirror the packages",
     "experiments/results/": "the files and figures of the recorded runs",

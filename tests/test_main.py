@@ -12,6 +12,7 @@ import pytest
 import torchmpo
 from torchmpo.__main__ import COMMANDS, main
 from torchmpo.finetune.__main__ import COMMANDS as FINETUNE
+from torchmpo.runs.extras import EXTRAS
 from torchmpo.winrate import __main__ as winrate
 
 ROOT = Path(__file__).parents[1]
@@ -180,13 +181,13 @@ def test_the_first_line_comes_before_the_imports(tmp_path):
         ("ray", "evolve --preset smoke", "ray is not installed: {cluster}"),
         ("jsonargparse", "evolve", "jsonargparse is not installed: pip install torchmpo"),
         ("yaml", "winrate", "pyyaml is not installed: pip install torchmpo"),
-        ("tensordict", "diagnose --preset smoke", "tensordict is not installed: {evolve}"),
-        ("scipy", "show simpo", "scipy is not installed: {evolve}"),
-        ("matplotlib", "show simpo", "matplotlib is not installed: {evolve}"),
+        ("tensordict", "diagnose --preset smoke", "tensordict is not installed: {diagnose}"),
+        ("scipy", "show simpo", "scipy is not installed: {diagnose}"),
+        ("matplotlib", "show simpo", "matplotlib is not installed: {diagnose}"),
         ("lightning", "finetune fit", "lightning is not installed: {llm}"),
         ("peft", "finetune export --adapter a --out b", "peft is not installed: {llm}"),
         ("transformers", "winrate --judge a/b {answers}", "transformers is not installed: {llm}"),
-        ("shtab", "completion bash", "shtab is not installed: pip install shtab"),
+        ("shtab", "completion bash", "shtab is not installed: {completion}"),
     ],
 )
 def test_a_missing_package_is_one_line_that_names_the_extra(package, words, line, tmp_path):
@@ -194,7 +195,8 @@ def test_a_missing_package_is_one_line_that_names_the_extra(package, words, line
         text = f'[{{"instruction": "a", "output": "{name}", "generator": "{name}"}}]'
         (tmp_path / f"{name}.json").write_text(text)
     words = words.replace("{answers}", "--outputs mine.json --reference base.json")
-    extras = {name: f"pip install 'torchmpo[{name}]'" for name in ("evolve", "cluster", "llm")}
+    names = {extra for extras in EXTRAS.values() for extra in extras}
+    extras = {name: f"pip install 'torchmpo[{name}]'" for name in names}
     done = without(package, *words.split(), folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == f"error: {line.format(**extras)}"

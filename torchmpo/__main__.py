@@ -63,12 +63,8 @@ def _about(words: Sequence[str]) -> None:
 
 
 def _completion(shell: str) -> str:
-    try:
-        from torchmpo.runs.completion import script
-    except ModuleNotFoundError as error:
-        if error.name != "shtab":
-            raise
-        raise UserError("shtab is not installed: pip install shtab") from error
+    from torchmpo.runs.completion import script  # only here is its package needed
+
     parser = StrictParser(prog="torchmpo")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers()

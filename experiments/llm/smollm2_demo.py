@@ -40,7 +40,7 @@ from torchmpo.finetune import __main__ as finetune
 from torchmpo.runs.errors import UserError, exit_code
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed
-from torchmpo.winrate import run as winrate
+from torchmpo.winrate import __main__ as winrate
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "colpo_smollm2.yaml"

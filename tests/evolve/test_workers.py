@@ -214,7 +214,7 @@ def test_two_nodes_equal_one_process_and_fetch_the_data_once(nodes):
     before = nodes.stored()
     nodes.check(0)
     nodes.both_work()
-    trajectories = nodes.evaluate.fitness.trials[0].trajectories
+    trajectories = nodes.evaluate.fitness.testbeds[0].materials.trajectories
     data = sum(tensor.nbytes for tensor in trajectories.values())
     assert data > 1e6
     after = nodes.stored()

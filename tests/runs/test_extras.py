@@ -1,8 +1,11 @@
 """What is said of a package that is missing, and of whose."""
 
 import importlib
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from torchmpo.runs.errors import UserError, exit_code, missing_package
 from torchmpo.runs.extras import EXTRAS, INDEX_NAMES, how_to_install, missing
@@ -74,3 +77,24 @@ def test_the_package_index_has_its_own_names():
     assert INDEX_NAMES.keys() <= EXTRAS.keys()
     line = "scikit-learn is not installed: pip install 'torchmpo[winrate]'"
     assert how_to_install("sklearn") == line
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+
+def brought_by(extra: str) -> set[str]:
+    """Names of the packages that an extra lists, and those of the extras it names."""
+    found = set()
+    for text in PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        if requirement.name == "torchmpo":
+            found |= set().union(*map(brought_by, requirement.extras))
+        else:
+            found.add(requirement.name)
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(EXTRAS))
+def test_the_table_says_what_the_project_declares(package):
+    for extra in EXTRAS[package] or ("",):
+        assert INDEX_NAMES.get(package, package) in brought_by(extra)

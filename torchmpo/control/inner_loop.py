@@ -10,7 +10,6 @@ trajectories (the chosen ones, then the rejected ones if the objective looks at 
 """
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
-from torch._inductor import list_options
-from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.func import functional_call, grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchmpo.control.policy import GaussianPolicy
@@ -308,7 +303,6 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> 
 
 
 _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys identify
-_compiler_works = True  # until it fails once; from then on this process trains eagerly
 
 
 def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -> Callable:
@@ -345,49 +339,15 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
     settings = (config.max_grad_norm, shared, torch.get_num_threads())
     key = (id(policy), id(objective), settings, shapes)
     if key not in _PROGRAMS:
-        program = _compile(update, args)
+        from torchmpo.control.compiler import compiled  # takes a second to import
+
+        program = compiled(update, args)
         if program is None:
             return update
         if len(_PROGRAMS) == 64:
             _PROGRAMS.pop(next(iter(_PROGRAMS)))
         _PROGRAMS[key] = (program, policy, objective)
     return _PROGRAMS[key][0]
-
-
-def _compile(update: Callable, args: tuple) -> Callable | None:
-    """Trace and compile for the shapes of ``args``, and see that it runs; None without a compiler.
-
-    That there is no compiler is found out, and told, once in a process.
-    """
-    global _compiler_works
-    if not _compiler_works:
-        return None
-    # tanh from one exponential: 1e-7 from the library's (absolute), and several times faster.
-    tanh = "cpp.use_decompose_tanh"
-    options: dict[str, Any] = {tanh: True} if tanh in list_options() else {}
-    # Traced first, a program has code of its own: Dynamo limits recompilations per function.
-    program = torch.compile(make_fx(update)(*args), fullgraph=True, dynamic=False, options=options)
-    try:
-        program(*args)
-    except BackendCompilerFailed as error:
-        problems = {
-            InvalidCxxCompiler: "no C++ compiler was found",
-            CppCompileError: "the C++ compiler fails",
-        }
-        problem = problems.get(type(error.inner_exception))
-        if problem is None:
-            raise UserError(
-                "could not compile the inner loop: set compile to false; the compiler said: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        _compiler_works = False
-        logging.getLogger(__name__).warning(
-            "warning: %s, so trainings are not compiled and take about twice as long; "
-            "install g++, or name another compiler in CXX",
-            problem,
-        )
-        return None
-    return program
 
 
 def _rows(tree: Any, members: list[int]) -> Any:

@@ -6,18 +6,17 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": (),
     "safetensors": (),
     "jsonargparse": (),
+    "numpy": (),
     "yaml": (),
+    "gymnasium": ("diagnose", "evolve"),
+    "matplotlib": ("diagnose", "evolve"),
+    "mujoco": ("diagnose", "evolve"),
+    "PIL": ("diagnose", "evolve"),
+    "scipy": ("diagnose", "evolve"),
+    "tensordict": ("diagnose", "evolve"),
+    "torchrl": ("diagnose", "evolve"),
+    "tqdm": ("diagnose", "evolve"),
     "evotorch": ("evolve",),
-    "gymnasium": ("evolve",),
-    "imageio": ("evolve",),
-    "matplotlib": ("evolve",),
-    "mujoco": ("evolve",),
-    "numpy": ("evolve", "llm"),
-    "PIL": ("evolve",),
-    "scipy": ("evolve",),
-    "tensordict": ("evolve",),
-    "torchrl": ("evolve",),
-    "tqdm": ("evolve",),
     "ray": ("cluster",),
     "datasets": ("llm",),
     "jinja2": ("llm",),
@@ -28,9 +27,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "sklearn": ("winrate",),
     "tensorboard": ("logging",),
     "wandb": ("logging",),
+    "imageio": ("video",),
     "imageio_ffmpeg": ("video",),
     "mujoco_warp": ("warp",),
     "warp": ("warp",),
+    "shtab": ("completion",),
 }
 # Where the package index has another name than the import statement.
 INDEX_NAMES = {
@@ -53,8 +54,8 @@ def how_to_install(package: str, extra: str = "") -> str:
 
     >>> how_to_install("ray")
     "ray is not installed: pip install 'torchmpo[cluster]'"
-    >>> how_to_install("numpy", "llm")
-    "numpy is not installed: pip install 'torchmpo[llm]'"
+    >>> how_to_install("scipy", "evolve")
+    "scipy is not installed: pip install 'torchmpo[evolve]'"
     >>> how_to_install("yaml")
     'pyyaml is not installed: pip install torchmpo'
     """

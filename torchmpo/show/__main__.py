@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         show(request)
 
-    return exit_code(work, extra="evolve")
+    return exit_code(work, extra="diagnose")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ COMMAND = Command(
     settings=WinRateConfig,
     presets={"default": {}},
     work="torchmpo.winrate.run",
-    extra="llm",
+    extra="winrate",
     out="runs/winrate",
     place=("batch_size",),
 )
