@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
 from torchmpo.control.policy import GaussianPolicy, load_policy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
@@ -277,6 +278,8 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         )
     names = {f.name for f in fields(InnerConfig)} - {"sft_epochs"}
     training = {name: getattr(settings, name) for name in names}
+    if settings.learning_rate is None:  # every setting that is tried brings its own
+        training["learning_rate"] = DEFAULT_RATE
     return TestbedConfig(
         pool=pool,
         data=data,
