@@ -5,7 +5,21 @@ import math
 import pytest
 import torch
 
-from torchmpo.control.grids import RANGES, SPREAD, Range, check_grid, grid, nothing_to_tune, ranges
+from torchmpo.control.grids import (
+    DEFAULT_RATE,
+    RANGES,
+    RATE,
+    RATES,
+    SPREAD,
+    Range,
+    at_edge,
+    box,
+    check_grid,
+    grid,
+    nothing_to_tune,
+    ranges,
+    rate_grid,
+)
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -56,8 +70,8 @@ def test_a_range_is_filled_evenly(name):
     """Sobol: of the first 2ⁿ points, half lie in either half of each range."""
     objective = resolve(name)
     settings = grid(objective, 1 + 63)[1:]
-    for key, box in ranges(objective).items():
-        half = math.sqrt(box.low * box.high) if box.log else (box.low + box.high) / 2
+    for key, span in ranges(objective).items():
+        half = math.sqrt(span.low * span.high) if span.log else (span.low + span.high) / 2
         assert sum(setting[key] < half * 0.999 for setting in settings) in (31, 32), key
 
 
@@ -145,3 +159,58 @@ def test_a_saved_objective_keeps_its_own_numbers(tmp_path):
     assert nothing_to_tune(settings)
     assert settings[0]["beta"] == 3.0
     assert not nothing_to_tune(grid(resolve("simpo", beta=3.0), 3))
+
+
+# --- the learning rate ---
+
+
+def test_the_rate_is_one_more_number_of_every_loss():
+    for name in ("sft", "simpo", "dpo"):
+        plain, rated = grid(resolve(name), 8), grid(resolve(name), 8, rate=True)
+        assert len(rated) == 8
+        assert all(setting.keys() == plain[0].keys() | {RATE} for setting in rated)
+        assert rated[0] == plain[0] | {RATE: DEFAULT_RATE}
+        assert len({setting[RATE] for setting in rated}) >= 7  # the default may come again
+        assert all(RATES.low <= setting[RATE] <= RATES.high for setting in rated)
+        check_grid(resolve(name), rated)
+
+
+def test_a_learned_objective_has_a_rate_and_nothing_else():
+    assert grid(MirrorObjective(), 3, rate=True) == rate_grid(3)
+    saved = resolve("orpo", po_coef=0.7)
+    saved.card = {"name": "saved"}
+    assert [s["po_coef"] for s in grid(saved, 3, rate=True)] == [0.7] * 3
+    assert [s[RATE] for s in grid(saved, 3, rate=True)] == [s[RATE] for s in rate_grid(3)]
+
+
+def test_a_loss_with_a_learning_rate_of_its_own_is_refused():
+    def loss(chosen_mean_logps, *, learning_rate=0.1):
+        return -learning_rate * chosen_mean_logps
+
+    assert len(grid(Objective(loss), 2)) == 2
+    with pytest.raises(ValueError, match="learning_rate is the step size of training"):
+        grid(Objective(loss), 2, rate=True)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1e-3, math.inf, math.nan])
+def test_a_bad_rate_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate must be positive and finite"):
+        check_grid(resolve("sft"), [{RATE: rate}])
+
+
+@pytest.mark.parametrize("span", [Range(1e-4, 1e2), Range(-2.0, 3.0, log=False)])
+def test_the_fraction_of_a_value_is_the_inverse(span):
+    for x in (0.0, 0.1, 0.5, 0.93, 1.0):
+        assert span.fraction(span.at(x)) == pytest.approx(x, abs=2e-3)
+
+
+def test_the_edge_of_a_range_is_its_outer_tenth():
+    tried = grid(resolve("simpo"), 32, rate=True)
+    spans = {name: span for name, (_, span) in box(resolve("simpo"), rate=True).items()}
+    for best in range(1, 32):
+        outer = [n for n, s in spans.items() if not 0.1 <= s.fraction(tried[best][n]) <= 0.9]
+        assert at_edge(resolve("simpo"), tried, best) == outer
+    assert any(at_edge(resolve("simpo"), tried, best) for best in range(32))
+    assert at_edge(resolve("simpo"), tried, 0) == []  # the defaults
+    assert at_edge(resolve("simpo"), tried, -1) == []  # nothing finished
+    assert at_edge(resolve("simpo"), [{"beta": 1e-9}, {"beta": 1e9}], 1) == []  # one's own

@@ -1,8 +1,10 @@
 """The inner loop against a plain PyTorch loop, and what a population must and must not do."""
 
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from torchmpo.control.policy import stack_policies
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.losses import dpo_loss, orpo_loss, sft_loss, simpo_loss
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
 
@@ -523,3 +526,65 @@ def test_without_an_epoch_the_start_is_told_once_as_the_end():
     _, told = watched(policy, start, Objective(sft_loss), {}, data, settings, [1, 2])
     assert [(epoch, members) for epoch, members, _ in told] == [(0, [0, 1])]
     assert distance(told[0][2], start) == 0
+
+
+# --- a learning rate for each member ---
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_member_learns_at_its_own_rate(compiled):
+    data, policy = make_data(), make_policy()
+    init = make_population(policy, 3)
+    config = InnerConfig(epochs=2, compile=compiled, chunk_size=3)
+    objective, params = resolve("simpo"), {"beta": torch.tensor([2.0, 2.0, 2.0])}
+    rates = [1e-2, 3e-3, 1e-3]
+    together = train_policies(
+        policy, init, objective, params, data, config, 0, learning_rates=torch.tensor(rates)
+    )
+    for i, rate in enumerate(rates):
+        alone = train_policies(
+            policy,
+            {name: value[i : i + 1] for name, value in init.items()},
+            objective,
+            {"beta": torch.tensor([2.0])},
+            data,
+            replace(config, learning_rate=rate),
+            0,
+        )
+        for name in init:
+            torch.testing.assert_close(together[name][i], alone[name][0])
+
+
+def test_other_rates_need_no_other_program():
+    data, policy = make_data(), make_policy()
+    init, objective = make_population(policy, 2), resolve("sft")
+    config = InnerConfig(epochs=1)
+    inner._PROGRAMS.clear()
+    for rate in (1e-3, 1e-4):
+        train_policies(policy, init, objective, {}, data, replace(config, learning_rate=rate), 0)
+    rates = torch.tensor([1e-2, 1e-5])
+    train_policies(policy, init, objective, {}, data, config, 0, learning_rates=rates)
+    assert len(inner._PROGRAMS) == 1
+
+
+def test_sft_is_shared_by_members_of_one_rate_only():
+    """Equal members on one stream part in their SFT epochs, if their rates differ."""
+    data, policy = make_data(), make_policy()
+    init = stack_policies(policy.trainable(), 2)
+    config = InnerConfig(epochs=0, sft_epochs=2, compile=False)
+    args = policy, init, resolve("dpo"), {"beta": torch.ones(2)}, data, config, 0
+    apart = train_policies(*args, learning_rates=torch.tensor([1e-2, 1e-3]))
+    alike = train_policies(*args, learning_rates=torch.tensor([1e-2, 1e-2]))
+    name = "layers.0.weight"
+    torch.testing.assert_close(apart[name][0], alike[name][0])
+    assert not torch.equal(apart[name][0], apart[name][1])
+    assert torch.equal(alike[name][0], alike[name][1])
+
+
+@pytest.mark.parametrize("rates", [[1e-3], [1e-3, 0.0], [1e-3, math.nan], [1e-3, -1.0]])
+def test_bad_rates_are_refused(rates):
+    data, policy = make_data(), make_policy()
+    init, config = make_population(policy, 2), InnerConfig(compile=False)
+    args = policy, init, resolve("sft"), {}, data, config, 0
+    with pytest.raises(UserError, match=r"learning.rates"):
+        train_policies(*args, learning_rates=torch.tensor(rates))

@@ -19,6 +19,7 @@ import yaml
 
 import torchmpo.diagnose.cells
 from torchmpo.control import pools
+from torchmpo.control.grids import rate_grid
 from torchmpo.control.settings import TestbedSettings
 from torchmpo.control.testbed import STARTS
 from torchmpo.diagnose import run as diagnose
@@ -949,3 +950,18 @@ def test_a_task_on_which_the_agents_cannot_be_told_apart_is_run_to_the_end(capsy
     board = json.loads(Path("run/leaderboard.json").read_text())
     assert (board["scaled"], board["start"], len(board["rows"])) == (False, "scratch", 4)
     assert "Returns stand in their place" in Path("run/report.html").read_text()
+
+
+def test_a_rate_that_is_not_given_is_tuned_for_every_loss(capsys):
+    flags = "--preset smoke --losses sft,tla_noisy --data base --trials 3 --learning_rate null"
+    assert main([*flags.split(), "--out", "run"]) == 0
+    for loss in ("sft", "tla_noisy"):
+        cell = json.loads(cell_path(Path("run"), loss, "base").read_text())
+        assert cell["grid"] == rate_grid(3)
+        assert len(cell["tuning"]) == 3
+        assert "edge" in cell
+    board = json.loads(Path("run/leaderboard.json").read_text())
+    assert all(row["best"].keys() == {"learning_rate"} for row in board["rows"])
+    assert main(["--resume", "--out", "run", "--seeds", "3"]) == 0
+    assert main(["--resume", "--out", "run", "--learning_rate", "0.001"]) == 2
+    assert "learning_rate is 0.001, but the run in run has None" in capsys.readouterr().err

@@ -644,3 +644,13 @@ def test_clicks_on_titles_sort_the_table(folder, page, tmp_path):
     assert [row[0] for row in names["rows"]] == sorted(loss for loss, _ in score)
     assert direction(returns) == {2: "descending"}
     assert returns["rows"][-1] == ["rrhf", "noisy:0.3"]  # a missing number comes last
+
+
+def test_a_best_value_at_the_end_of_its_range_is_named(tmp_path):
+    cells = [make_cell("orpo", "base", 0.5), make_cell("sft", "base", 0.4)]
+    cells[0]["edge"] = ["learning_rate"]
+    make_folder(tmp_path, cells)
+    text = write_page(tmp_path).read_text()
+    assert "Best at the end of a range:" in text
+    assert "<code>orpo</code> on base (learning_rate)" in text
+    assert "<code>sft</code> on base (" not in text

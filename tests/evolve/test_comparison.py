@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from torchmpo.control.grids import rate_grid
 from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.testbed import Testbed, TestbedConfig, prepare
@@ -18,6 +19,7 @@ from torchmpo.evolve.comparison import (
     tune_rival,
 )
 from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.seeding import derive_seed
 
 PROTOCOL = Protocol(tuning_episodes=2, episodes=2, sft_epochs=1, seed=5)
 
@@ -88,7 +90,7 @@ SCORES = {  # kind → setting → tuning seed
 def test_a_rival_is_tuned_for_what_the_search_maximises(beds, monkeypatch, combine, best, score):
     monkeypatch.setattr(comparison, "tune", lambda bed, *_: SCORES[bed.config.data])
     settings = [{"po_coef": 0.1}, {"po_coef": 0.2}, {"po_coef": 0.3}]
-    monkeypatch.setattr(comparison, "grid", lambda objective, budget: settings[:budget])
+    monkeypatch.setattr(comparison, "grid", lambda objective, budget, rate: settings[:budget])
     tuned = tune_rival(beds, resolve("orpo"), 3, PROTOCOL, combine)
     assert tuned == (settings[best], score, 3)
 
@@ -97,3 +99,19 @@ def test_a_rival_that_always_diverges_has_no_setting(beds, monkeypatch):
     monkeypatch.setattr(comparison, "tune", lambda *_: [[math.nan], [math.nan]])
     assert tune_rival(beds, resolve("sft"), 2, PROTOCOL, "mean") == ({}, None, 0)  # is not tuned
     assert tune_rival(beds, resolve("orpo"), 2, PROTOCOL, "mean") is None
+
+
+def test_a_rival_is_tuned_over_rates_and_trained_at_its_own(beds):
+    tuned = tune_rival(beds, resolve("sft"), 4, PROTOCOL, "mean", rate=True)
+    assert tuned.trials == 4
+    assert tuned.setting in rate_grid(4)
+    slow, fast = (contestant(resolve("sft"), {"learning_rate": rate}) for rate in (1e-9, 1e-2))
+    assert slow.params == {}
+    returns = seed_returns(beds[:1], {"slow": slow, "fast": fast}, 2, 2, PROTOCOL, "final")
+    untrained = beds[0].config.inner
+    still = beds[0].changed(inner=replace(untrained, epochs=0))
+    params = still.train(resolve("sft"), {}, 1, 0)
+    start = derive_seed(PROTOCOL.seed, "final episodes", 0)
+    expected = still.evaluate(params, 2, start).mean()
+    torch.testing.assert_close(returns["slow"][0, 0], expected, atol=0.1, rtol=0.0)
+    assert not torch.equal(returns["slow"], returns["fast"])

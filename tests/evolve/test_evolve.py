@@ -411,3 +411,38 @@ def test_a_comparison_of_another_run(capsys):
     assert error == (
         "error: run/comparison.json is not the comparison of this run: delete it and --resume\n"
     )
+
+
+def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(capsys):
+    flags = ["--preset", "smoke", "--learning_rate", "null", "--rival_trials", "3", "--out"]
+    assert main([*flags, "run"]) == 0
+    found = json.loads(Path("run/learning_rate.json").read_text())
+    assert found["trials"] == 3
+    rivals = json.loads(Path("run/rivals.json").read_text())
+    assert all("learning_rate" in rival["setting"] for rival in rivals.values())
+    assert rivals["sft"]["trials"] == 3  # which has nothing else to tune
+    # The search is the one at that rate; the comparison differs by the rivals' own rates only.
+    rate = str(found["learning_rate"])
+    assert main([*flags[:3], rate, *flags[4:], "fixed"]) == 0
+    assert Path("run/log.csv").read_bytes() == Path("fixed/log.csv").read_bytes()
+    of = {name: json.loads(Path(name, "comparison.json").read_text()) for name in ("run", "fixed")}
+    first = {name: c["mean_return_by_seed"]["discovered"] for name, c in of.items()}
+    assert first["run"] == first["fixed"]
+    # What was tuned is not tuned again.
+    before = Path("run/comparison.json").read_bytes()
+    capsys.readouterr()
+    assert main(["--out", "run", "--resume"]) == 0
+    assert "tuning" not in capsys.readouterr().out
+    assert Path("run/comparison.json").read_bytes() == before
+    Path("run/learning_rate.json").write_text("{}")
+    assert main(["--out", "run", "--resume"]) == 2
+    assert "learning_rate.json has no learning rate: delete it" in capsys.readouterr().err
+
+
+def test_a_run_of_before_there_were_tuning_seeds_goes_on(no_run):
+    assert main(["--out", "run"]) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    del config["tuning_seeds"]
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["--out", "run", "--resume"]) == 0
+    assert no_run[-1][0].config.tuning_seeds == 1

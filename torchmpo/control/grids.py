@@ -31,6 +31,12 @@ class Range(NamedTuple):
             value = self.low + fraction * (self.high - self.low)
         return float(f"{value:.3g}")
 
+    def fraction(self, value: float) -> float:
+        """How much of the way from low to high a value is: the inverse of :meth:`at`."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
 
 # By name; "sum" and "mean" say in which unit the loss compares log-probabilities. A robot's
 # response has a thousand steps, so what multiplies a sum is about a thousand times smaller.
@@ -73,6 +79,12 @@ OWN: dict[str, dict[str, Range]] = {
 }
 # The factor up and down from the default of a hyper-parameter that no table knows.
 SPREAD = 100.0
+# What the step size of training is called among the settings of a loss, where it is tuned, where it
+# is looked for, and what is tried first.
+RATE = "learning_rate"
+RATES = Range(3e-5, 3e-3)
+DEFAULT_RATE = 3e-4
+EDGE = 0.1  # a setting in the outer tenth of its range may have a better one beyond
 
 
 def ranges(objective: Objective) -> dict[str, Range]:
@@ -104,14 +116,35 @@ def _unit(objective: Objective) -> str:
     return "sum" if sums else "mean"
 
 
-def grid(objective: Objective | MirrorObjective, trials: int) -> list[dict[str, float]]:
-    """``trials`` settings of the objective's hyper-parameters.
+def box(objective: Objective | MirrorObjective, *, rate: bool) -> dict[str, tuple[float, Range]]:
+    """What is tuned: the default and the range of each number.
 
-    A learned objective has none, and one that was saved with a card keeps its own: a search or a
-    fit has chosen them already.
+    A learned objective has no hyper-parameters, and one that was saved with a card keeps its own:
+    a search or a fit has chosen them already.
+
+    Args:
+        rate: whether the learning rate of training is among them.
+
+    Raises:
+        ValueError: the loss has a hyper-parameter of that name.
+    """
+    found = {}
+    if isinstance(objective, Objective):
+        if rate and RATE in objective.hyper:
+            raise ValueError(f"{objective.name}: {RATE} is the step size of training; rename it")
+        if not objective.card:
+            found = {n: (float(objective.hyper[n]), r) for n, r in ranges(objective).items()}
+    return found | ({RATE: (DEFAULT_RATE, RATES)} if rate else {})
+
+
+def grid(
+    objective: Objective | MirrorObjective, trials: int, *, rate: bool = False
+) -> list[dict[str, float]]:
+    """``trials`` settings of an objective's hyper-parameters.
 
     Args:
         trials: ≥ 1.
+        rate: tune the learning rate of training, too, under the name ``"learning_rate"``.
 
     Returns:
         dictionaries with the same keys, the defaults first; no two are equal, if there is anything
@@ -122,19 +155,57 @@ def grid(objective: Objective | MirrorObjective, trials: int) -> list[dict[str, 
     [{'beta': 2.0, 'target_margin': 0.5}, {'beta': 10.0, 'target_margin': 1.0}, \
 {'beta': 100.0, 'target_margin': 0.5}]
     """
-    if isinstance(objective, MirrorObjective):
-        return [{} for _ in range(trials)]
-    box = ranges(objective)
-    defaults = {name: float(objective.hyper[name]) for name in box}
-    if not box or trials == 1 or objective.card:
+    tuned = box(objective, rate=rate)
+    # What a card fixes is a setting all the same: training takes it from here.
+    defaults = start_setting(objective) | {name: default for name, (default, _) in tuned.items()}
+    if not tuned or trials == 1:
         return [dict(defaults) for _ in range(trials)]
-    sobol = torch.quasirandom.SobolEngine(len(box), scramble=False)
+    sobol = torch.quasirandom.SobolEngine(len(tuned), scramble=False)
     sobol.fast_forward(1)  # the first point is a corner
     points = sobol.draw(2 * trials, dtype=torch.float64).tolist()
-    values = [[box[n].at(x) for n, x in zip(box, point, strict=True)] for point in points]
+    values = [
+        {name: span.at(x) for (name, (_, span)), x in zip(tuned.items(), point, strict=True)}
+        for point in points
+    ]
     # The defaults may be among the points.
-    settings = dict.fromkeys([tuple(defaults.values()), *map(tuple, values)])
-    return [dict(zip(box, setting, strict=True)) for setting in settings][:trials]
+    settings = dict.fromkeys(tuple((defaults | value).items()) for value in [{}, *values])
+    return [dict(setting) for setting in settings][:trials]
+
+
+def start_setting(objective: Objective | MirrorObjective) -> dict[str, float]:
+    """An objective's own numbers as a setting: none of a learned one."""
+    if isinstance(objective, MirrorObjective):
+        return {}
+    return {name: float(objective.hyper[name]) for name in ranges(objective)}
+
+
+def rate_grid(trials: int) -> list[dict[str, float]]:
+    """``trials`` settings that differ in the learning rate only.
+
+    >>> [setting["learning_rate"] for setting in rate_grid(4)]
+    [0.0003, 0.000949, 9.49e-05, 0.000169]
+    """
+    return grid(MirrorObjective(learn=()), trials, rate=True)
+
+
+def at_edge(
+    objective: Objective | MirrorObjective, tried: Sequence[Mapping[str, float]], best: int
+) -> list[str]:
+    """Which numbers of the best setting lie in the outer tenth of their range.
+
+    A better one may lie beyond. The defaults of a loss, which are tried first, may lie anywhere,
+    and of settings that somebody has chosen no range is known: these are never at an edge.
+
+    Args:
+        tried: all settings.
+        best: index into them; −1 for none.
+    """
+    own = RATE in tried[0]
+    if best < 1 or [*tried] != grid(objective, len(tried), rate=own):
+        return []
+    spans = box(objective, rate=own)
+    fractions = {name: span.fraction(tried[best][name]) for name, (_, span) in spans.items()}
+    return [name for name, x in fractions.items() if not EDGE <= x <= 1 - EDGE]
 
 
 def nothing_to_tune(settings: Sequence[Mapping[str, float]]) -> bool:
@@ -149,4 +220,7 @@ def check_grid(objective: Objective, settings: list[Mapping[str, float]]) -> Non
         ValueError: as the loss says it.
     """
     for setting in settings:
-        Objective(objective.function, name=objective.name, **{**objective.hyper, **setting})
+        own = {name: value for name, value in setting.items() if name != RATE}
+        Objective(objective.function, name=objective.name, **{**objective.hyper, **own})
+        if not 0 < setting.get(RATE, DEFAULT_RATE) < math.inf:
+            raise ValueError(f"{RATE} must be positive and finite; got {setting[RATE]}")

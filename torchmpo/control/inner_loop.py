@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torchmpo.control.preferences import PreferenceDataset
 
 Params = dict[str, Tensor]
+_Started = tuple[Params, Params]  # parameters after SFT, and step log-probabilities under them
 Seed = int | Sequence[int]
 OnEpoch = Callable[[int, list[int], Params], None]
 Watch = Callable[[int, Params], None] | None  # (epochs done, parameters of a chunk)
@@ -47,7 +48,8 @@ class InnerConfig:
         sft_epochs: passes before them that maximise the chosen mean log-probability (≥ 0).
         minibatch_pairs: pairs per update. Every epoch visits the pairs in a new order; those that
             do not fill a last minibatch are left out of that epoch.
-        learning_rate: Adam's step size (> 0). Each phase starts with fresh Adam moments.
+        learning_rate: Adam's step size (> 0), of members that have none of their own. Each phase
+            starts with fresh Adam moments.
         max_grad_norm: limit on the gradient norm of each member (> 0). A norm that overflows makes
             the member NaN.
         steps_per_trajectory: time steps drawn per trajectory and update; ``None`` takes all.
@@ -91,6 +93,7 @@ def train_policies(
     config: InnerConfig,
     seed: Seed,
     *,
+    learning_rates: Tensor | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Params:
     """Train a population of policies on preference pairs.
@@ -105,6 +108,8 @@ def train_policies(
         config: see :class:`InnerConfig`.
         seed: names the minibatches and time steps, which all members share; or P seeds, one per
             member. Torch's global random state is neither read nor changed.
+        learning_rates: ``[P]``, Adam's step size of each member, in both phases (> 0); by default
+            that of ``config``.
         on_epoch: called for each chunk before the first epoch and after every one, with the number
             of epochs done (SFT included), the chunk's members, and their parameters ``{name: [C,
             ...]}``. Of an SFT phase that all members share, only its end is reported.
@@ -118,19 +123,21 @@ def train_policies(
     """
     population = _population(policy, init_params, objective, objective_params, seed)
     loop = _Loop(policy, dataset, config, like=next(iter(init_params.values())))
+    rates = _rates(learning_rates, config, population, loop.action)
 
-    def start(params: Params, stream: Seed, watch: Watch = None) -> tuple[Params, Params]:
+    def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
         if config.sft_epochs:
-            params = loop.train("sft", params, _SFT, {}, {}, stream, watch)
+            params = loop.train("sft", params, own, _SFT, {}, {}, stream, watch)
         if objective.needs_reference:
             return params, {"reference": loop.step_logps(params)}
         return params, {}
 
     # Equal members on one stream stay equal through SFT: prepare one of them for all.
-    equal = all(bool((value == value[:1]).all()) for value in init_params.values())
+    equal = all(bool((x == x[:1]).all()) for x in (*init_params.values(), rates))
     alike = equal and isinstance(seed, int)
     if alike:
-        params, reference = start({name: value[:1] for name, value in init_params.items()}, seed)
+        first = {name: value[:1] for name, value in init_params.items()}
+        params, reference = start(first, rates[:1], seed)
     # Chunks of one size need one program: the last one is filled up with members from the front.
     chunks = math.ceil(population / config.chunk_size)
     size = math.ceil(population / chunks)
@@ -140,11 +147,12 @@ def train_policies(
         stream = seed if isinstance(seed, int) else [seed[i] for i in members]
         watch = on_epoch and _of_members(on_epoch, members)
         if not alike:
-            params, reference = start(_rows(init_params, members), stream, watch)
+            params, reference = start(_rows(init_params, members), rates[members], stream, watch)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
         prior = {n: v.expand(size, -1, -1) for n, v in reference.items()}
         own = _rows(objective_params, members)
-        trained.append(loop.train("preference", first, objective, own, prior, stream, watch))
+        phase = ("preference", first, rates[members], objective, own, prior)
+        trained.append(loop.train(*phase, stream, watch))
         if watch:
             watch(config.sft_epochs + config.epochs, trained[-1])
     return {name: torch.cat([t[name] for t in trained])[:population] for name in init_params}
@@ -206,6 +214,7 @@ class _Loop:
         self,
         phase: str,
         params: Params,
+        rates: Tensor,
         objective: Any,
         objective_params: Any,
         reference: Params,
@@ -230,7 +239,7 @@ class _Loop:
                 rows = pairs[:, order[..., i, :]].movedim(0, -2).flatten(-2)
                 batch = self.gather(rows, offsets[..., i, : rows.shape[-1], :], reference)
                 clock = torch.tensor(clock, dtype=self.action.dtype, device=self.device)
-                args = (*state, objective_params, self.buffers, batch, clock)
+                args = (*state, rates, objective_params, self.buffers, batch, clock)
                 if update is None:
                     update = _update(self.policy, objective, config, shared, args)
                 state = update(*args)
@@ -305,7 +314,7 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
         pair = _pair_logps(objective.inputs, step_logps, batch, progress)
         return objective.apply(objective_params, pair).mean()
 
-    def update(params, average, square, objective_params, buffers, batch, clock):
+    def update(params, average, square, rates, objective_params, buffers, batch, clock):
         progress, correction1, correction2 = clock.unbind()
         own = {name: None if shared and name != "reference" else 0 for name in batch}
         grads = vmap(grad(loss), in_dims=(0, 0, None, own, None))(
@@ -320,13 +329,14 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
         m = {name: torch.lerp(average[name], g, 1 - BETA1) for name, g in grads.items()}
         v = {name: BETA2 * square[name] + (1 - BETA2) * g * g for name, g in grads.items()}
         scale = {name: (value / correction2).sqrt() + EPSILON for name, value in v.items()}
-        rate = config.learning_rate / correction1
-        return {name: p - rate * m[name] / scale[name] for name, p in params.items()}, m, v
+        rate = rates / correction1  # [C]
+        step = {n: rate.view(-1, *(1,) * (p.ndim - 1)) * m[n] / scale[n] for n, p in params.items()}
+        return {name: p - step[name] for name, p in params.items()}, m, v
 
     if not config.compile:
         return update
     shapes = tuple((x.shape, x.dtype, x.device) for x in tree_leaves(args))
-    settings = (config.learning_rate, config.max_grad_norm, shared, torch.get_num_threads())
+    settings = (config.max_grad_norm, shared, torch.get_num_threads())
     key = (id(policy), id(objective), settings, shapes)
     if key not in _PROGRAMS:
         from torchmpo.control.compiler import compiled  # takes a second to import
@@ -357,6 +367,23 @@ def check_inputs(objective: Objective | MirrorObjective) -> None:
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "
             f"an objective may take {', '.join(supplied)}"
         )
+
+
+def _rates(
+    learning_rates: Tensor | None, config: InnerConfig, population: int, like: Tensor
+) -> Tensor:
+    """Adam's step size of each member, ``[P]``."""
+    if learning_rates is None:
+        return torch.full((population,), config.learning_rate).to(like)
+    if learning_rates.shape != (population,):
+        raise UserError(
+            f"learning_rates should be [P], [{population}]; got {tuple(learning_rates.shape)}"
+        )
+    if not (learning_rates.isfinite() & (learning_rates > 0)).all():
+        raise UserError(
+            f"learning rates must be positive and finite; got {learning_rates.tolist()}"
+        )
+    return learning_rates.to(like)
 
 
 def _population(policy, init_params: Params, objective, objective_params, seed) -> int:

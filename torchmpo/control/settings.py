@@ -19,7 +19,8 @@ class TestbedSettings:
         epochs: passes over the pairs.
         sft_epochs: how many of them are supervised, for a loss that needs a reference.
         minibatch_pairs: pairs per update.
-        learning_rate: Adam's step size in training.
+        learning_rate: Adam's step size in training; null tunes it for every loss, as one more
+            hyper-parameter.
         max_grad_norm: limit on the gradient norm.
         steps_per_trajectory: random time steps used per trajectory and update; null for all.
         chunk_size: at most this many policies are trained together.
@@ -42,7 +43,7 @@ class TestbedSettings:
     epochs: int = 12
     sft_epochs: int = 10
     minibatch_pairs: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float | None = 1e-3
     max_grad_norm: float = 1.3
     steps_per_trajectory: int | None = 250
     chunk_size: int = 16

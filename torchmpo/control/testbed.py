@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
 from torchmpo.control.policy import GaussianPolicy, load_policy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
@@ -145,17 +146,18 @@ class Testbed:
         population: int,
         seed: int | Sequence[int],
         *,
+        learning_rates: Tensor | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Tensors:
         """``population`` policies, each under its own row of ``objective_params``.
 
         Args:
             seed: one stream of minibatches for all, or one per member.
-            on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
+            learning_rates, on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
         """
         init = self._initial(population, seed)
         args = (self.policy, init, objective, objective_params, self.dataset, self.config.inner)
-        return train_policies(*args, seed, on_epoch=on_epoch)
+        return train_policies(*args, seed, learning_rates=learning_rates, on_epoch=on_epoch)
 
     def _initial(self, population: int, seed: int | Sequence[int]) -> Tensors:
         if self.config.start == "original":
@@ -276,6 +278,8 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         )
     names = {f.name for f in fields(InnerConfig)} - {"sft_epochs"}
     training = {name: getattr(settings, name) for name in names}
+    if settings.learning_rate is None:  # every setting that is tried brings its own
+        training["learning_rate"] = DEFAULT_RATE
     return TestbedConfig(
         pool=pool,
         data=data,

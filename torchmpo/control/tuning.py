@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from torchmpo.control.grids import RATE
 from torchmpo.control.testbed import Testbed
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -52,11 +54,11 @@ def tune(
     protocol: Protocol,
 ) -> list[list[float]]:
     """Mean return of every setting: ``[grid point][tuning seed]``, NaN where training diverged."""
-    params = stack_settings(objective, grid)
+    params, rates = stack_settings(objective, grid), learning_rates(grid)
     columns = []
     for k in range(protocol.tuning_seeds):
         training = derive_seed(protocol.seed, "tuning", k)
-        policies = testbed.train(objective, params, len(grid), training)
+        policies = testbed.train(objective, params, len(grid), training, learning_rates=rates)
         states = derive_seed(protocol.seed, "tuning episodes", k)
         columns.append(testbed.evaluate(policies, protocol.tuning_episodes, states).mean(1))
     return torch.stack(columns, 1).tolist()
@@ -73,4 +75,10 @@ def stack_settings(objective: Objective | MirrorObjective, grid: Sequence[dict[s
     """What ``objective.apply`` takes, for a population with these settings."""
     if isinstance(objective, MirrorObjective):
         return objective.vector.detach().expand(len(grid), -1)
-    return {name: torch.tensor([setting[name] for setting in grid]) for name in grid[0]}
+    names = [name for name in grid[0] if name != RATE]
+    return {name: torch.tensor([setting[name] for setting in grid]) for name in names}
+
+
+def learning_rates(grid: Sequence[dict[str, float]]) -> Tensor | None:
+    """The learning rate of each setting, ``[settings]``, or None where they do not have one."""
+    return torch.tensor([setting[RATE] for setting in grid]) if RATE in grid[0] else None

@@ -29,7 +29,8 @@ class DiagnoseConfig(TestbedSettings):
     data: str = "base,mixed,noisy:0.3"
     seeds: int = 5
     trials: int = 8
-    tuning_seeds: int = 1
+    learning_rate: float | None = None
+    tuning_seeds: int = 2
     tuning_episodes: int = 16
     episodes: int = 16
     grid: str | None = None

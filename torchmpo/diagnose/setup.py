@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 import torchmpo
-from torchmpo.control.grids import check_grid, grid
+from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
@@ -55,6 +55,7 @@ class Setup:
         if not 0 <= config.num_threads <= MOST_THREADS:
             raise UserError(f"num_threads must be between 0, for all, and {MOST_THREADS}")
         own = _own_grids(config.grid)
+        tunes_rate = config.learning_rate is None
         try:
             objectives, grids = {}, {}
             for name in words("losses", config.losses):
@@ -62,11 +63,11 @@ class Setup:
                     objectives[name] = objective = resolve(name)
                     check_inputs(objective)
                     theirs = own.pop(name, None)
-                    grids[name] = theirs or grid(objective, config.trials)
+                    grids[name] = theirs or grid(objective, config.trials, rate=tunes_rate)
                     if isinstance(objective, Objective):
                         with _suggest_grid(name, built_in=not theirs):
                             check_grid(objective, grids[name])
-                    elif any(grids[name]):
+                    elif theirs and any(setting.keys() - {RATE} for setting in theirs):
                         raise UserError(f"--grid: {name} is learned; it has no hyper-parameters")
             if own:
                 raise UserError(f"--grid: {', '.join(own)} is not among the losses")

@@ -14,11 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.control.grids import nothing_to_tune
+from torchmpo.control.grids import at_edge, nothing_to_tune
 from torchmpo.control.policy import load_policy, stack_policies
 from torchmpo.control.sample import Sample
 from torchmpo.control.testbed import Testbed
-from torchmpo.control.tuning import Protocol, best_setting, stack_settings, suited, tune
+from torchmpo.control.tuning import (
+    Protocol,
+    best_setting,
+    learning_rates,
+    stack_settings,
+    suited,
+    tune,
+)
 from torchmpo.diagnose.leaderboard import plain
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
@@ -48,8 +55,11 @@ def judge(
     def watch(epoch: int, members: list[int], params: dict[str, Tensor]) -> None:
         curves.append((epoch, torch.tensor(members), sample.mean_logps(testbed.policy, params)))
 
-    params = stack_settings(objective, [setting] * len(seeds))
-    policies = testbed.train(objective, params, len(seeds), streams, on_epoch=watch)
+    settings = [setting] * len(seeds)
+    params, rates = stack_settings(objective, settings), learning_rates(settings)
+    policies = testbed.train(
+        objective, params, len(seeds), streams, learning_rates=rates, on_epoch=watch
+    )
     states = derive_seed(protocol.seed, "final episodes")
     returns = testbed.evaluate(policies, protocol.episodes, states)
     epochs = sorted({epoch for epoch, _, _ in curves})
@@ -102,7 +112,8 @@ def run_cell(
     Returns:
         the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
         there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
-        setting diverged in tuning), ``returns``, ``curves``, ``margins``; ``None`` for what is not
+        setting diverged in tuning), ``edge`` (numbers of the best one at the end of their range),
+        ``returns``, ``curves``, ``margins``; ``None`` for what is not
         finite, and instead of the list of a seed that diverged.
     """
     testbed = suited(testbed, objective, protocol.sft_epochs)
@@ -114,7 +125,9 @@ def run_cell(
             cell |= {"grid": [grid[0]], "tuning": [], "best": 0}
         else:
             tuning = tune(testbed, objective, grid, protocol)
-            cell |= {"grid": list(grid), "tuning": tuning, "best": best_setting(tuning)}
+            best = best_setting(tuning)
+            cell |= {"grid": list(grid), "tuning": tuning, "best": best}
+            cell["edge"] = at_edge(objective, grid, best)
         cell |= {"returns": [], "curves": {}, "margins": []}
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:

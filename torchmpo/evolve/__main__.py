@@ -21,6 +21,7 @@ COMMAND = Command(
     out="runs/evolve",
     place=PLACE,
     grows=("rivals",),
+    older={"tuning_seeds": 1},
     headline=("task", "data"),
 )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from torchmpo.control.grids import grid, nothing_to_tune
+from torchmpo.control.grids import RATE, grid, nothing_to_tune
 from torchmpo.control.testbed import Testbed
 from torchmpo.control.tuning import Protocol, best_setting, stack_settings, suited, tune
 from torchmpo.evolve.fitness import combined
@@ -23,10 +23,14 @@ from torchmpo.runs.seeding import derive_seed
 
 
 class Contestant(NamedTuple):
-    """An objective and what its ``apply`` takes, every tensor with a leading 1."""
+    """An objective, what its ``apply`` takes, every tensor with a leading 1, and its learning rate.
+
+    ``None``: the one of the testbeds.
+    """
 
     objective: Objective | MirrorObjective
     params: Any
+    learning_rate: float | None = None
 
 
 class Tuned(NamedTuple):
@@ -41,19 +45,37 @@ class Tuned(NamedTuple):
 
 
 def tune_rival(
-    testbeds: Sequence[Testbed], objective: Objective, budget: int, protocol: Protocol, combine: str
+    testbeds: Sequence[Testbed],
+    objective: Objective | MirrorObjective,
+    budget: int,
+    protocol: Protocol,
+    combine: str,
+    *,
+    rate: bool = False,
 ) -> Tuned | None:
     """Try ``budget`` settings of a rival on the data of the search.
 
     Args:
         testbeds: one per kind of data.
+        rate: tune its learning rate, too.
         combine: how the scores on several kinds become one, see
             :func:`torchmpo.evolve.fitness.combined`.
 
     Returns:
         None if every setting diverged somewhere.
     """
-    settings = grid(objective, budget)
+    settings = grid(objective, budget, rate=rate)
+    return tune_over(testbeds, objective, settings, protocol, combine)
+
+
+def tune_over(
+    testbeds: Sequence[Testbed],
+    objective: Objective | MirrorObjective,
+    settings: Sequence[dict[str, float]],
+    protocol: Protocol,
+    combine: str,
+) -> Tuned | None:
+    """The best of given settings; see :func:`tune_rival`."""
     if nothing_to_tune(settings):
         return Tuned(settings[0], None, 0)
     kinds = [
@@ -69,7 +91,7 @@ def tune_rival(
 
 def contestant(objective: Objective, setting: dict[str, float]) -> Contestant:
     """A rival with one of its settings."""
-    return Contestant(objective, stack_settings(objective, [setting]))
+    return Contestant(objective, stack_settings(objective, [setting]), setting.get(RATE))
 
 
 def seed_returns(
@@ -93,10 +115,11 @@ def seed_returns(
     kinds = []
     for testbed in testbeds:
         trained = []
-        for objective, params in contestants.values():
+        for objective, params, rate in contestants.values():
             own = tree_map(lambda value: value.expand(seeds, *value.shape[1:]), params)
             own_testbed = suited(testbed, objective, protocol.sft_epochs)
-            trained.append(own_testbed.train(objective, own, seeds, streams))
+            rates = None if rate is None else torch.full((seeds,), rate)
+            trained.append(own_testbed.train(objective, own, seeds, streams, learning_rates=rates))
         returns = []
         for i in range(seeds):
             rivals = {name: torch.stack([t[name][i] for t in trained]) for name in trained[0]}

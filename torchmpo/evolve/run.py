@@ -4,7 +4,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchmpo import RELEASE
+from torchmpo.control.grids import RATE, rate_grid, start_setting
 from torchmpo.control.testbed import Testbed, prepare_fresh
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.control.tuning import suited
-from torchmpo.evolve.comparison import Contestant, contestant, seed_returns, tune_rival
+from torchmpo.evolve.comparison import (
+    Contestant,
+    contestant,
+    seed_returns,
+    tune_over,
+    tune_rival,
+)
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers
@@ -41,7 +48,7 @@ def run(setup: Setup, out: Path) -> None:
     """Search, compare, save: goes on from whatever ``out`` holds already."""
     config, space = setup.config, setup.space
     torch.set_num_threads(setup.num_threads)
-    testbeds = prepare_testbeds(setup.testbeds)
+    testbeds = at_rate(prepare_testbeds(setup.testbeds), setup, out)
     own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
     if config.num_actors > 1:
         own = [testbed.changed(num_threads=setup.num_threads) for testbed in own]
@@ -67,6 +74,36 @@ def run(setup: Setup, out: Path) -> None:
                 every=max(1, config.held_out_every),
             )
     finish(setup, testbeds, found, out)
+
+
+def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbed]:
+    """The testbeds of the search, at the learning rate that is best for its start.
+
+    Where the rate is to be tuned, as many are tried as settings of a rival, and the best one is
+    kept in ``learning_rate.json``; start and result are compared at it, rivals at their own.
+
+    Raises:
+        UserError: the start diverged at every rate.
+    """
+    config, space, path = setup.config, setup.space, out / "learning_rate.json"
+    if config.learning_rate is not None:
+        return list(testbeds)
+    if not path.exists():
+        print(f"tuning the learning rate of {space.start_name} …", flush=True)
+        start = space.at(space.start)
+        own = {name: float(value) for name, value in start_setting(start).items()}
+        settings = [own | rate for rate in rate_grid(setup.rival_trials)]
+        tuned = tune_over(testbeds, start, settings, setup.protocol, config.combine)
+        if tuned is None:
+            raise UserError(f"{space.start_name} diverged at every learning rate that was tried")
+        content = {RATE: tuned.setting[RATE], "score_in_tuning": tuned.score}
+        write_atomic(path, json.dumps(content | {"trials": tuned.trials}, indent=2) + "\n")
+    try:
+        rate = float(read_json(path)[RATE])
+        inner = replace(testbeds[0].config.inner, learning_rate=rate)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no learning rate: delete it and --resume") from error
+    return [testbed.changed(inner=inner) for testbed in testbeds]
 
 
 def held_out_score(
@@ -121,7 +158,14 @@ def tune_rivals(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> dict[st
         if name in tuned:
             continue
         print(f"tuning {name} …", flush=True)
-        result = tune_rival(testbeds, rival, budget, setup.protocol, setup.config.combine)
+        result = tune_rival(
+            testbeds,
+            rival,
+            budget,
+            setup.protocol,
+            setup.config.combine,
+            rate=setup.config.learning_rate is None,
+        )
         tuned[name] = result and {
             "setting": result.setting,
             "score_in_tuning": result.score,

@@ -33,6 +33,7 @@ class EvolveConfig(TestbedSettings):
         held_out_seeds: trainings per such score.
         rivals: losses in the final comparison, by commas, tuned on the data of the search; with
             --resume, in addition to those of the run.
+        tuning_seeds: trainings per setting that is tried.
         rival_trials: settings tried per rival; null for its share of as many trainings as the
             search has made.
         final_seeds: independent trainings per objective in the final comparison.
@@ -61,6 +62,7 @@ class EvolveConfig(TestbedSettings):
     held_out_every: int = 5
     held_out_seeds: int = 4
     rivals: str = "sft,orpo,cpo,slic_hf"
+    tuning_seeds: int = 1
     rival_trials: int | None = 16
     final_seeds: int = 32
     final_episodes: int = 8

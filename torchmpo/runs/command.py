@@ -11,7 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Command:
         place: settings that may change on ``--resume``: where a run is computed, or how far.
         default_preset: the one that counts if none is named.
         grows: settings to which ``--resume`` adds: words by commas, and counts, which may rise.
+        older: settings that runs of an older version do not have, with the values by which they
+            were made.
         headline: settings that the first line of a run names; none for no such line.
     """
 
@@ -53,6 +55,7 @@ class Command:
     place: Collection[str]
     default_preset: str = "default"
     grows: Collection[str] = ()
+    older: Mapping[str, Any] = field(default_factory=dict)
     headline: Sequence[str] = ()
 
     def parser(self) -> Any:
@@ -197,6 +200,7 @@ class Command:
         names = [field.name for field in fields(self.settings)]
         try:
             values = read_settings(path)
+            values = {**self.older, **values}
             if missing := set(names) - values.keys():
                 raise ValueError(f"{sorted(missing)[0]} is missing")
             checked = self.parser().checked(values)

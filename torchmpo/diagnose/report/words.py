@@ -221,6 +221,14 @@ def findings(run: Run) -> list[str]:
         ]
         lines.append(f"<b>Diverged:</b> {listed(named)}.")
     if named := [
+        f"{name_html(loss)} on {escape(kind)} ({', '.join(map(escape, cell['edge']))})"
+        for (loss, kind), cell in run.cells.items()
+        if cell.get("edge")
+    ]:
+        lines.append(
+            f"<b>Best at the end of a range:</b> {listed(named)}. A better value may lie beyond."
+        )
+    if named := [
         f"{name_html(loss)} on {escape(kind)} ({100 * share:.2g} %)"
         for (loss, kind), share in _clamped(run).items()
         if share

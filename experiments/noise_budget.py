@@ -1,0 +1,297 @@
+"""How much of a loss's score is the loss, and how much the draw? A budget of the noise.
+
+    python experiments/noise_budget.py [--out experiments/results/noise_budget] [--threads 1]
+
+A score is the return of a policy trained under a loss. It also depends on which preference data
+were drawn, in which order the pairs came (the stream of minibatches), where the episodes started,
+and on the arithmetic of the machine. Here each of them is varied while the others stay, for four
+losses at three learning rates: every data set with every stream, every trained policy from every
+start state, and one data set again under other arithmetic. Then the variance of a score, and of the
+difference between two losses, is taken apart (crossed random effects, by the mean squares), and
+from the parts and the measured seconds follows how to spend a second: on data sets, on streams or
+on episodes.
+
+A piece, one loss on one data set, is a file as soon as it is finished; a second start goes on. The
+plan and its results are in ``experiments/README.md``.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from torchmpo import resolve
+from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.policy import stack_policies
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.testbed import TestbedConfig, prepare, prepare_fresh
+from torchmpo.control.tuning import stack_settings
+from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed
+
+LOSSES = ("sft", "orpo", "slic_hf", "tla_noisy")
+RATES = (1e-4, 3e-4, 1e-3)
+DATA_SETS, STREAMS, EPISODES = 8, 8, 32
+# Training again, the same but for the order or the width of the sums.
+ARITHMETIC = {
+    "chunks of 8": {"chunk_size": 8},
+    "eager": {"compile": False},
+    "float64": {"dtype": torch.float64},
+    "two threads": {"threads": 2},
+}
+FACTORS = ("data", "stream", "start")
+SMOKE = {"data_sets": 2, "streams": 2, "episodes": 4, "pairs": 4, "steps": 30, "epochs": 1}
+
+
+def first_testbed(args):
+    """The first data set, of the search's kind."""
+    pool = PoolConfig(pairs=args.pairs, max_steps=args.steps, seed=derive_seed("noise", 0))
+    inner = InnerConfig(epochs=args.epochs, steps_per_trajectory=min(250, args.steps))
+    config = TestbedConfig(pool=pool, data="noisy:0.3", inner=inner, num_threads=args.threads)
+    return prepare([config])[0]
+
+
+def train(bed, objective, args, *, threads=None, dtype=torch.float32, **inner):
+    """A policy for every rate and stream, at that loss's own settings: ``{name: [members, …]}``."""
+    members = len(RATES) * args.streams
+    hyper = getattr(objective, "hyper", {})
+    setting = {k: float(v) for k, v in hyper.items() if isinstance(v, float)}
+    params = stack_settings(objective, [setting] * members)
+    if dtype == torch.float64:
+        params = torch.utils._pytree.tree_map(lambda value: value.double(), params)
+    init = stack_policies(bed.policy.trainable(), members)
+    streams = [derive_seed("noise stream", s) for _ in RATES for s in range(args.streams)]
+    rates = torch.tensor([rate for rate in RATES for _ in range(args.streams)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        trained = train_policies(
+            bed.policy,
+            {name: value.to(dtype) for name, value in init.items()},
+            objective,
+            params,
+            bed.dataset,
+            replace(bed.config.inner, **inner),
+            streams,
+            learning_rates=rates,
+        )
+    finally:
+        torch.set_num_threads(before)
+    return {name: value.float() for name, value in trained.items()}
+
+
+def measure(bed, objective, args, **arithmetic):
+    """Returns ``[rate][stream][episode]``, and the seconds they took."""
+    begin = time.perf_counter()
+    policies = train(bed, objective, args, **arithmetic)
+    trained = time.perf_counter()
+    # The same start states for every policy, data set, loss and rate.
+    returns = bed.evaluate(policies, args.episodes, derive_seed("noise episodes"))
+    seconds = {"train": trained - begin, "evaluate": time.perf_counter() - trained}
+    shape = (len(RATES), args.streams, args.episodes)
+    return {"returns": returns.view(shape).tolist(), "seconds": seconds}
+
+
+def pieces(args):
+    """Name → (data set, loss, arithmetic) of everything there is to do, in order."""
+    plan = {}
+    for number, loss in itertools.product(range(args.data_sets), LOSSES):
+        plan[f"{loss}__{number}"] = (number, loss, {})
+    for (name, changed), loss in itertools.product(ARITHMETIC.items(), LOSSES):
+        plan[f"{loss}__{name.replace(' ', '-')}"] = (0, loss, changed)
+    return plan
+
+
+def collect(args):
+    """Do what is missing."""
+    (args.out / "pieces").mkdir(parents=True, exist_ok=True)
+    plan = pieces(args)
+    missing = {name: piece for name, piece in plan.items() if not _path(args, name).exists()}
+    if not missing:
+        return
+    objectives = {loss: resolve(loss) for loss in LOSSES}  # one object, one compiled program
+    first = bed = first_testbed(args)
+    here = 0
+    for name, (number, loss, arithmetic) in missing.items():
+        begin = time.perf_counter()
+        if number != here:
+            bed = prepare_fresh([first], derive_seed("noise", number))[0] if number else first
+            here = number
+        built = time.perf_counter() - begin
+        piece = measure(bed, objectives[loss], args, **arithmetic) | {"data_seconds": built}
+        write_atomic(_path(args, name), json.dumps(piece) + "\n")
+        done = sum(_path(args, other).exists() for other in plan)
+        print(f"{done}/{len(plan)} {name} {piece['seconds']}", flush=True)
+
+
+def _path(args, name):
+    return args.out / "pieces" / f"{name}.json"
+
+
+def components(values):
+    """Variance components of a table ``[data, stream, start]`` in which every cell has one value.
+
+    All three are random and crossed. A component is estimated from the mean squares of its
+    interaction and of those that contain it, so it may come out below 0 where it is small.
+
+    Returns:
+        subset of the factors, as ``"data"`` or ``"data×stream"`` → variance; the last one,
+        of all three, holds everything that is left over.
+    """
+    values = np.asarray(values, dtype=float)
+    sizes, axes = values.shape, range(values.ndim)
+    subsets = [s for n in range(1, 4) for s in itertools.combinations(axes, n)]
+    means = {
+        s: values.mean(tuple(a for a in axes if a not in s), keepdims=True) for s in [(), *subsets]
+    }
+    squares = {}
+    for s in subsets:
+        # The interaction's effects, by inclusion and exclusion over the means.
+        effect = sum(
+            (-1) ** (len(s) - len(t)) * means[t]
+            for n in range(len(s) + 1)
+            for t in itertools.combinations(s, n)
+        )
+        freedom = math.prod(sizes[a] - 1 for a in s)
+        repeats = math.prod(sizes[a] for a in axes if a not in s)
+        squares[s] = repeats * float((effect**2).sum()) / freedom
+    found = {}
+    for s in sorted(subsets, key=len, reverse=True):
+        # E[mean square of s] = Σ over t ⊇ s of (sizes outside t) · variance of t
+        above = sum(
+            math.prod(sizes[a] for a in axes if a not in t) * found[t]
+            for t in subsets
+            if set(s) < set(t)
+        )
+        found[s] = (squares[s] - above) / math.prod(sizes[a] for a in axes if a not in s)
+    return {"×".join(FACTORS[a] for a in s): found[s] for s in subsets}
+
+
+def error(parts, data_sets, streams, episodes):
+    """Standard error of a mean over that many data sets, each with its own streams, each of which
+    has its own start states."""
+    data = parts["data"] / data_sets
+    stream = (parts["stream"] + parts["data×stream"]) / (data_sets * streams)
+    rest = sum(v for name, v in parts.items() if "start" in name)
+    return math.sqrt(max(0.0, data + stream + rest / (data_sets * streams * episodes)))
+
+
+def table(args):
+    """Everything that was measured: ``[loss, rate, data, stream, start]``."""
+    found = []
+    for loss in LOSSES:
+        own = [
+            json.loads(_path(args, f"{loss}__{n}").read_text())["returns"]
+            for n in range(args.data_sets)
+        ]
+        found.append(np.array(own, dtype=float).swapaxes(0, 1))
+    return np.array(found)
+
+
+def arithmetic_share(args, scores):
+    """By rate, what another arithmetic changes beside what another stream changes.
+
+    Returns:
+        name → rate → standard deviations over streams of the change of a policy's mean return, and
+        of the mean return itself, both pooled over the losses.
+    """
+    found = {}
+    for name in ARITHMETIC:
+        other = np.array(
+            [
+                json.loads(_path(args, f"{loss}__{name.replace(' ', '-')}").read_text())["returns"]
+                for loss in LOSSES
+            ],
+            dtype=float,
+        ).mean(-1)  # [loss, rate, stream]
+        here = scores[:, :, 0].mean(-1)
+        change = other - here
+        found[name] = {
+            f"{rate:g}": {
+                "change": float(np.sqrt((change[:, r] ** 2).mean() / 2)),
+                "stream": float(np.sqrt(here[:, r].var(1, ddof=1).mean())),
+                "equal": bool((change[:, r] == 0).all()),
+            }
+            for r, rate in enumerate(RATES)
+        }
+    return found
+
+
+def analyse(args):
+    """The parts of the variance, and what they mean for the spending of a second."""
+    scores = table(args)  # NaN where a training diverged
+    single, paired = {}, {}
+    for r, rate in enumerate(RATES):
+        for i, loss in enumerate(LOSSES):
+            y = scores[i, r]
+            single[f"{loss}, {rate:g}"] = {"mean": float(y.mean()), **components(y)}
+        for i, j in itertools.combinations(range(len(LOSSES)), 2):
+            y = scores[i, r] - scores[j, r]
+            name = f"{LOSSES[i]} − {LOSSES[j]}, {rate:g}"
+            paired[name] = {"mean": float(y.mean()), **components(y)}
+    files = sorted((args.out / "pieces").glob("*__[0-9].json"))
+    done = [json.loads(path.read_text()) for path in files]
+    members = len(RATES) * args.streams
+    seconds = {
+        "training": float(np.median([p["seconds"]["train"] for p in done])) / members,
+        "episode": float(np.median([p["seconds"]["evaluate"] for p in done]))
+        / (members * args.episodes),
+        "data set": max(p["data_seconds"] for p in done),
+    }
+    content = {
+        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "smoke")},
+        "single": single,
+        "paired": paired,
+        "arithmetic": arithmetic_share(args, scores),
+        "seconds": seconds,
+    }
+    write_atomic(args.out / "budget.json", json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def report(found):
+    """The budget as text."""
+    parts = ("data", "stream", "data×stream", "start", "rest")
+    lines = [f"{'standard deviation of':<28}{'mean':>8}" + "".join(f"{p:>13}" for p in parts)]
+    for kind in ("single", "paired"):
+        for name, row in found[kind].items():
+            rest = sum(v for k, v in row.items() if "start" in k and k != "start")
+            values = [row["data"], row["stream"], row["data×stream"], row["start"], rest]
+            lines.append(
+                f"{name:<28}{row['mean']:8.0f}"
+                + "".join(f"{math.sqrt(max(0.0, v)):13.0f}" for v in values)
+            )
+    lines.append("")
+    for name, rates in found["arithmetic"].items():
+        text = ", ".join(
+            f"{rate}: {row['change']:.0f} (another stream {row['stream']:.0f})"
+            for rate, row in rates.items()
+        )
+        lines.append(f"{name}: a policy's mean return changes by {text}")
+    lines.append(", ".join(f"a {k}: {v:.2f} s" for k, v in found["seconds"].items()))
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/noise_budget"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
+    args = parser.parse_args()
+    full = {"data_sets": DATA_SETS, "streams": STREAMS, "episodes": EPISODES}
+    full |= {"pairs": 128, "steps": 1000, "epochs": 12}
+    for name, value in (SMOKE if args.smoke else full).items():
+        setattr(args, name, value)
+    torch.set_num_threads(args.threads)
+    collect(args)
+    print(report(analyse(args)))
+
+
+if __name__ == "__main__":
+    main()
