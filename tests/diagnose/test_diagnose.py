@@ -19,7 +19,7 @@ import yaml
 
 import torchmpo.diagnose.cells
 from torchmpo.control import pools
-from torchmpo.control.grids import rate_grid
+from torchmpo.control.grids import RATE, rate_grid
 from torchmpo.control.settings import TestbedSettings
 from torchmpo.control.testbed import STARTS
 from torchmpo.diagnose import run as diagnose
@@ -479,7 +479,7 @@ def test_resuming_a_finished_run_computes_nothing(reports, monkeypatch):
 
 def test_an_integer_of_ones_own_loss_stays_one(reports):
     assert tiny("--losses own_losses:counts --data base") == 0
-    assert all(setting.keys() == {"strength"} for setting in cells().popitem()[1]["grid"])
+    assert all(setting.keys() == {"strength", RATE} for setting in cells().popitem()[1]["grid"])
 
 
 def test_a_run_is_not_offered_to_another_command(capsys, no_run):
@@ -735,7 +735,8 @@ def test_a_loss_that_diverges_everywhere_is_a_cell_like_any_other(capsys, report
 
 def test_a_loss_whose_only_setting_diverges(capsys):
     """There is nothing to tune, so that its seeds are tried, and the report copes."""
-    assert tiny("--losses own_losses:explodes,sft --data base --trials 1") == 0
+    flags = "--losses own_losses:explodes,sft --data base --trials 1 --learning_rate 0.001"
+    assert tiny(flags) == 0
     assert "every training diverged" in capsys.readouterr().out
     cell = cells()["own_losses-explodes__base"]
     assert (cell["best"], cell["tuning"], cell["returns"]) == (0, [], [None, None])

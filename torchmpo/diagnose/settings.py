@@ -44,6 +44,7 @@ PRESETS: dict[str, dict] = {
         "data": "base,noisy:0.3",
         "seeds": 2,
         "trials": 2,
+        "tuning_seeds": 1,
         "tuning_episodes": 2,
         "episodes": 2,
         "pairs": 4,
