@@ -18,9 +18,10 @@ from PIL import Image
 
 import torchmpo.diagnose.report.figures as figures
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
+from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.report.sections import columns as columns_of
-from torchmpo.diagnose.report.words import Run, findings, headline, protocol
+from torchmpo.diagnose.report.words import findings, headline, protocol
 from torchmpo.runs.errors import UserError
 
 ORIGINAL, TARGET = 1000.0, 3000.0

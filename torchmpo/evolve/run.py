@@ -1,17 +1,13 @@
 """A search from its first generation to the figures: what ``python -m torchmpo.evolve`` does."""
 
 import json
-import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from torchmpo import RELEASE
 from torchmpo.control.grids import RATE, rate_grid, start_setting
@@ -28,13 +24,14 @@ from torchmpo.evolve.comparison import (
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers
+from torchmpo.evolve.progress import Progress
 from torchmpo.evolve.search import Found, search
 from torchmpo.evolve.settings import PLACE
 from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.command import duration, read_json
+from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed
@@ -253,47 +250,3 @@ def _card(setup: Setup, found: Found, comparison: dict) -> dict:
         "fitness_of_final_centre": found.log[-1]["centre"],
         "comparison": comparison,
     }
-
-
-class Progress:
-    """A line per generation, a bar below them when somebody is watching, and the loggers."""
-
-    def __init__(self, generations: int, loggers: Sequence[Any] = ()):
-        self.generations, self.loggers = generations, loggers
-        self.seconds: list[float] = []
-
-    def __enter__(self) -> "Progress":
-        self.bar = tqdm(
-            total=self.generations + 1, desc="search", disable=not sys.stderr.isatty(), leave=False
-        )
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
-        for logger in self.loggers:
-            logger.finalize("success")
-
-    def __call__(self, row: dict, seconds: float) -> None:
-        generation = row["generation"]
-        numbers = {k: v for k, v in row.items() if k != "generation" and v is not None}
-        for logger in self.loggers:
-            logger.log_metrics(numbers | {"seconds": seconds}, generation)
-        if row["mean"] is None:
-            line = f"final centre    {row['centre']:9.1f}{_held_out(row)}"
-        else:
-            self.seconds.append(seconds)
-            left = (self.generations - generation - 1) * statistics.median(self.seconds)
-            line = (
-                f"generation {generation + 1:>3}/{self.generations}  centre {row['centre']:8.1f}  "
-                f"mean {row['mean']:8.1f}  best {row['best']:8.1f}  σ {row['sigma']:.4f}  "
-                f"failed {row['nan']}{_held_out(row)}  {seconds:.1f} s  ETA {duration(left)}"
-            )
-        self.bar.initial = self.bar.n = generation  # after a resume, too
-        self.bar.update()
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-
-
-def _held_out(row: dict) -> str:
-    value = row.get("held_out")
-    return "" if value is None else f"  held out {value:.1f}"

@@ -47,7 +47,7 @@ class SearchSpace(Protocol):
         start_name: what ``start`` is, for tables, such as ``ORPO``.
         dim: length of a vector.
         start: ``[dim]`` float32, where the search begins.
-        objective: what trials are run with; its ``apply`` takes the parameters.
+        objective: what policies are trained under; its ``apply`` takes the parameters.
     """
 
     name: str

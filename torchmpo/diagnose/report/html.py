@@ -120,3 +120,10 @@ def number(value: Any, digits: int = 0) -> str:
     if not finite(value):
         return "–"
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
+
+
+def interval(entry: Mapping, digits: int = 2) -> str:
+    """``[low, high]``, or nothing where it is not known."""
+    if not (finite(entry["low"]) and finite(entry["high"])):
+        return ""
+    return f"[{number(entry['low'], digits)}, {number(entry['high'], digits)}]"

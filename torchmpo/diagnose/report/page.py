@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import document
 from torchmpo.diagnose.report.sections import SECTIONS
-from torchmpo.diagnose.report.words import TASKS, Run, findings, headline, protocol
+from torchmpo.diagnose.report.words import TASKS, findings, headline, protocol
 from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torchmpo.diagnose.report import figures, tables
-from torchmpo.diagnose.report.html import finite, fold, nested
-from torchmpo.diagnose.report.words import Run, interval, name_html
+from torchmpo.diagnose.report.contents import Run
+from torchmpo.diagnose.report.html import finite, fold, interval, nested
+from torchmpo.diagnose.report.words import name_html
 from torchmpo.runs.files import slug
 
 Section = tuple[str, str, str]

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from torchmpo.diagnose.report.html import cell, finite, fold, number, table
+from torchmpo.diagnose.report.contents import Run, leads
+from torchmpo.diagnose.report.html import cell, finite, fold, interval, number, table
 from torchmpo.diagnose.report.words import (
-    Run,
     diverged_text,
-    interval,
-    leads,
     listed,
     name_html,
     rank_text,

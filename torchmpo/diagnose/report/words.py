@@ -3,91 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
-from torchmpo.diagnose.report.html import finite, number
+from torchmpo.diagnose.report.contents import Run, leads
+from torchmpo.diagnose.report.html import finite, interval, number
 
 TASKS = {"tla": "the three-legged ant", "ant": "Ant", "hopper": "Hopper"}
 NAMED = 6  # losses a sentence may list
-
-
-class Run:
-    """What the page shows, in the order in which it shows it.
-
-    Args:
-        board, cells, anchors, config, statistics: contents of the files.
-        figures: folder to write to.
-
-    Attributes:
-        scaled: whether there are scores. Without, what is shown in their place are returns.
-    """
-
-    def __init__(
-        self,
-        board: Mapping,
-        cells: Sequence[Mapping],
-        anchors: Mapping,
-        config: Mapping,
-        statistics: Mapping,
-        figures: Path,
-    ):
-        self.board, self.anchors, self.config = board, anchors, config
-        self.statistics, self.figures = statistics, figures
-        self.scaled = board.get("scaled", True)
-        rows = board["rows"] if self.scaled else [r | {"score": r["return"]} for r in board["rows"]]
-        self.rows = {(row["loss"], row["data"]): row for row in rows}
-        self.cells = {
-            (c["loss"], c["data"]): c for c in cells if (c["loss"], c["data"]) in self.rows
-        }
-        self.overall = {row["loss"]: row for row in board["overall"]}
-        wanted = [word.strip() for word in str(config.get("data", "")).split(",")]
-        kinds = dict.fromkeys(data for _, data in self.rows)
-        self.kinds = sorted(kinds, key=lambda k: wanted.index(k) if k in wanted else len(wanted))
-        self.losses = sorted({loss for loss, _ in self.rows}, key=self._merit)
-
-    def _merit(self, loss: str) -> tuple:
-        """Best first: by the score over all data kinds, or else the mean of those there are."""
-        if finite(pooled := self.overall.get(loss, {}).get("score", {}).get("mean")):
-            return 0, -pooled, loss
-        scores = [row["score"]["mean"] for (name, _), row in self.rows.items() if name == loss]
-        known = [x for x in scores if finite(x)]
-        return (1, -sum(known) / len(known), loss) if known else (2, 0, loss)
-
-    @property
-    def zero(self) -> float:
-        """What the original agent has."""
-        return 0.0 if self.scaled else self.board["anchors"]["original"]["mean"]
-
-    def score(self, row: Mapping) -> str:
-        """The score of a row with its interval, where there is one."""
-        digits = 2 if self.scaled else 0
-        return f"{number(row['score']['mean'], digits)} {interval(row['score'], digits)}".strip()
-
-    def on(self, kind: str) -> list[Mapping]:
-        """The rows of a data kind, best first."""
-        rows = [row for (_, data), row in self.rows.items() if data == kind]
-        return sorted(
-            rows, key=lambda r: (not finite(r["score"]["mean"]), -(r["score"]["mean"] or 0))
-        )
-
-    def cells_on(self, kind: str) -> list[Mapping]:
-        """The cells of a data kind, in the order of the losses."""
-        return [self.cells[loss, kind] for loss in self.losses if (loss, kind) in self.cells]
-
-
-def leads(row: Mapping) -> bool:
-    """Whether no other loss is shown to be better on this data."""
-    return row["rank"]["best"] == 1 and finite(row["return"]["mean"])
-
-
-# Words --------------------------------------------------------------------------------------------
-
-
-def interval(entry: Mapping, digits: int = 2) -> str:
-    """``[low, high]``, or nothing where it is not known."""
-    if not (finite(entry["low"]) and finite(entry["high"])):
-        return ""
-    return f"[{number(entry['low'], digits)}, {number(entry['high'], digits)}]"
 
 
 def setting(values: Mapping | None) -> str:
