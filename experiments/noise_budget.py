@@ -182,16 +182,18 @@ def error(parts, data_sets, streams, episodes):
     return math.sqrt(max(0.0, data + stream + rest / (data_sets * streams * episodes)))
 
 
+def read(args, names):
+    """Returns of pieces, stacked: ``[piece, rate, stream, start]``."""
+    return np.array([json.loads(_path(args, n).read_text())["returns"] for n in names], dtype=float)
+
+
 def table(args):
-    """Everything that was measured: ``[loss, rate, data, stream, start]``."""
-    found = []
-    for loss in LOSSES:
-        own = [
-            json.loads(_path(args, f"{loss}__{n}").read_text())["returns"]
-            for n in range(args.data_sets)
-        ]
-        found.append(np.array(own, dtype=float).swapaxes(0, 1))
-    return np.array(found)
+    """All data sets that are finished: ``[loss, rate, data, stream, start]``, NaN: diverged."""
+    names = [[f"{loss}__{n}" for loss in LOSSES] for n in range(args.data_sets)]
+    whole = [row for row in names if all(_path(args, name).exists() for name in row)]
+    if len(whole) < 2:
+        raise SystemExit("error: two data sets at least must be finished")
+    return np.stack([read(args, row) for row in whole]).transpose(1, 2, 0, 3, 4)
 
 
 def arithmetic_share(args, scores):
@@ -199,17 +201,14 @@ def arithmetic_share(args, scores):
 
     Returns:
         name → rate → standard deviations over streams of the change of a policy's mean return, and
-        of the mean return itself, both pooled over the losses.
+        of the mean return itself, both pooled over the losses; of what is finished.
     """
     found = {}
     for name in ARITHMETIC:
-        other = np.array(
-            [
-                json.loads(_path(args, f"{loss}__{name.replace(' ', '-')}").read_text())["returns"]
-                for loss in LOSSES
-            ],
-            dtype=float,
-        ).mean(-1)  # [loss, rate, stream]
+        names = [f"{loss}__{name.replace(' ', '-')}" for loss in LOSSES]
+        if not all(_path(args, piece).exists() for piece in names):
+            continue
+        other = read(args, names).mean(-1)  # [loss, rate, stream]
         here = scores[:, :, 0].mean(-1)
         change = other - here
         found[name] = {
@@ -220,6 +219,35 @@ def arithmetic_share(args, scores):
             }
             for r, rate in enumerate(RATES)
         }
+    return found
+
+
+# Data sets, streams on each, episodes: the comparison of the default search, and other ways.
+DESIGNS = [(1, 32, 8), (1, 32, 2), (8, 4, 2), (16, 2, 2), (16, 2, 8), (32, 1, 2), (32, 1, 4)]
+CONTESTANTS = 6  # who share a data set
+
+
+def spend(paired, rate, seconds):
+    """For each design, the standard error of a paired difference, and the seconds per contestant.
+
+    The error is the root mean square over the pairs of losses.
+    """
+    rows = [parts for name, parts in paired.items() if name.endswith(f", {rate:g}")]
+    found = []
+    for data_sets, streams, episodes in DESIGNS:
+        errors = [error(parts, data_sets, streams, episodes) for parts in rows]
+        cost = data_sets * streams * (seconds["training"] + episodes * seconds["episode"])
+        cost += data_sets * seconds["data set"] / CONTESTANTS
+        size = math.sqrt(sum(e**2 for e in errors) / len(errors))
+        found.append(
+            {
+                "data sets": data_sets,
+                "streams": streams,
+                "episodes": episodes,
+                "error": size,
+                "seconds": cost,
+            }
+        )
     return found
 
 
@@ -245,11 +273,13 @@ def analyse(args):
         "data set": max(p["data_seconds"] for p in done),
     }
     content = {
-        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "smoke")},
+        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "smoke", "report")},
         "single": single,
         "paired": paired,
         "arithmetic": arithmetic_share(args, scores),
         "seconds": seconds,
+        "data sets": scores.shape[2],
+        "designs": {f"{rate:g}": spend(paired, rate, seconds) for rate in RATES},
     }
     write_atomic(args.out / "budget.json", json.dumps(content, indent=1) + "\n")
     return content
@@ -267,6 +297,13 @@ def report(found):
                 f"{name:<28}{row['mean']:8.0f}"
                 + "".join(f"{math.sqrt(max(0.0, v)):13.0f}" for v in values)
             )
+    lines.append(f"\nstandard error of a paired difference, from {found['data sets']} data sets")
+    for rate, designs in found["designs"].items():
+        lines += [
+            f"{rate:>6}  {d['data sets']:2} data sets × {d['streams']:2} streams × "
+            f"{d['episodes']} episodes: {d['error']:5.0f} in {d['seconds']:4.0f} s a contestant"
+            for d in designs
+        ]
     lines.append("")
     for name, rates in found["arithmetic"].items():
         text = ", ".join(
@@ -282,6 +319,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("experiments/results/noise_budget"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
     full = {"data_sets": DATA_SETS, "streams": STREAMS, "episodes": EPISODES}
@@ -289,7 +327,8 @@ def main():
     for name, value in (SMOKE if args.smoke else full).items():
         setattr(args, name, value)
     torch.set_num_threads(args.threads)
-    collect(args)
+    if not args.report:
+        collect(args)
     print(report(analyse(args)))
 
 
