@@ -272,3 +272,15 @@ def test_completion_for_zsh(capsys):
     assert script.startswith("#compdef torchmpo\n")
     if zsh := shutil.which("zsh"):
         subprocess.run([zsh, "-n"], input=script, text=True, check=True)
+
+
+def test_the_installed_program_finds_a_loss_in_the_current_folder(tmp_path):
+    """Its own folder is that of the program, where no user's module lies."""
+    (tmp_path / "my_losses.py").write_text("def f(chosen_mean_logps):\n    return missing\n")
+    code = "import sys; sys.path[0] = '/nowhere'; from torchmpo.__main__ import main; main()"
+    words = ["diagnose", "--preset", "smoke", "--losses", "my_losses:f"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "name 'missing' is not defined" in done.stderr
+    assert "No module named" not in done.stderr

@@ -20,7 +20,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import torchmpo
-from torchmpo import __main__ as program
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"torchmpo": ROOT / "torchmpo", "torchmpo_envs": ROOT / "envs" / "torchmpo_envs"}
@@ -326,7 +325,6 @@ def test_help_works_after_a_plain_install(clean, command):
     assert command in run(clean / "python", "-m", f"torchmpo.{command}", "--help")
 
 
-@pytest.mark.skipif(not hasattr(program, "main"), reason="the console program is not there yet")
 def test_the_console_program_works_after_a_plain_install(clean):
     assert "evolve" in run(clean / "torchmpo", "--help")
 

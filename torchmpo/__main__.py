@@ -1,6 +1,7 @@
 """One program for all commands: ``torchmpo evolve …`` is ``python -m torchmpo.evolve …``."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
+        # As `python -m` does, and an installed program does not: one's own losses are found here.
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
         return importlib.import_module(f"torchmpo.{words[0]}.__main__").main(words[1:])
     return exit_code(lambda: _about(words))
 

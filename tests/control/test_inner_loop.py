@@ -233,27 +233,13 @@ for loss in (simpo_loss, orpo_loss):
     assert not all(torch.equal(start[name], trained[0][name]) for name in start)
     print(all(torch.equal(trained[0][name], trained[1][name]) for name in start))
 """
-FAILING = """#!/bin/sh
-[ "$1" = --version ] && echo "g++ 12.2.0" && exit 0
-echo "fatal error: Python.h: No such file or directory" >&2
-exit 1
-"""
 
 
-@pytest.mark.parametrize(
-    ("compiler", "problem"),
-    [(None, "no C++ compiler was found"), (FAILING, "the C++ compiler fails")],
-    ids=["none", "failing"],
-)
-def test_without_a_compiler_it_trains_eagerly_and_says_so_once(compiler, problem, tmp_path):
-    programs = tmp_path / "bin"  # the only place where programs are looked for
-    programs.mkdir()
-    if compiler:
-        (programs / "g++").write_text(compiler)
-        (programs / "g++").chmod(0o755)
+def test_without_a_compiler_it_trains_eagerly_and_says_so_once(tmp_path):
+    (tmp_path / "bin").mkdir()  # the only place where programs are looked for
     environment = {name: value for name, value in os.environ.items() if name != "CXX"}
     environment |= {
-        "PATH": str(programs),
+        "PATH": str(tmp_path / "bin"),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),  # nothing compiled earlier
     }
@@ -262,7 +248,7 @@ def test_without_a_compiler_it_trains_eagerly_and_says_so_once(compiler, problem
     )
     assert done.stdout.split() == ["True", "True"], done.stderr
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"warning: {problem}, so trainings are not compiled")
+    assert done.stderr.startswith("warning: no C++ compiler was found, so trainings are not comp")
 
 
 def test_a_program_that_cannot_be_compiled_for_another_reason_is_an_error(monkeypatch):
