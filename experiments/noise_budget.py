@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from torchmpo import resolve
+from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.policy import stack_policies
 from torchmpo.control.pools import PoolConfig
@@ -60,9 +61,7 @@ def first_testbed(args):
 def train(bed, objective, args, *, threads=None, dtype=torch.float32, **inner):
     """A policy for every rate and stream, at that loss's own settings: ``{name: [members, …]}``."""
     members = len(RATES) * args.streams
-    hyper = getattr(objective, "hyper", {})
-    setting = {k: float(v) for k, v in hyper.items() if isinstance(v, float)}
-    params = stack_settings(objective, [setting] * members)
+    params = stack_settings(objective, [start_setting(objective)] * members)
     if dtype == torch.float64:
         params = torch.utils._pytree.tree_map(lambda value: value.double(), params)
     init = stack_policies(bed.policy.trainable(), members)

@@ -130,8 +130,7 @@ def pull_figure(
             low_end, high_end = ax.get_ylim()
             ax.set_ylim(max(low_end, -HIGHEST), min(high_end, HIGHEST))
             ax.axvline(0, color="black", linewidth=0.7, linestyle=":")
-            ax.grid(alpha=0.25)
-            ax.spines[["top", "right"]].set_visible(False)
+            light(ax)
     axes[0, 0].set_ylabel("raises the chosen\n−∂loss/∂c̄, of its 95th percentile")
     axes[1, 0].set_ylabel("lowers the rejected\n∂loss/∂r̄, of its 95th percentile")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
@@ -194,8 +193,7 @@ def functions_figure(
         low_ax.set_xlabel("margin m" if name == "g" else "mean log-probability")
         _log_if_wide(low_ax, torch.stack(slopes))
         for ax in (top, low_ax):
-            ax.grid(alpha=0.25)
-            ax.spines[["top", "right"]].set_visible(False)
+            light(ax)
     axes[0, 0].set_ylabel("value, up to a constant")
     axes[1, 0].set_ylabel("slope")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
@@ -216,6 +214,12 @@ def _log_if_wide(ax, slopes: Tensor) -> None:
     seen = slopes[torch.isfinite(slopes)]
     if len(seen) and float(seen.min()) > 0 and float(seen.max() / seen.min()) > 50:
         ax.set_yscale("log")
+
+
+def light(axes) -> None:
+    """A faint grid, and no frame at the top and on the right."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(figure, path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """The settings that every command on robots has: what data, what policy, what training."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,14 @@ class TestbedSettings:
     seed: int = 0
     num_threads: int = 0
     cache_dir: str | None = None
+
+
+# Of the smoke presets: training and data in seconds, which say nothing.
+SMALLEST: dict[str, Any] = {
+    "pairs": 4,
+    "episode_steps": 50,
+    "epochs": 2,
+    "sft_epochs": 1,
+    "steps_per_trajectory": 10,
+    "compile": False,
+}

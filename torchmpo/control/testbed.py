@@ -221,11 +221,7 @@ def prepare(
     for config in configs:
         parse_kind(config.data)  # before anything is built
     with _one_torch_thread():
-        if read is None:
-            progress = sys.stderr.isatty()
-            trajectories = pool_of(first.pool, cache_dir=first.cache_dir, progress=progress)
-        else:
-            trajectories = read()
+        trajectories = _from_pool(first) if read is None else read()
         return _over(configs, Materials(first.load_policy(), trajectories))
 
 
@@ -239,9 +235,12 @@ def prepare_fresh(testbeds: Sequence[Testbed], seed: int) -> list[Testbed]:
     pool = replace(testbeds[0].config.pool, seed=seed)
     configs = [replace(testbed.config, pool=pool) for testbed in testbeds]
     with _one_torch_thread():
-        progress = sys.stderr.isatty()
-        trajectories = pool_of(pool, cache_dir=configs[0].cache_dir, progress=progress)
-        return _over(configs, replace(testbeds[0].materials, trajectories=trajectories))
+        materials = replace(testbeds[0].materials, trajectories=_from_pool(configs[0]))
+        return _over(configs, materials)
+
+
+def _from_pool(config: TestbedConfig) -> Tensors:
+    return pool_of(config.pool, cache_dir=config.cache_dir, progress=sys.stderr.isatty())
 
 
 def _over(configs: Sequence[TestbedConfig], materials: Materials) -> list[Testbed]:

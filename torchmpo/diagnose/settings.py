@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torchmpo.control.settings import TestbedSettings
+from torchmpo.control.settings import SMALLEST, TestbedSettings
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,7 @@ PRESETS: dict[str, dict] = {
         "tuning_seeds": 1,
         "tuning_episodes": 2,
         "episodes": 2,
-        "pairs": 4,
-        "episode_steps": 50,
-        "epochs": 2,
-        "sft_epochs": 1,
-        "steps_per_trajectory": 10,
-        "compile": False,
+        **SMALLEST,
     },
     # arXiv 2411.06568, section 4.1; its Table 2, and CoLPO.
     "full": {

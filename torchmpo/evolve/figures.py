@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torchmpo.figures import CHOSEN, MUTED, REJECTED, new_figure, save_figure
+from torchmpo.figures import CHOSEN, MUTED, REJECTED, light, new_figure, save_figure
 
 
 def fitness_figure(log: Sequence[Mapping], path: str | Path) -> None:
@@ -33,6 +33,5 @@ def fitness_figure(log: Sequence[Mapping], path: str | Path) -> None:
     if failed:
         axes.set_title(f"{sum(n for _, n in failed)} members failed (NaN)", loc="right", fontsize=8)
     axes.legend(frameon=False, loc="best")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    light(axes)
     save_figure(figure, path)

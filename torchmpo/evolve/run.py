@@ -88,8 +88,7 @@ def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbe
     if not path.exists():
         print(f"tuning the learning rate of {space.start_name} …", flush=True)
         start = space.at(space.start)
-        own = {name: float(value) for name, value in start_setting(start).items()}
-        settings = [own | rate for rate in rate_grid(setup.rival_trials)]
+        settings = [start_setting(start) | rate for rate in rate_grid(setup.rival_trials)]
         tuned = tune_over(testbeds, start, settings, setup.protocol, config.combine)
         if tuned is None:
             raise UserError(f"{space.start_name} diverged at every learning rate that was tried")

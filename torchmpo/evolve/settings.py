@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torchmpo.control.settings import TestbedSettings
+from torchmpo.control.settings import SMALLEST, TestbedSettings
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,7 @@ PRESETS: dict[str, dict] = {
     },
     # Seconds: does everything once, finds nothing.
     "smoke": {
-        "pairs": 4,
-        "episode_steps": 50,
-        "epochs": 2,
-        "sft_epochs": 1,
-        "steps_per_trajectory": 10,
-        "compile": False,
+        **SMALLEST,
         "population": 4,
         "generations": 2,
         "episodes": 2,
