@@ -574,3 +574,12 @@ def test_bad_rates_are_refused(rates):
     args = policy, init, resolve("sft"), {}, data, config, 0
     with pytest.raises(UserError, match=r"learning.rates"):
         train_policies(*args, learning_rates=torch.tensor(rates))
+
+
+def test_a_shared_rate_gives_the_bits_of_one_number():
+    """Runs of before members had rates of their own go on to the same bits."""
+    corrections = 1 - torch.tensor(0.9) ** torch.arange(1.0, 2000.0)
+    for rate in (1e-3, 3e-4, 7e-5):
+        rates = torch.full((3,), rate)
+        of_members = rates * corrections[:, None].reciprocal()
+        assert torch.equal(of_members, (rate / corrections)[:, None].expand(-1, 3))

@@ -329,7 +329,9 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
         m = {name: torch.lerp(average[name], g, 1 - BETA1) for name, g in grads.items()}
         v = {name: BETA2 * square[name] + (1 - BETA2) * g * g for name, g in grads.items()}
         scale = {name: (value / correction2).sqrt() + EPSILON for name, value in v.items()}
-        rate = rates / correction1  # [C]
+        # A number over a tensor is its reciprocal times the number in torch: so a rate that all
+        # members share gives the bits that it gave as one number.
+        rate = rates * correction1.reciprocal()  # [C]
         step = {n: rate.view(-1, *(1,) * (p.ndim - 1)) * m[n] / scale[n] for n, p in params.items()}
         return {name: p - step[name] for name, p in params.items()}, m, v
 
