@@ -76,9 +76,9 @@ class Logged:
     def share(self, put):
         return Logged(self.fitness.share(put), self.folder)
 
-    def __call__(self, vectors, generation):
+    def __call__(self, vectors, generation, streams=None):
         begin = time.perf_counter()
-        result = self.fitness(vectors, generation)
+        result = self.fitness(vectors, generation, streams)
         with open(self.folder / f"{generation}-{os.getpid()}", "a") as file:
             file.write(f"{time.perf_counter() - begin}\n")
         return result

@@ -327,7 +327,7 @@ def test_random_time_steps_estimate_the_mean_without_bias(steps):
     time = torch.arange(TIME).expand(len(data.lengths), -1)
     data.action[..., 0] = torch.where(time < data.lengths[:, None], time, -1)
     loop = inner._Loop(
-        policy, data, config(steps_per_trajectory=steps), torch.zeros((), dtype=torch.float64)
+        policy, [data], config(steps_per_trajectory=steps), torch.zeros((), dtype=torch.float64)
     )
     draws = 3000
     for row in range(4):
@@ -583,3 +583,42 @@ def test_a_shared_rate_gives_the_bits_of_one_number():
         rates = torch.full((3,), rate)
         of_members = rates * corrections[:, None].reciprocal()
         assert torch.equal(of_members, (rate / corrections)[:, None].expand(-1, 3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps_per_trajectory": 3}, {"sft_epochs": 1}])
+@pytest.mark.parametrize("function", [orpo_loss, every_input])
+def test_members_with_data_of_their_own_are_as_trained_alone(function, settings):
+    """Chunks of two, one data set twice, and data sets of different numbers of trajectories."""
+    data = [make_data(pairs=6, seed=seed) for seed in range(3)]
+    data[1] = replace(data[1], rejected=data[1].rejected[:1].expand(6))
+    data = [data[0], data[1], data[0], data[2]]
+    objective, policy = Objective(function), make_policy()
+    hyper = dict.fromkeys(objective.hyper, torch.ones(4, dtype=torch.float64))
+    init, seeds, settings = make_population(policy, 4), [3, 4, 5, 6], config(**settings)
+    together = train_policies(
+        policy, init, objective, hyper, data, replace(settings, chunk_size=2), seeds
+    )
+    for i, own in enumerate(data):
+        start = member(init, i)
+        alone = train_policies(
+            policy, start, objective, member(hyper, i), own, settings, seeds[i : i + 1]
+        )
+        assert distance(alone, start) > 1e-3
+        assert distance(alone, member(together, i)) < 1e-9
+
+
+def test_data_of_ones_own_may_share_a_stream():
+    data = [make_data(pairs=6, seed=seed) for seed in range(2)]
+    policy = make_policy()
+    args = (policy, make_population(policy, 2), Objective(sft_loss), {}, data, config())
+    assert distance(train_policies(*args, 3), train_policies(*args, [3, 3])) == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"), [((6, 6, 6), "one population size"), ((6, 5), "equally many pairs")]
+)
+def test_data_of_ones_own_must_fit_the_population(pairs, words):
+    policy, data = make_policy(), [make_data(pairs=count) for count in pairs]
+    start = make_population(policy, 2)
+    with pytest.raises(UserError, match=words):
+        train_policies(policy, start, Objective(sft_loss), {}, data, config(), 0)

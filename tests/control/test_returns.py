@@ -109,6 +109,16 @@ def test_members_share_start_states_and_noise(sample):
     assert not torch.equal(returns, other)
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_members_with_seeds_of_their_own_are_as_evaluated_alone(sample):
+    policy, params = population()
+    seeds = [3, 4, 3, 5, 6]
+    returns = evaluate_policies(make_env(4), policy, params, 2, seeds, sample=sample)
+    for i, seed in enumerate(seeds):
+        alone = evaluate_policies(make_env(2), policy, member(params, i), 2, seed, sample=sample)
+        assert_close(returns[i : i + 1], alone, rtol=0, atol=1e-5)
+
+
 def test_sampled_actions_differ_from_the_mean():
     policy, params = population()
     mean = evaluate_policies(make_env(10), policy, params, 2, 3)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from torchmpo.control.grids import rate_grid
+from torchmpo.control.grids import rate_grid, start_setting
 from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
-from torchmpo.control.testbed import Testbed, TestbedConfig, prepare
+from torchmpo.control.testbed import Testbed, TestbedConfig, prepare, prepare_fresh
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve import comparison
 from torchmpo.evolve.comparison import (
@@ -46,6 +46,20 @@ def test_equal_contestants_have_equal_returns_on_every_seed(beds):
     assert torch.equal(returns["one"], returns["again"])
     assert not torch.equal(returns["one"], returns["other"])
     assert len(returns["one"].unique()) == 6  # seeds and kinds of data differ
+
+
+@pytest.mark.parametrize("loss", ["orpo", "dpo"])
+def test_seeds_with_data_of_their_own_are_as_on_that_data_alone(beds, loss, tmp_path):
+    fresh = [prepare_fresh(beds, seed, cache_dir=str(tmp_path)) for seed in (8, 9)]
+    assert [d.name for d in tmp_path.iterdir()] != []
+    objective = resolve(loss)
+    rivals = {loss: contestant(objective, start_setting(objective))}
+    both = seed_returns(beds, rivals, 2, 2, PROTOCOL, "final", data=fresh)[loss]
+    for i, own in enumerate(fresh):
+        on_it = seed_returns(own, rivals, 2, 2, PROTOCOL, "final")[loss]
+        torch.testing.assert_close(both[:, i], on_it[:, i])
+    on_one = seed_returns(beds, rivals, 2, 2, PROTOCOL, "final")[loss]
+    assert not (on_one == both).any()
 
 
 def test_streams_are_independent(beds):

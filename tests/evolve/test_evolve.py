@@ -87,6 +87,7 @@ def one_line_error(capsys, argv):
         ("--rival_trials 0", "rival_trials must be at least 1; got 0"),
         ("--rivals sftt", "unknown loss 'sftt': did you mean 'sft'?"),
         ("--rivals ,", "rivals is empty: name at least one"),
+        ("--streams own", "streams must be pairs or shared; got 'own'"),
         ("--combine max", "combine must be mean or worst; got 'max'"),
         ("--optimizer adam", "optimizer must be es or cmaes; got 'adam'"),
         ("--space networks", "'networks'"),
@@ -439,10 +440,47 @@ def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(ca
     assert "learning_rate.json has no learning rate: delete it" in capsys.readouterr().err
 
 
-def test_a_run_of_before_there_were_tuning_seeds_goes_on(no_run):
+OLDER = {"tuning_seeds": 1, "streams": "shared", "final_data_per_seed": False}
+
+
+def test_a_run_of_before_there_were_these_settings_goes_on(no_run):
     assert main(["--out", "run"]) == 0
     config = yaml.safe_load(Path("run/config.yaml").read_text())
-    del config["tuning_seeds"]
+    for name in OLDER:
+        del config[name]
     Path("run/config.yaml").write_text(yaml.safe_dump(config))
     assert main(["--out", "run", "--resume"]) == 0
-    assert no_run[-1][0].config.tuning_seeds == 1
+    resumed = asdict(no_run[-1][0].config)
+    assert {name: resumed[name] for name in OLDER} == OLDER
+    assert no_run[-1][0].streams == []
+
+
+def test_pairs_of_opposite_members_have_a_stream_each(no_run):
+    assert main(["--population", "6", "--out", "es"]) == 0
+    assert no_run[-1][0].streams == [1, 2, 2, 3, 3, 4, 4]  # the centre first
+    assert main(["--optimizer", "cmaes", "--out", "cmaes"]) == 0
+    assert no_run[-1][0].streams == []
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(capsys, monkeypatch):
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
+    assert main([*small, "--out", "whole"]) == 0
+    returns, calls = evolve.seed_returns, []
+
+    def interrupted(testbeds, contestants, *args, **kwargs):
+        calls.append([*contestants])
+        if len(calls) > 2 and args[3] == "final":
+            raise KeyboardInterrupt
+        return returns(testbeds, contestants, *args, **kwargs)
+
+    monkeypatch.setattr(evolve, "seed_returns", interrupted)
+    flags = [*small, "--held_out_every=0", "--out", "run"]
+    assert main(flags) == 130
+    kept = json.loads(Path("run/comparison.json").read_text())["mean_return_by_seed"]
+    assert [*kept] == ["discovered", "start (ORPO)"]
+    assert Path("run/final_data").is_dir()
+    monkeypatch.setattr(evolve, "seed_returns", returns)
+    assert main(["--out", "run", "--resume"]) == 0
+    assert not Path("run/final_data").exists()
+    comparisons = [Path(name, "comparison.json").read_bytes() for name in ("run", "whole")]
+    assert comparisons[0] == comparisons[1]

@@ -65,6 +65,19 @@ def test_fitness_is_the_mean_return_under_what_the_space_makes_of_a_vector(bed, 
     assert len(set(expected.tolist())) == 3
 
 
+def test_members_of_one_stream_share_what_others_do_not(bed, space, vectors):
+    fitness = ObjectiveFitness([bed], space, 2, seed=7)
+    same = vectors[:1].expand(4, -1)
+    own = fitness(same, 5, [1, 1, 2, 3])
+    assert own[0] == pytest.approx(own[1].item(), abs=0.01)
+    assert (own[1:] - own[[2, 3, 1]]).abs().min() > 0.1
+    assert not torch.equal(own, fitness(same, 6, [1, 1, 2, 3]))
+    # A vector is worth the same beside whatever others, and 0 is the stream of a whole generation.
+    alone = fitness(same[:2], 5, [3, 2])
+    torch.testing.assert_close(alone, own[[3, 2]], rtol=0, atol=0.01)
+    assert torch.equal(fitness(vectors, 5, [0, 0, 0]), fitness(vectors, 5))
+
+
 @pytest.mark.parametrize("combine", ["mean", "worst"])
 def test_kinds_of_data_are_judged_on_the_same_seeds_and_combined(config, space, vectors, combine):
     beds = kinds(config, "base", "noisy:1")

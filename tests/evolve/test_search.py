@@ -34,7 +34,7 @@ from torchmpo.runs.seeding import derive_seed
 TARGET = torch.linspace(-0.5, 0.5, 5)
 
 
-def quadratic(vectors, generation):
+def quadratic(vectors, generation, streams=()):
     return -(vectors - TARGET).square().sum(1)
 
 
@@ -317,7 +317,7 @@ def test_finds_the_maximum_of_a_quadratic(tmp_path, shaping):
 
 
 def test_failures_are_counted_and_avoided(tmp_path):
-    def half_fails(vectors, generation):
+    def half_fails(vectors, generation, streams):
         return torch.where(vectors[:, 0] < 0, torch.nan, -vectors[:, 0])
 
     config = SearchConfig(population=8, generations=3)
@@ -332,7 +332,7 @@ def test_failures_are_counted_and_avoided(tmp_path):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_search_in_which_everything_fails_stays_where_it_is(tmp_path, optimizer):
     config = SearchConfig(population=4, generations=2, optimizer=optimizer)
-    fitness = problem(lambda v, g: torch.full((len(v),), torch.nan), population=4)
+    fitness = problem(lambda v, *_: torch.full((len(v),), torch.nan), population=4)
     found = search(fitness, torch.ones(5), config, tmp_path)
     assert torch.equal(found.vector, torch.ones(5))
     assert load_checkpoint(tmp_path / "checkpoints").tensors["centre"].tolist() == [1.0] * 5
@@ -510,7 +510,7 @@ KILLED = """
             if (count, "after") == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
         os.replace = replace
-        fitness = lambda v, g: -(v - target * (1 + g)).square().sum(1)
+        fitness = lambda v, g, streams=(): -(v - target * (1 + g)).square().sum(1)
         os.makedirs(folder, exist_ok=True)
         problem = VectorProblem(fitness, 5, chunk=5)
         found = search(Fitness(problem), torch.zeros(5), config, folder)

@@ -34,7 +34,7 @@ def patience(monkeypatch):
     monkeypatch.setattr(cluster, "START_SECONDS", 900.0)
 
 
-def quadratic(vectors, generation):
+def quadratic(vectors, generation, streams=()):
     return -(vectors - TARGET * (1 + generation)).square().sum(1)
 
 
@@ -49,8 +49,9 @@ def fitness_of(evaluate, dim=5, population=8, chunk_size=3, **kwargs):
 def test_every_chunk_has_the_same_shape_and_knows_its_generation():
     calls = []
 
-    def record(vectors, generation):
+    def record(vectors, generation, streams):
         calls.append((tuple(vectors.shape), generation))
+        assert streams == [0, 0, 0]
         return quadratic(vectors, generation)
 
     fitness = fitness_of(record, chunk_size=4)
@@ -98,6 +99,21 @@ def test_actors_outside_of_ray_actors_are_refused():
     assert not ray.is_initialized()
 
 
+def test_a_row_keeps_its_stream_in_every_chunk():
+    seen = []
+
+    def record(vectors, generation, streams):
+        seen.extend(streams)
+        return vectors[:, 0] * 100 + torch.tensor(streams)
+
+    streams = [1, 2, 2, 3, 3]
+    fitness = Fitness(VectorProblem(record, 2, chunk=3), streams)
+    vectors = torch.arange(10.0).view(5, 2)
+    assert fitness(vectors, 0).tolist() == [1, 202, 402, 603, 803]
+    assert seen == [1, 2, 2, 3, 3, 1]  # the last chunk is filled up with the first row
+    assert fitness(vectors[:1], 1).tolist() == [1]  # the last centre, alone
+
+
 # --- two nodes ---
 
 
@@ -123,10 +139,10 @@ class Accidents:
     def share(self, put):
         return Accidents(self.fitness.share(put), self.folder, self.driver)
 
-    def __call__(self, vectors, generation):
+    def __call__(self, vectors, generation, streams=None):
         if os.getpid() != self.driver:
             self.meet(generation)
-        return self.fitness(vectors, generation)
+        return self.fitness(vectors, generation, streams)
 
     def meet(self, generation):
         node = ray.get_runtime_context().get_node_id()
@@ -295,7 +311,7 @@ def test_a_mistake_of_the_user_arrives_as_it_is(nodes, monkeypatch):
 class Unreadable:
     """Fitness that cannot be unpickled where it arrives."""
 
-    def __call__(self, vectors, generation):
+    def __call__(self, vectors, generation, streams=()):
         return quadratic(vectors, generation)
 
     def __deepcopy__(self, memo):

@@ -89,7 +89,7 @@ def train_policies(
     init_params: Params,
     objective: Objective | MirrorObjective,
     objective_params: Any,
-    dataset: "PreferenceDataset",
+    dataset: "PreferenceDataset | Sequence[PreferenceDataset]",
     config: InnerConfig,
     seed: Seed,
     *,
@@ -104,7 +104,8 @@ def train_policies(
         objective: an ``Objective`` or ``MirrorObjective``. If it needs a reference, that is the
             member itself after the SFT epochs.
         objective_params: what ``objective.apply`` takes, every tensor with a leading P.
-        dataset: trajectories and the pairs among them.
+        dataset: trajectories and the pairs among them; or P data sets of equally many pairs, one
+            per member.
         config: see :class:`InnerConfig`.
         seed: names the minibatches and time steps, which all members share; or P seeds, one per
             member. Torch's global random state is neither read nor changed.
@@ -121,9 +122,13 @@ def train_policies(
         UserError: fewer pairs than a minibatch, an empty trajectory, populations that differ, or
             an objective with an input that this loop cannot supply.
     """
-    population = _population(policy, init_params, objective, objective_params, seed)
-    loop = _Loop(policy, dataset, config, like=next(iter(init_params.values())))
-    rates = _rates(learning_rates, config, population, loop.action)
+    population = _population(policy, init_params, objective, objective_params, seed, dataset)
+    like = next(iter(init_params.values()))
+    rates = _rates(learning_rates, config, population, like)
+    if isinstance(dataset, Sequence):
+        seed = [seed] * population if isinstance(seed, int) else seed
+    else:
+        loop = _Loop(policy, [dataset], config, like)
 
     def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
         if config.sft_epochs:
@@ -146,6 +151,8 @@ def train_policies(
         members = [i % population for i in range(chunk * size, (chunk + 1) * size)]
         stream = seed if isinstance(seed, int) else [seed[i] for i in members]
         watch = on_epoch and _of_members(on_epoch, members)
+        if isinstance(dataset, Sequence):
+            loop = _Loop(policy, [dataset[i] for i in members], config, like)
         if not alike:
             params, reference = start(_rows(init_params, members), rates[members], stream, watch)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
@@ -182,32 +189,66 @@ _SFT = Objective(sft_loss)
 
 
 class _Loop:
-    """The training loop over the trajectories that the pairs name, whitened once."""
+    """The training loop over the trajectories that the pairs name, whitened once.
 
-    def __init__(self, policy: GaussianPolicy, dataset: Any, config: InnerConfig, like: Tensor):
-        if len(dataset.chosen) < config.minibatch_pairs:
+    Args:
+        datasets: one for all members, or one per member.
+    """
+
+    def __init__(
+        self, policy: GaussianPolicy, datasets: Sequence, config: InnerConfig, like: Tensor
+    ):
+        self.policy, self.config, self.device = policy, config, like.device
+        distinct = list({id(dataset): dataset for dataset in datasets}.values())
+        self.count = len(distinct[0])  # pairs of one data set
+        if self.count < config.minibatch_pairs:
             raise UserError(
-                f"the dataset has {len(dataset.chosen)} pairs, fewer than one minibatch of "
+                f"the dataset has {self.count} pairs, fewer than one minibatch of "
                 f"{config.minibatch_pairs}: add pairs or lower minibatch_pairs"
             )
-        self.policy, self.config, self.device = policy, config, like.device
-        pairs = torch.stack([dataset.chosen, dataset.rejected])
-        rows, pairs = torch.unique(pairs, return_inverse=True)
-        self.pairs = pairs.to(self.device)  # [2, pairs]: chosen, rejected
-        self.lengths = dataset.lengths[rows].to(self.device)
+        used, pairs, first = [], [], [0]  # first: row of each data set
+        for dataset in distinct:
+            rows, own = torch.unique(
+                torch.stack([dataset.chosen, dataset.rejected]), return_inverse=True
+            )
+            used.append(rows)
+            pairs.append(own + first[-1])
+            first.append(first[-1] + len(rows))
+        self.pairs = torch.cat(pairs, dim=1).to(self.device)  # [2, pairs]: chosen, rejected
+        self.most = max(len(rows) for rows in used)
+        # Where the pairs and the trajectories of each member's own data set begin.
+        self.first_pair = self.first_row = None
+        if len(datasets) > 1:
+            places = {id(dataset): k for k, dataset in enumerate(distinct)}
+            own = torch.tensor([places[id(dataset)] for dataset in datasets])
+            self.first_pair = own.to(self.device) * self.count
+            self.first_row = torch.tensor(first)[own].to(self.device)
+
+        def joined(name: str) -> Tensor:
+            parts = zip(distinct, used, strict=True)
+            return torch.cat([getattr(dataset, name)[rows] for dataset, rows in parts])
+
+        self.lengths = joined("lengths").to(self.device)
         if int(self.lengths.min()) < 1:
             raise UserError("a trajectory of the dataset has length 0: leave it out of the pairs")
         self.buffers = {name: buffer.to(like) for name, buffer in policy.named_buffers()}
         whiten = copy.deepcopy(policy).to(like).whiten  # the policy itself may be elsewhere
-        self.whitened = whiten(dataset.observation[rows].to(like))
-        self.action = dataset.action[rows].to(like)
-        self.returns = dataset.returns[rows].to(like)
+        self.whitened = whiten(joined("observation").to(like))
+        self.action = joined("action").to(like)
+        self.returns = joined("returns").to(like)
 
     @torch.no_grad()
     def step_logps(self, params: Params) -> Tensor:
-        """Step log-probabilities of all trajectories, ``[C, trajectories, time]``."""
-        forward = vmap(_StepLogps(self.policy).at, in_dims=(0, None, None, None))
-        blocks = zip(self.whitened.split(4), self.action.split(4), strict=True)
+        """Step log-probabilities of the trajectories of each member's data, ``[C, rows, time]``."""
+        at = _StepLogps(self.policy).at
+        if self.first_row is None:
+            forward = vmap(at, in_dims=(0, None, None, None))
+            blocks = zip(self.whitened.split(4), self.action.split(4), strict=True)
+        else:
+            forward = vmap(at, in_dims=(0, None, 0, 0))
+            rows = self.first_row[:, None] + torch.arange(self.most, device=self.device)
+            rows = rows.clamp(max=len(self.lengths) - 1)  # a smaller data set is filled up
+            blocks = ((self.whitened[part], self.action[part]) for part in rows.split(4, dim=1))
         return torch.cat([forward(params, self.buffers, *block) for block in blocks], dim=1)
 
     def train(
@@ -225,7 +266,7 @@ class _Loop:
         config, shared = self.config, isinstance(seed, int)
         epochs = config.sft_epochs if phase == "sft" else config.epochs
         pairs = self.pairs[: _sides(objective.inputs)]
-        updates = pairs.shape[1] // config.minibatch_pairs
+        updates = self.count // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         state, update = (params, *moments), None
         before = 0 if phase == "sft" else config.sft_epochs
@@ -233,6 +274,8 @@ class _Loop:
             if watch:
                 watch(before + epoch, state[0])
             order, offsets = self.draw(phase, epoch, updates, seed)
+            if self.first_pair is not None:
+                order = order + self.first_pair[:, None, None]
             for i in range(updates):
                 n = epoch * updates + i
                 clock = (n / (epochs * updates), 1 - BETA1 ** (n + 1), 1 - BETA2 ** (n + 1))
@@ -255,7 +298,7 @@ class _Loop:
             return tuple(torch.stack(x) for x in zip(*own, strict=True))
         size, steps = self.config.minibatch_pairs, self.config.steps_per_trajectory or 0
         random = generator(seed, "inner", phase, epoch)
-        order = torch.randperm(self.pairs.shape[1], generator=random)[: updates * size]
+        order = torch.randperm(self.count, generator=random)[: updates * size]
         shape = (updates, 2 * size, steps)
         offsets = torch.rand(shape, generator=random, dtype=torch.float64)
         return order.view(updates, size).to(self.device), offsets.to(self.device)
@@ -276,8 +319,10 @@ class _Loop:
         at = rows[..., None], time
         batch = {"whitened": self.whitened[at], "action": self.action[at], "mask": mask}
         batch |= {"lengths": lengths, "returns": self.returns[rows]}
+        if self.first_row is not None:
+            rows = rows - self.first_row[:, None]
         for name, logps in reference.items():
-            batch[name] = logps[torch.arange(len(logps))[:, None, None], *at]
+            batch[name] = logps[torch.arange(len(logps))[:, None, None], rows[..., None], time]
         return batch
 
 
@@ -388,7 +433,7 @@ def _rates(
     return learning_rates.to(like)
 
 
-def _population(policy, init_params: Params, objective, objective_params, seed) -> int:
+def _population(policy, init_params: Params, objective, objective_params, seed, data) -> int:
     """P, if everything agrees on it and the objective can be served."""
     check_inputs(objective)
     want = {name: tuple(value.shape) for name, value in policy.trainable().items()}
@@ -397,9 +442,13 @@ def _population(policy, init_params: Params, objective, objective_params, seed) 
         raise UserError(f"init_params should be [P, ...] of {want}; got [P, ...] of {have}")
     sizes = {len(value) for value in tree_leaves((init_params, objective_params))}
     sizes |= set() if isinstance(seed, int) else {len(seed)}
+    if isinstance(data, Sequence):
+        sizes.add(len(data))
+        if len(counts := {len(own) for own in data}) > 1:
+            raise UserError(f"data sets of one population must have equally many pairs: {counts}")
     if len(sizes) != 1:
         raise UserError(
-            "init_params, objective_params and a sequence of seeds must have one population size; "
-            f"got {', '.join(map(str, sorted(sizes)))}"
+            "init_params, objective_params and sequences of seeds and data sets must have one "
+            f"population size; got {', '.join(map(str, sorted(sizes)))}"
         )
     return sizes.pop()

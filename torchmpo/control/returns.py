@@ -1,5 +1,6 @@
 """Returns of a population of policies in the environment, undiscounted."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,11 @@ def evaluate_policies(
     policy: GaussianPolicy,
     params: dict[str, Tensor],
     episodes: int,
-    seed: int,
+    seed: int | Sequence[int],
     *,
     sample: bool = False,
 ) -> Tensor:
-    """Return of each member in ``episodes`` episodes that start in the same states for all.
+    """Return of each member in ``episodes`` episodes.
 
     Args:
         env: its ``num_envs`` must be a multiple of ``episodes``; ``num_envs / episodes`` members
@@ -33,7 +34,8 @@ def evaluate_policies(
         policy: the architecture and what members have in common.
         params: ``{name: [population, ...]}``.
         episodes: per member.
-        seed: of the start states, and of the noise if ``sample``; all members share both.
+        seed: of the start states, and of the noise if ``sample``, which all members share; or one
+            seed per member.
         sample: draw actions from the policy instead of taking its mean.
 
     Returns:
@@ -54,7 +56,8 @@ def evaluate_policies(
         # The last chunk is filled up with copies, so that every pass has the shape of the batch.
         members = torch.arange(first, first + at_once).clamp(max=population - 1)
         chunk = {name: value[members] for name, value in params.items()}
-        result = _run_chunk(env, policy, chunk, episodes, seed, sample)
+        own = seed if isinstance(seed, int) else [seed[i] for i in members.tolist()]
+        result = _run_chunk(env, policy, chunk, episodes, own, sample)
         count = min(at_once, population - first)
         returns[first : first + count] = result[:count]
     return returns
@@ -65,16 +68,19 @@ def _run_chunk(env, policy, params, episodes, seed, sample) -> Tensor:
     members = env.num_envs // episodes
     finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
     mean_action = vmap(partial(functional_call, policy))
-    start = env.start_states(episodes, generator(seed, "start states"))
-    state = env.reset(TensorDict({"start_state": start.repeat(members, 1)}, [env.num_envs]))
-    draw = generator(seed, "action noise")
+    seeds = [seed] if isinstance(seed, int) else seed
+    start = torch.cat([env.start_states(episodes, generator(s, "start states")) for s in seeds])
+    start = start.repeat(members // len(seeds), 1)
+    state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
+    draws = [generator(s, "action noise") for s in seeds]
     std = params.get("log_std", policy.log_std).exp().expand(members, policy.action_size)
     total = torch.zeros(members, episodes)
     while True:
         obs = state["observation"].view(members, episodes, -1)
         action = mean_action(params, obs)
         if sample:
-            action += std[:, None] * torch.randn(episodes, policy.action_size, generator=draw)
+            noise = [torch.randn(episodes, policy.action_size, generator=draw) for draw in draws]
+            action += std[:, None] * torch.stack(noise)
         finite &= action.flatten(1).isfinite().all(1)
         action = torch.where(finite[:, None, None], action, 0.0)
         state = env.step(state.set("action", action.flatten(0, 1)))["next"]

@@ -148,15 +148,18 @@ class Testbed:
         *,
         learning_rates: Tensor | None = None,
         on_epoch: OnEpoch | None = None,
+        datasets: Sequence[PreferenceDataset] | None = None,
     ) -> Tensors:
         """``population`` policies, each under its own row of ``objective_params``.
 
         Args:
             seed: one stream of minibatches for all, or one per member.
+            datasets: other data than :attr:`dataset`, one per member.
             learning_rates, on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
         """
         init = self._initial(population, seed)
-        args = (self.policy, init, objective, objective_params, self.dataset, self.config.inner)
+        data = self.dataset if datasets is None else datasets
+        args = (self.policy, init, objective, objective_params, data, self.config.inner)
         return train_policies(*args, seed, learning_rates=learning_rates, on_epoch=on_epoch)
 
     def _initial(self, population: int, seed: int | Sequence[int]) -> Tensors:
@@ -185,13 +188,14 @@ class Testbed:
         self,
         params: Tensors,
         episodes: int,
-        seed: int,
+        seed: int | Sequence[int],
         *,
         policy: GaussianPolicy | None = None,
     ) -> Tensor:
-        """Returns ``[population, episodes]``; every member starts in the same states.
+        """Returns ``[population, episodes]``.
 
         Args:
+            seed: of the start states that all members share, or one per member.
             policy: what the members have in common, if not :attr:`policy`.
         """
         population = len(next(iter(params.values())))
@@ -225,15 +229,19 @@ def prepare(
         return _over(configs, Materials(first.load_policy(), trajectories))
 
 
-def prepare_fresh(testbeds: Sequence[Testbed], seed: int) -> list[Testbed]:
+def prepare_fresh(
+    testbeds: Sequence[Testbed], seed: int, *, cache_dir: str | None = None
+) -> list[Testbed]:
     """The same kinds of data, of other trajectories with other flipped labels.
 
     Args:
         testbeds: prepared together.
         seed: of the trajectories and of the choice of pairs.
+        cache_dir: where the trajectories are kept; by default where those of the testbeds are.
     """
-    pool = replace(testbeds[0].config.pool, seed=seed)
-    configs = [replace(testbed.config, pool=pool) for testbed in testbeds]
+    settings: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
+    settings["pool"] = replace(testbeds[0].config.pool, seed=seed)
+    configs = [replace(testbed.config, **settings) for testbed in testbeds]
     with _one_torch_thread():
         materials = replace(testbeds[0].materials, trajectories=_from_pool(configs[0]))
         return _over(configs, materials)

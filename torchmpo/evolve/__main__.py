@@ -21,7 +21,7 @@ COMMAND = Command(
     out="runs/evolve",
     place=PLACE,
     grows=("rivals",),
-    older={"tuning_seeds": 1},
+    older={"tuning_seeds": 1, "streams": "shared", "final_data_per_seed": False},
     headline=("task", "data"),
 )
 

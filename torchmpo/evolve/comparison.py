@@ -2,7 +2,8 @@
 
 Rivals are tuned on the data of the search. The comparison is on fresh data: other start states,
 other trajectories, other flipped labels. A seed is an independent repetition with its own
-minibatches and its own start states, which all contestants share, so differences are paired.
+preference data, its own minibatches and its own start states, which all contestants share, so
+differences are paired, and an interval over seeds has all of this in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,25 +102,33 @@ def seed_returns(
     episodes: int,
     protocol: Protocol,
     stream: str,
+    *,
+    data: Sequence[Sequence[Testbed]] | None = None,
 ) -> dict[str, Tensor]:
     """Train each contestant on each kind of data, ``seeds`` times, and judge it.
 
     Args:
         testbeds: one per kind of data.
         stream: names the random numbers, with the protocol's seed.
+        data: testbeds by seed and kind, whose pairs are used instead.
 
     Returns:
         by name, mean return ``[kinds, seeds]``; NaN where training diverged.
     """
     streams = [derive_seed(protocol.seed, f"{stream} training", i) for i in range(seeds)]
     kinds = []
-    for testbed in testbeds:
+    for kind, testbed in enumerate(testbeds):
+        own_data = None if data is None else [of_seed[kind].dataset for of_seed in data]
         trained = []
         for objective, params, rate in contestants.values():
             own = tree_map(lambda value: value.expand(seeds, *value.shape[1:]), params)
             own_testbed = suited(testbed, objective, protocol.sft_epochs)
             rates = None if rate is None else torch.full((seeds,), rate)
-            trained.append(own_testbed.train(objective, own, seeds, streams, learning_rates=rates))
+            trained.append(
+                own_testbed.train(
+                    objective, own, seeds, streams, learning_rates=rates, datasets=own_data
+                )
+            )
         returns = []
         for i in range(seeds):
             rivals = {name: torch.stack([t[name][i] for t in trained]) for name in trained[0]}

@@ -47,8 +47,8 @@ def combined(returns: Tensor, combine: str) -> Tensor:
 class ObjectiveFitness:
     """F(ζ): mean return of policies trained under the objective that the vector ζ stands for.
 
-    All members of a generation share minibatches and start states, on every kind of data; another
-    generation has others.
+    Members of one stream share minibatches and start states, on every kind of data. Another stream
+    and another generation have others.
 
     Args:
         testbeds: one per kind of data, prepared together.
@@ -72,16 +72,27 @@ class ObjectiveFitness:
         if not self.testbeds:
             raise UserError("fitness needs at least one kind of data")
 
-    def __call__(self, vectors: Tensor, generation: int) -> Tensor:
-        """``[chunk, dim] → [chunk]``; NaN for a policy that diverged."""
+    def __call__(
+        self, vectors: Tensor, generation: int, streams: Sequence[int] | None = None
+    ) -> Tensor:
+        """``[chunk, dim] → [chunk]``; NaN for a policy that diverged.
+
+        Args:
+            streams: one per vector. Where all are 0, the default, they share one more cheaply.
+        """
         own = self.space.parameters(vectors)
-        training = derive_seed(self.seed, "inner", generation)
-        evaluation = derive_seed(self.seed, "episodes", generation)
+        training = self._seed("inner", generation, streams)
+        evaluation = self._seed("episodes", generation, streams)
         returns = []
         for testbed in self.testbeds:
             params = testbed.train(self.space.objective, own, len(vectors), training)
             returns.append(testbed.evaluate(params, self.episodes, evaluation).mean(1))
         return combined(torch.stack(returns), self.combine)
+
+    def _seed(self, what: str, generation: int, streams: Sequence[int] | None) -> int | list[int]:
+        if streams is None or not any(streams):
+            return derive_seed(self.seed, what, generation)
+        return [derive_seed(self.seed, what, generation, stream) for stream in streams]
 
     def share(self, put: Callable[[Mapping[str, Tensor]], Read]) -> "FitnessElsewhere":
         """The same fitness for other processes.
@@ -121,6 +132,8 @@ class FitnessElsewhere:
         testbeds = prepare(self.configs, read=self.read)
         return ObjectiveFitness(testbeds, self.space, self.episodes, self.seed, self.combine)
 
-    def __call__(self, vectors: Tensor, generation: int) -> Tensor:
+    def __call__(
+        self, vectors: Tensor, generation: int, streams: Sequence[int] | None = None
+    ) -> Tensor:
         """As :class:`ObjectiveFitness`; the first call prepares the testbeds."""
-        return self._fitness(vectors, generation)
+        return self._fitness(vectors, generation, streams)

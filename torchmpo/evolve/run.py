@@ -1,6 +1,8 @@
 """A search from its first generation to the figures: what ``python -m torchmpo.evolve`` does."""
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from torchmpo import RELEASE
 from torchmpo.control.grids import RATE, rate_grid, start_setting
@@ -43,6 +46,11 @@ prepare = Setup.of
 
 def run(setup: Setup, out: Path) -> None:
     """Search, compare, save: goes on from whatever ``out`` holds already."""
+    finish(setup, *explore(setup, out), out)
+
+
+def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
+    """The search alone: its testbeds, at the learning rate of the search, and what it found."""
     config, space = setup.config, setup.space
     torch.set_num_threads(setup.num_threads)
     testbeds = at_rate(prepare_testbeds(setup.testbeds), setup, out)
@@ -62,7 +70,7 @@ def run(setup: Setup, out: Path) -> None:
         )
         with Progress(config.generations, loggers) as progress:
             found = search(
-                Fitness(problem),
+                Fitness(problem, setup.streams),
                 space.start,
                 setup.search,
                 out,
@@ -70,7 +78,7 @@ def run(setup: Setup, out: Path) -> None:
                 held_out=held_out,
                 every=max(1, config.held_out_every),
             )
-    finish(setup, testbeds, found, out)
+    return testbeds, found
 
 
 def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbed]:
@@ -180,7 +188,8 @@ def compare(
 ) -> dict:
     """Discovered objective, start and tuned rivals on fresh data and seeds; ``comparison.json``.
 
-    Who is in that file already is not trained again, so that rivals can be added later.
+    Who is in that file already is not trained again, so that an interrupted comparison goes on and
+    rivals can be added later. The fresh data is in ``final_data/`` until everyone is trained.
     """
     config, space = setup.config, setup.space
     objective = space.objective
@@ -191,7 +200,7 @@ def compare(
     for name, rival in setup.rivals.items():
         if (result := tuned[name]) is not None:
             contestants[f"{name}, tuned"] = contestant(rival, result["setting"])
-    path = out / "comparison.json"
+    path, kept = out / "comparison.json", out / "final_data"
     returns = _compared(setup, path) if path.exists() else {}
     missing = {name: c for name, c in contestants.items() if name not in returns}
     if missing:
@@ -199,20 +208,34 @@ def compare(
             f"comparing on {config.final_seeds} fresh seeds × {config.final_episodes} episodes …",
             flush=True,
         )
-        returns |= seed_returns(
-            prepare_fresh(testbeds, derive_seed(config.seed, "final data")),
-            missing,
-            config.final_seeds,
-            config.final_episodes,
-            setup.protocol,
-            "final",
-        )
-    returns = {name: returns[name] for name in contestants}
-    content = _judged({name: combined(r, config.combine).tolist() for name, r in returns.items()})
-    if len(testbeds) > 1:
+        data = _final_data(setup, testbeds, kept)
+        args = (config.final_seeds, config.final_episodes, setup.protocol, "final")
+        for name, one in tqdm(missing.items(), desc="comparing", disable=not sys.stderr.isatty()):
+            returns |= seed_returns(testbeds, {name: one}, *args, data=data)
+            _keep(setup, path, {name: returns[name] for name in contestants if name in returns})
+    shutil.rmtree(kept, ignore_errors=True)
+    return _keep(setup, path, {name: returns[name] for name in contestants})
+
+
+def _final_data(setup: Setup, testbeds: Sequence[Testbed], folder: Path) -> list[list[Testbed]]:
+    """Preference data that nobody has seen, by seed and kind."""
+    config = setup.config
+    if not config.final_data_per_seed:
+        fresh = prepare_fresh(testbeds, derive_seed(config.seed, "final data"))
+        return [fresh] * config.final_seeds
+    seeds = [derive_seed(config.seed, "final data", i) for i in range(config.final_seeds)]
+    bar = tqdm(seeds, desc="fresh data", disable=not sys.stderr.isatty())
+    return [prepare_fresh(testbeds, seed, cache_dir=str(folder)) for seed in bar]
+
+
+def _keep(setup: Setup, path: Path, returns: dict[str, Tensor]) -> dict:
+    """Write what is known so far of the comparison, ``{name: [kinds, seeds]}``, and return it."""
+    combine = setup.config.combine
+    content = _judged({name: combined(r, combine).tolist() for name, r in returns.items()})
+    if len(setup.testbeds) > 1:
         content["data"] = {
-            testbed.config.data: _judged({name: r[k].tolist() for name, r in returns.items()})
-            for k, testbed in enumerate(testbeds)
+            testbed.data: _judged({name: r[k].tolist() for name, r in returns.items()})
+            for k, testbed in enumerate(setup.testbeds)
         }
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return content

@@ -25,6 +25,8 @@ class EvolveConfig(TestbedSettings):
         population: losses per generation, an even number.
         generations: updates of the search.
         episodes: per trained policy.
+        streams: of minibatches and start states: pairs (those of es, of opposite perturbations,
+            have one each) or shared (one for a whole generation).
         sigma: standard deviation of the search's perturbations.
         sigma_decay: factor on sigma per generation.
         outer_learning_rate: Adam's step size in the search.
@@ -37,6 +39,8 @@ class EvolveConfig(TestbedSettings):
         rival_trials: settings tried per rival; null for its share of as many trainings as the
             search has made.
         final_seeds: independent trainings per objective in the final comparison.
+        final_data_per_seed: give each of them fresh preference data, so that the intervals hold for
+            other data too; false: one fresh set for all.
         final_episodes: per training in the final comparison.
         tensorboard: write the search's curves for TensorBoard, too.
         wandb: project of Weights & Biases to log to; null for none.
@@ -53,8 +57,10 @@ class EvolveConfig(TestbedSettings):
     temporal: bool = False
     optimizer: str = "es"
     population: int = 32
-    generations: int = 22
+    learning_rate: float | None = None
+    generations: int = 12
     episodes: int = 16
+    streams: str = "pairs"
     sigma: float = 0.03
     sigma_decay: float = 0.999
     outer_learning_rate: float = 0.02
@@ -62,10 +68,11 @@ class EvolveConfig(TestbedSettings):
     held_out_every: int = 5
     held_out_seeds: int = 4
     rivals: str = "sft,orpo,cpo,slic_hf"
-    tuning_seeds: int = 1
+    tuning_seeds: int = 2
     rival_trials: int | None = 16
-    final_seeds: int = 32
-    final_episodes: int = 8
+    final_seeds: int = 24
+    final_data_per_seed: bool = True
+    final_episodes: int = 32
     tensorboard: bool = False
     wandb: str | None = None
     ray_address: str | None = None

@@ -43,6 +43,8 @@ class Setup:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
         if config.final_seeds < 2:
             raise UserError(f"final_seeds must be at least 2; got {config.final_seeds}")
+        if config.streams not in ("pairs", "shared"):
+            raise UserError(f"streams must be pairs or shared; got {config.streams!r}")
         if config.sft_epochs < 0 or config.held_out_every < 0:
             raise UserError("sft_epochs and held_out_every must not be negative")
         num_threads = _threads(config)
@@ -90,6 +92,18 @@ class Setup:
         )
         testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
         return Setup(config, space, search, testbeds, rivals, protocol, num_threads)
+
+    @property
+    def streams(self) -> list[int]:
+        """The stream of random numbers of every row of a generation, the centre first.
+
+        A pair of opposite perturbations is compared on equal terms, and a generation averages over
+        as many streams as it has pairs. CMA-ES compares all members with each other.
+        """
+        if self.config.streams == "shared" or self.config.optimizer != "es":
+            return []
+        # From 1: 0 stands for the one stream that a whole generation shares.
+        return [1, *(2 + i // 2 for i in range(self.config.population))]
 
     @property
     def rival_trials(self) -> int:

@@ -10,7 +10,7 @@ import os
 import socket
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from torchmpo.runs.errors import UserError
 
 logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
 
-Evaluate = Callable[[Tensor, int], Tensor]  # (vectors [chunk, dim], generation) -> fitness [chunk]
+# (vectors [chunk, dim], generation, streams of random numbers [chunk]) -> fitness [chunk]
+Evaluate = Callable[[Tensor, int, list[int]], Tensor]
 
 LIVES = 3  # actors that one chunk may take down before the chunk itself is to blame
 START_SECONDS = 60.0  # for an actor to start while nobody works
@@ -42,13 +43,13 @@ def chunk_rows(population: int, chunk_size: int) -> int:
 class VectorProblem(Problem):
     """Fitness of parameter vectors, one chunk at a time.
 
-    A row is ``(generation, *vector)``. The generation, which names the random numbers, travels with
-    the work: an actor has nothing else to be told.
+    A row is ``(generation, stream, *vector)``. The first two, which name the random numbers, travel
+    with the work: an actor has nothing else to be told.
 
     Args:
-        evaluate: ``(vectors [chunk, dim], generation) -> fitness [chunk]``. Actors get a pickled
-            copy each; if it has a method ``share(put)``, of what that returns, and ``put`` places
-            tensors ``{name: tensor}`` where every machine reads them once.
+        evaluate: ``(vectors [chunk, dim], generation, streams [chunk]) -> fitness [chunk]``. Actors
+            get a pickled copy each; if it has a method ``share(put)``, of what that returns, and
+            ``put`` places tensors ``{name: tensor}`` where every machine reads them once.
         dim: length of a vector.
         chunk: rows that are evaluated together, always this many.
         num_actors: 0 or 1 evaluates here; 2 or more need :func:`ray_actors` around the run.
@@ -64,7 +65,7 @@ class VectorProblem(Problem):
         # EvoTorch's own pool of actors ends at the first death: see _Actors.
         super().__init__(
             "max",
-            solution_length=1 + dim,
+            solution_length=2 + dim,
             dtype=torch.float32,
             num_actors=0,
             store_solution_stats=False,
@@ -76,7 +77,8 @@ class VectorProblem(Problem):
 
     def _evaluate_batch(self, batch: SolutionBatch) -> None:
         rows = torch.as_tensor(batch.access_values(keep_evals=True))
-        fitness = self.member_fitness(rows[:, 1:].clone(), int(rows[0, 0]))
+        streams = rows[:, 1].int().tolist()
+        fitness = self.member_fitness(rows[:, 2:].clone(), int(rows[0, 0]), streams)
         batch.set_evals(fitness.to(torch.float32))
 
     def place(self) -> str:
@@ -97,6 +99,10 @@ class Fitness:
     again, with a warning; without any left this process works. A new machine is put to use in the
     next generation. An error that ``evaluate`` raises arrives as it is, and ends the actors.
 
+    Args:
+        problem: what is evaluated.
+        streams: the stream of random numbers of every row of a generation; 0 beyond their number.
+
     Attributes:
         bytes_sent: size of what the last call sent to actors and got back, serialized: the chunks,
             their fitness, and what was sent again. Neither data nor the start of an actor.
@@ -106,16 +112,19 @@ class Fitness:
             fit into Ray's object store.
     """
 
-    def __init__(self, problem: VectorProblem):
-        self.problem, self.bytes_sent = problem, 0
+    def __init__(self, problem: VectorProblem, streams: Sequence[int] = ()):
+        self.problem, self.streams, self.bytes_sent = problem, streams, 0
         self._actors = _Actors(problem) if problem.wanted_actors else None
 
     def __call__(self, vectors: Tensor, generation: int) -> Tensor:
         # Copies of the first row fill the last chunk: every chunk has the same shape, so the same
         # compiled program and the same arithmetic.
+        streams = torch.zeros(len(vectors), 1)
+        known = torch.tensor(self.streams[: len(vectors)], dtype=streams.dtype)
+        streams[: len(known), 0] = known
+        rows = torch.cat([torch.full_like(streams, generation), streams, vectors], dim=1)
         missing = -len(vectors) % self.problem.chunk
-        padded = torch.cat([vectors, vectors[:1].expand(missing, -1)])
-        rows = torch.cat([torch.full((len(padded), 1), float(generation)), padded], dim=1)
+        rows = torch.cat([rows, rows[:1].expand(missing, -1)])
         batches = [self._batch(piece) for piece in rows.split(self.problem.chunk)]
         if self._actors is None:
             fitness = [_evaluate(self.problem, batch) for batch in batches]

@@ -1,0 +1,221 @@
+"""Does the default search find a better loss? Five searches, tuned rivals, random controls.
+
+    python experiments/search_study.py [--out experiments/results/search_study]
+    python experiments/search_study.py --report
+
+Each search is ``python -m torchmpo.evolve --seed K`` with its own data. What they found is compared
+with their start, with all eleven hand-made losses of the suite, tuned by as many trainings as a
+search makes, and with what a search might be no better than: a random vector at the distance that
+the search went, and the best of as many random vectors, or permutations of what was found, as a
+generation has members. Everyone is judged together on fresh data, a set for every seed.
+
+A piece is a file as soon as it is finished; a second start goes on. The plan is in
+``experiments/README.md`` and was written before the first result.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from torchmpo.control.grids import RATE
+from torchmpo.control.testbed import prepare, prepare_fresh
+from torchmpo.control.tuning import Protocol
+from torchmpo.evolve.comparison import Contestant, contestant, seed_returns, tune_rival
+from torchmpo.evolve.run import at_rate, explore
+from torchmpo.evolve.settings import PRESETS, EvolveConfig
+from torchmpo.evolve.setup import Setup
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed, generator
+from torchmpo.statistics import mean_of
+
+SEARCHES = (0, 1, 2, 3, 4)
+ARITHMETIC = {"seed 0, chunks of 8": (0, 8), "seed 1, chunks of 8": (1, 8)}  # seed, chunk_size
+RIVALS = ("sft", "rrhf", "slic_hf", "lpo", "cpo", "orpo", "simpo", "colpo", "dpo", "ipo", "r_dpo")
+RIVAL_TRIALS, TUNING_SEEDS = 192, 2  # 384 trainings, as many as a search makes
+DRAWS, DRAW_SEEDS = 32, 4  # random vectors of a control, and trainings by which one is chosen
+FINAL_SEEDS, FINAL_EPISODES = 40, 32
+SMOKE = {"rival_trials": 2, "draws": 2, "final_seeds": 2, "final_episodes": 2}
+EPISODES = 16  # wherever something is chosen, as in the search
+
+
+def setup_of(seed, args, **settings):
+    """The default search with that seed, on one thread."""
+    preset = PRESETS["smoke"] if args.smoke else {}
+    return Setup.of(EvolveConfig(**{**preset, "seed": seed, "num_threads": 1, **settings}))
+
+
+def searches(args):
+    """Name → setup of every search."""
+    plan = {f"seed {seed}": setup_of(seed, args) for seed in SEARCHES}
+    for name, (seed, chunk_size) in ARITHMETIC.items():
+        plan[name] = setup_of(seed, args, chunk_size=chunk_size)
+    return plan
+
+
+def piece(path, make):
+    """The JSON in ``path``, made first where it is missing."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(make()) + "\n")
+        print(path.name, flush=True)
+    return json.loads(path.read_text())
+
+
+def run_search(name, setup, args):
+    """What one search found: its vector, learning rate and log."""
+
+    def make():
+        folder = args.out / "running" / name.replace(" ", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        testbeds, found = explore(setup, folder)
+        rate = testbeds[0].config.inner.learning_rate
+        content = {"vector": found.vector.tolist(), RATE: rate, "log": found.log}
+        return content | {"config": asdict(setup.config)}
+
+    return piece(args.out / f"search__{name.replace(' ', '_')}.json", make)
+
+
+def draws(kind, setup, found, args):
+    """Vectors ``[draws, dim]`` at the distance from the start that the search went."""
+    random = generator(setup.config.seed, "control", kind)
+    start = setup.space.start
+    step = torch.tensor(found["vector"]) - start
+    if kind == "random":
+        drawn = torch.randn(args.draws, len(step), generator=random)
+        drawn *= step.norm() / drawn.norm(dim=1, keepdim=True)
+    else:
+        drawn = torch.stack(
+            [step[torch.randperm(len(step), generator=random)] for _ in range(args.draws)]
+        )
+    return start + drawn
+
+
+def best_of(kind, name, setup, found, args):
+    """The draw with the highest mean return on the data of the search."""
+
+    def make():
+        testbeds = at_rate(prepare(setup.testbeds), setup, args.out / "running" / name)
+        vectors = draws(kind, setup, found, args)
+        scores = torch.zeros(len(vectors))
+        for k in range(DRAW_SEEDS):
+            seed = derive_seed(setup.config.seed, "control", k)
+            params = setup.space.parameters(vectors)
+            trained = testbeds[0].train(setup.space.objective, params, len(vectors), seed)
+            scores += testbeds[0].evaluate(trained, EPISODES, seed).mean(1) / DRAW_SEEDS
+        best = int(scores.nan_to_num(nan=-torch.inf).argmax())
+        return {"vector": vectors[best].tolist(), "scores": scores.tolist(), "best": best}
+
+    return piece(args.out / f"best_of__{kind}__{name}.json", make)
+
+
+def tuned(loss, args):
+    """A rival's best setting on the data of the first search; None if it always diverged."""
+
+    def make():
+        setup = setup_of(0, args)
+        protocol = Protocol(tuning_seeds=TUNING_SEEDS, tuning_episodes=EPISODES)
+        testbeds, objective = prepare(setup.testbeds), resolve(loss)
+        found = tune_rival(testbeds, objective, args.rival_trials, protocol, "mean", rate=True)
+        return found and found._asdict()
+
+    return piece(args.out / f"rival__{loss}.json", make)
+
+
+def judged(name, made, fresh, setup, args):
+    """A contestant's returns by seed on the fresh data."""
+
+    def make():
+        protocol = Protocol(seed=derive_seed("search study"))
+        testbed = prepare(setup.testbeds)
+        returns = seed_returns(
+            testbed,
+            {name: made},
+            args.final_seeds,
+            args.final_episodes,
+            protocol,
+            "final",
+            data=fresh(),
+        )
+        return {"returns": returns[name][0].tolist()}
+
+    return piece(args.out / f"final__{name.replace(' ', '_')}.json", make)["returns"]
+
+
+def collect(args):
+    """Do what is missing, in the order in which it is of use."""
+    first, data = setup_of(0, args), []
+
+    def fresh():
+        if not data:
+            beds = prepare(first.testbeds)
+            for i in range(args.final_seeds):
+                seed = derive_seed("search study", "data", i)
+                data.append(prepare_fresh(beds, seed, cache_dir=str(args.out / "running" / "data")))
+        return data
+
+    def judge(name, made):
+        judged(name, made, fresh, first, args)
+
+    def vector(setup, values, rate):
+        params = setup.space.parameters(torch.tensor(values)[None])
+        return Contestant(setup.space.objective, params, rate)
+
+    plan = searches(args)
+    found = {}
+    for name, setup in plan.items():
+        found[name] = run_search(name, setup, args)
+        judge(f"found, {name}", vector(setup, found[name]["vector"], found[name][RATE]))
+        rate = found[name][RATE]  # the start differs between searches by its rate alone
+        judge(f"start at {rate:g}", vector(setup, setup.space.start.tolist(), rate))
+    for name in list(plan)[: len(SEARCHES)]:
+        setup, rate = plan[name], found[name][RATE]
+        one = draws("random", setup, found[name], args)[0]
+        judge(f"a random vector, {name}", vector(setup, one.tolist(), rate))
+        for kind in ("random", "permuted"):
+            best = best_of(kind, name.replace(" ", "_"), setup, found[name], args)
+            judge(f"best of {kind}, {name}", vector(setup, best["vector"], rate))
+    for loss in RIVALS:
+        if best := tuned(loss, args):
+            judge(f"{loss}, tuned", contestant(resolve(loss), best["setting"]))
+
+
+def report(args):
+    """Everyone's return, and each search's difference to everyone, paired by seed."""
+    scores = {}
+    for path in sorted(args.out.glob("final__*.json")):
+        name = path.stem.removeprefix("final__").replace("_", " ")
+        scores[name] = json.loads(path.read_text())["returns"]
+    lines = [
+        f"{name:<44}{mean_of(r).mean:8.0f} ± {mean_of(r).se:.0f}" for name, r in scores.items()
+    ]
+    for name in (n for n in scores if n.startswith("found")):
+        lines.append(f"\n{name}, minus")
+        for other in (n for n in scores if not n.startswith("found")):
+            pairs = zip(scores[name], scores[other], strict=True)
+            d = mean_of([a - b for a, b in pairs])
+            lines.append(f"  {other:<42}{d.mean:+8.0f} [{d.low:+.0f}, {d.high:+.0f}]")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/search_study"))
+    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
+    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
+    args = parser.parse_args()
+    full = {"rival_trials": RIVAL_TRIALS, "draws": DRAWS}
+    full |= {"final_seeds": FINAL_SEEDS, "final_episodes": FINAL_EPISODES}
+    for name, value in (SMOKE if args.smoke else full).items():
+        setattr(args, name, value)
+    torch.set_num_threads(1)
+    if not args.report:
+        collect(args)
+    print(report(args))
+
+
+if __name__ == "__main__":
+    main()
