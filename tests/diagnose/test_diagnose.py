@@ -597,9 +597,9 @@ def test_a_run_grows_by_losses_data_and_seeds(reports, monkeypatch):
     assert list(first) == ["sft__base"]
     run_cell, calls = suite.run_cell, []
 
-    def counted(bed, objective, grid, seeds, protocol, done=None):
+    def counted(bed, objective, grid, seeds, protocol, done=None, datasets=None):
         calls.append((objective.name, bed.config.data, len(done["returns"]) if done else 0, seeds))
-        return run_cell(bed, objective, grid, seeds, protocol, done)
+        return run_cell(bed, objective, grid, seeds, protocol, done, datasets)
 
     monkeypatch.setattr(diagnose, "run_cell", counted)
     assert tiny("--losses simpo") == 0

@@ -16,7 +16,7 @@ from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.returns import evaluate_policies
 from torchmpo.control.sample import SAMPLE_PAIRS, SAMPLE_STEPS, Sample
-from torchmpo.control.testbed import Testbed, TestbedConfig, prepare
+from torchmpo.control.testbed import Testbed, TestbedConfig, prepare, prepare_fresh
 from torchmpo.control.tuning import Protocol, best_setting, suited, tune
 from torchmpo.diagnose.suite import anchors, judge, run_cell
 from torchmpo.losses import LOSSES
@@ -117,14 +117,16 @@ def test_best_setting(tuning, best):
 
 
 @pytest.mark.parametrize("name", ["simpo", "dpo"])
-def test_a_final_seed_alone_is_what_it_is_among_five(bed, name):
+@pytest.mark.parametrize("own_data", [False, True])
+def test_a_final_seed_alone_is_what_it_is_among_five(bed, name, own_data):
     objective = resolve(name)
     bed = suited(bed, objective, PROTOCOL.sft_epochs)
+    data = [prepare_fresh([bed], seed)[0].dataset for seed in range(5)] if own_data else None
     setting = {key: float(value) for key, value in objective.hyper.items()}
-    five = judge(bed, objective, setting, range(5), PROTOCOL)
+    five = judge(bed, objective, setting, range(5), PROTOCOL, data)
     assert torch.tensor(five["returns"]).shape == (5, PROTOCOL.episodes)
     for k in range(5):
-        alone = judge(bed, objective, setting, [k], PROTOCOL)
+        alone = judge(bed, objective, setting, [k], PROTOCOL, data and data[k : k + 1])
         close(alone["returns"][0], five["returns"][k])
         torch.testing.assert_close(
             torch.tensor(alone["margins"][0]), torch.tensor(five["margins"][k])

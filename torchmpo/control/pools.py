@@ -179,8 +179,11 @@ def _shapes(config: PoolConfig, agent: GaussianPolicy) -> dict[str, tuple[int, .
     }
 
 
-def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None:
+def check_space(config: PoolConfig, cache_dir: str | Path | None = None, *, pools: int = 1) -> None:
     """See that there is room for the pool of ``config``, if it is not built yet.
+
+    Args:
+        pools: of that size, which are taken to be missing where that of ``config`` is.
 
     Raises:
         UserError: there is not.
@@ -190,6 +193,7 @@ def check_space(config: PoolConfig, cache_dir: str | Path | None = None) -> None
         return
     shapes = _shapes(config, load_policy(expert_path(config.target)))
     needed = sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
+    needed *= pools
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if not place.is_dir():
         raise UserError(f"{place} is not a folder: trajectories cannot be kept there")

@@ -24,6 +24,7 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
+    older={"data_per_seed": False},
     headline=("task", "data"),
 )
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from torchmpo.control.testbed import Testbed
+from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.testbed import Testbed, prepare_fresh
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.diagnose.cells import cell_path, check_cell, made_of, read_cell, write_cell
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
@@ -24,6 +25,7 @@ from torchmpo.diagnose.suite import anchors, run_cell
 from torchmpo.runs.command import duration, read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed
 
 prepare = Setup.of
 
@@ -46,7 +48,7 @@ def run(setup: Setup, out: Path) -> int:
         first = next(iter(testbeds.values()))
         found = anchors(first, max(setup.config.episodes, 16), setup.protocol)
         write_atomic(path, json.dumps(found) + "\n")
-    failed = _cells(setup, testbeds, todo, _anchors(path))
+    failed = _cells(setup, testbeds, todo, _final_data(setup, testbeds, todo), _anchors(path))
     report(setup, out)
     return 1 if failed else 0
 
@@ -74,6 +76,21 @@ def _describe(testbeds: Mapping[str, Testbed], found: dict, out: Path) -> None:
         found["kinds"][kind] = data_statistics(testbed.config.pool, testbed.dataset)
     if testbeds:
         write_atomic(out / "statistics.json", json.dumps(found) + "\n")
+
+
+def _final_data(
+    setup: Setup, testbeds: Mapping[str, Testbed], todo: Sequence["Missing"]
+) -> dict[str, list[PreferenceDataset]] | None:
+    """By kind of data, that of every final seed; None where all seeds share the data of tuning."""
+    if not (setup.config.data_per_seed and todo):
+        return None
+    found: dict[str, list[PreferenceDataset]] = {kind: [] for kind in testbeds}
+    seeds = tqdm(range(setup.config.seeds), "fresh data", disable=not sys.stderr.isatty())
+    for k in seeds:
+        fresh = prepare_fresh([*testbeds.values()], derive_seed(setup.config.seed, "final data", k))
+        for kind, testbed in zip(testbeds, fresh, strict=True):
+            found[kind].append(testbed.dataset)
+    return found
 
 
 class Missing(NamedTuple):
@@ -107,23 +124,28 @@ def check(setup: Setup, out: Path) -> list[Missing]:
 
 
 def _cells(
-    setup: Setup, testbeds: Mapping[str, Testbed], todo: Sequence[Missing], agents: dict
+    setup: Setup,
+    testbeds: Mapping[str, Testbed],
+    todo: Sequence[Missing],
+    data: Mapping[str, Sequence[PreferenceDataset]] | None,
+    agents: dict,
 ) -> list[str]:
     """Run what is missing; returns a line for every loss that raised."""
 
     failures, seconds = [], []
     wide = max((len(cell.loss) for cell in todo), default=0)
     with tqdm(total=len(todo), desc="cells", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for index, (loss, data, path, made, done) in enumerate(todo):
+        for index, (loss, kind, path, made, done) in enumerate(todo):
             begin = time.perf_counter()
             try:
-                cell = _cell(setup, testbeds[data], loss, done)
+                own = None if data is None else data[kind]
+                cell = _cell(setup, testbeds[kind], loss, done, own)
             except UserError:
                 raise
             except Exception as error:
                 if ":" not in loss:
                     raise  # a loss of this package: a bug of ours
-                failures.append(f"{loss} on {data}: {where(error)}")
+                failures.append(f"{loss} on {kind}: {where(error)}")
                 bar.write(f"error: {failures[-1]}", file=sys.stderr)
                 continue
             seconds.append(time.perf_counter() - begin)
@@ -133,15 +155,21 @@ def _cells(
             left = duration(st.mean(seconds) * (len(todo) - index - 1))
             bar.update()
             result = f"{_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
-            line = f"{loss:<{max(wide, 16)}} {data:<12} {result}"
+            line = f"{loss:<{max(wide, 16)}} {kind:<12} {result}"
             bar.write(line, file=sys.stdout)
             sys.stdout.flush()
     return failures
 
 
-def _cell(setup: Setup, testbed: Testbed, loss: str, done: dict | None) -> dict:
+def _cell(
+    setup: Setup,
+    testbed: Testbed,
+    loss: str,
+    done: dict | None,
+    datasets: Sequence[PreferenceDataset] | None,
+) -> dict:
     objective, seeds = setup.objectives[loss], setup.config.seeds
-    cell = run_cell(testbed, objective, setup.grids[loss], seeds, setup.protocol, done)
+    cell = run_cell(testbed, objective, setup.grids[loss], seeds, setup.protocol, done, datasets)
     return cell | {"loss": loss}  # all learned objectives have one name
 
 

@@ -17,6 +17,8 @@ class DiagnoseConfig(TestbedSettings):
         seeds: final trainings per loss and data kind; --resume may raise their number. Seeds added
             later are those of a longer run up to rounding, which episodes amplify: the same
             distribution, not the same bits.
+        data_per_seed: give each of them preference data and start states of its own, so that the
+            intervals hold for other data too; false: all have the data that settings are tuned on.
         trials: hyper-parameter settings tried per loss and data kind; a loss with nothing to tune
             is not tuned.
         tuning_seeds: trainings per trial.
@@ -28,6 +30,7 @@ class DiagnoseConfig(TestbedSettings):
     losses: str = "sft,cpo,orpo,slic_hf,simpo,dpo"
     data: str = "base,mixed,noisy:0.3"
     seeds: int = 5
+    data_per_seed: bool = True
     trials: int = 8
     learning_rate: float | None = None
     tuning_seeds: int = 2

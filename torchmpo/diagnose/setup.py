@@ -81,7 +81,8 @@ class Setup:
             for name, objective in objectives.items():
                 with _blame(name):
                     rehearse(objective, grids[name], testbed)
-            check_space(testbed.pool, config.cache_dir)
+            pools = 1 + config.seeds * config.data_per_seed
+            check_space(testbed.pool, config.cache_dir, pools=pools)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})

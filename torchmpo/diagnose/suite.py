@@ -3,8 +3,9 @@
 Tuning trains every setting of the loss's grid once per tuning seed; the setting with the best mean
 return is trained again on fresh seeds, which is what counts. A loss with nothing to tune goes
 straight to the fresh seeds. Settings and seeds are members of one population. A seed names the
-initial policy (where training starts from scratch), the minibatches and the time steps; the start
-states of the final evaluation are the same for all seeds and losses.
+initial policy (where training starts from scratch), the minibatches and the time steps, and, where
+seeds have data of their own, the preference data and the start states of the final evaluation. All
+losses share them.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from torchmpo.control.grids import at_edge, nothing_to_tune
 from torchmpo.control.policy import load_policy, stack_policies
+from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.sample import Sample
 from torchmpo.control.testbed import Testbed
 from torchmpo.control.tuning import (
@@ -40,27 +42,48 @@ def judge(
     setting: dict[str, float],
     seeds: Sequence[int],
     protocol: Protocol,
+    datasets: Sequence[PreferenceDataset] | None = None,
 ) -> dict[str, Any]:
     """Train one setting on the final seeds of these numbers.
 
+    Args:
+        datasets: one per seed; by default all have the data of ``testbed``, and the same start
+            states.
+
     Returns:
         ``returns`` [seed][episode]; ``curves``, of every epoch, and ``margins``, at the end, on a
-        fixed sample of the pairs; NaN where training diverged. ``curves["clamped"]`` is the share
-        of mean log-probabilities so near 0, or above, that a logit clamps them.
+        fixed sample of the pairs that were trained on; NaN where training diverged.
+        ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
+        logit clamps them.
     """
     streams = [derive_seed(protocol.seed, "final", k) for k in seeds]
-    sample = Sample.of(testbed.dataset)
+    samples = [Sample.of(data) for data in datasets or [testbed.dataset]]
     curves: list[tuple[int, Tensor, Tensor]] = []
 
     def watch(epoch: int, members: list[int], params: dict[str, Tensor]) -> None:
-        curves.append((epoch, torch.tensor(members), sample.mean_logps(testbed.policy, params)))
+        if datasets is None:
+            values = samples[0].mean_logps(testbed.policy, params)
+        else:
+            own = ({n: v[k : k + 1] for n, v in params.items()} for k in range(len(members)))
+            values = torch.cat(
+                [samples[i].mean_logps(testbed.policy, one) for i, one in zip(members, own)]
+            )
+        curves.append((epoch, torch.tensor(members), values))
 
     settings = [setting] * len(seeds)
     params, rates = stack_settings(objective, settings), learning_rates(settings)
     policies = testbed.train(
-        objective, params, len(seeds), streams, learning_rates=rates, on_epoch=watch
+        objective,
+        params,
+        len(seeds),
+        streams,
+        learning_rates=rates,
+        on_epoch=watch,
+        datasets=datasets,
     )
     states = derive_seed(protocol.seed, "final episodes")
+    if datasets is not None:
+        states = [derive_seed(states, k) for k in seeds]
     returns = testbed.evaluate(policies, protocol.episodes, states)
     epochs = sorted({epoch for epoch, _, _ in curves})
     logps = torch.full((len(seeds), len(epochs), *curves[0][2].shape[1:]), math.nan)
@@ -102,11 +125,13 @@ def run_cell(
     seeds: int,
     protocol: Protocol,
     done: dict | None = None,
+    datasets: Sequence[PreferenceDataset] | None = None,
 ) -> dict[str, Any]:
-    """Tune and judge one loss on the data of ``testbed``.
+    """Tune one loss on the data of ``testbed``, and judge it.
 
     Args:
         seeds: final seeds in all.
+        datasets: one per final seed; by default all have the data of ``testbed``.
         done: this cell as it was finished before; what it holds is not done again.
 
     Returns:
@@ -131,7 +156,8 @@ def run_cell(
         cell |= {"returns": [], "curves": {}, "margins": []}
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
-        new = judge(testbed, objective, cell["grid"][cell["best"]], missing, protocol)
+        own = None if datasets is None else [datasets[k] for k in missing]
+        new = judge(testbed, objective, cell["grid"][cell["best"]], missing, protocol, own)
         unknown = [None] * len(cell["returns"])  # of a curve that older cells do not have
         cell["curves"] = {
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value

@@ -80,7 +80,8 @@ class Setup:
             # While this process works, in the final comparison, the actors are idle.
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here
-            check_space(testbed.pool, config.cache_dir)
+            pools = 1 + config.final_seeds * config.final_data_per_seed
+            check_space(testbed.pool, config.cache_dir, pools=pools)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(
