@@ -25,6 +25,7 @@ from torchmpo.diagnose.suite import anchors, run_cell
 from torchmpo.runs.command import duration, read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.machine import note_machine
 from torchmpo.runs.seeding import derive_seed
 
 prepare = Setup.of
@@ -32,6 +33,7 @@ prepare = Setup.of
 
 def run(setup: Setup, out: Path) -> int:
     """Every cell that is not finished, then the report; returns the exit code."""
+    note_machine(out)
     torch.set_num_threads(setup.config.num_threads or len(os.sched_getaffinity(0)))
     (out / "cells").mkdir(exist_ok=True)
     todo = check(setup, out)

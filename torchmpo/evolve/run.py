@@ -37,6 +37,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.machine import note_machine
 from torchmpo.runs.seeding import derive_seed
 from torchmpo.statistics import compare as paired_differences
 from torchmpo.statistics import table, verdict
@@ -52,6 +53,7 @@ def run(setup: Setup, out: Path) -> None:
 def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
     """The search alone: its testbeds, at the learning rate of the search, and what it found."""
     config, space = setup.config, setup.space
+    note_machine(out)
     torch.set_num_threads(setup.num_threads)
     testbeds = at_rate(prepare_testbeds(setup.testbeds), setup, out)
     own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
@@ -132,7 +134,7 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     space = setup.space
     tuned = tune_rivals(setup, testbeds, out)
     comparison = compare(setup, testbeds, found, tuned, out)
-    space.save(out / "objective", found.vector, _card(setup, found, comparison))
+    space.save(out / "objective", found.vector, _card(setup, found, comparison, out))
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
     fitness_figure(found.log, figures / "fitness.png")
@@ -259,7 +261,7 @@ def _compared(setup: Setup, path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _card(setup: Setup, found: Found, comparison: dict) -> dict:
+def _card(setup: Setup, found: Found, comparison: dict, out: Path) -> dict:
     """How the objective was found and what it scores; the same bytes from the same run."""
     config, space = setup.config, setup.space
     what = {key: value for key, value in asdict(config).items() if key not in PLACE}
@@ -267,6 +269,7 @@ def _card(setup: Setup, found: Found, comparison: dict) -> dict:
         "name": f"{space.name} discovered on {config.task}, {config.data}",
         "torchmpo": RELEASE,
         "config": what,
+        "machines": note_machine(out),
         "dim": space.dim,
         "fitness_of_start": found.log[0]["centre"],
         "fitness_of_final_centre": found.log[-1]["centre"],
