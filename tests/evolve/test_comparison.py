@@ -1,5 +1,6 @@
 """The final comparison: other data, paired seeds, rivals tuned on the data of the search."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -18,8 +19,10 @@ from torchmpo.evolve.comparison import (
     seed_returns,
     tune_rival,
 )
+from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.seeding import derive_seed
+from torchmpo.statistics import compare, verdict
 
 PROTOCOL = Protocol(tuning_episodes=2, episodes=2, sft_epochs=1, seed=5)
 
@@ -129,3 +132,31 @@ def test_a_rival_is_tuned_over_rates_and_trained_at_its_own(beds):
     expected = still.evaluate(params, 2, start).mean()
     torch.testing.assert_close(returns["slow"][0, 0], expected, atol=0.1, rtol=0.0)
     assert not torch.equal(returns["slow"], returns["fast"])
+
+
+def unlearn(chosen_mean_logps):
+    """Away from what was preferred."""
+    return chosen_mean_logps
+
+
+def test_a_conclusion_does_not_depend_on_the_arithmetic(beds):
+    """The sums of members trained together, one by one and in float64: other bits, one verdict."""
+    rivals = {
+        "sft": contestant(resolve("sft"), {}),
+        "away": contestant(Objective(unlearn), {}),
+        "again": contestant(resolve("sft"), {}),
+    }
+    bed = beds[0]
+    alone = bed.changed(inner=replace(bed.config.inner, chunk_size=1))
+    double = replace(
+        bed, materials=replace(bed.materials, policy=copy.deepcopy(bed.policy).double())
+    )
+    returns, words = [], []
+    for own in (bed, alone, double):
+        scores = seed_returns([own], rivals, 6, 8, PROTOCOL, "final")
+        returns.append(scores["sft"])
+        judged = compare({name: values[0].tolist() for name, values in scores.items()})
+        words.append([line.split(",")[0] for line in verdict(judged).splitlines()])
+    assert not torch.equal(returns[0], returns[2])
+    expected = ["vs away: improvement", "vs again: no improvement (the interval contains 0)"]
+    assert words == [expected] * 3

@@ -29,13 +29,13 @@ class DiagnoseConfig(TestbedSettings):
 
     losses: str = "sft,cpo,orpo,slic_hf,simpo,dpo"
     data: str = "base,mixed,noisy:0.3"
-    seeds: int = 5
+    seeds: int = 8
     data_per_seed: bool = True
     trials: int = 8
     learning_rate: float | None = None
     tuning_seeds: int = 2
     tuning_episodes: int = 16
-    episodes: int = 16
+    episodes: int = 32
     grid: str | None = None
 
 
@@ -58,6 +58,7 @@ PRESETS: dict[str, dict] = {
         "data": "base,mixed,noisy:0.1,noisy:0.2,noisy:0.3",
         "pairs": None,
         "steps_per_trajectory": None,
+        "seeds": 5,
         "episodes": 100,
     },
 }
