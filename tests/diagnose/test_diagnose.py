@@ -905,8 +905,8 @@ def test_a_run_killed_at_any_write_gives_the_same_cells(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[-1])
-    # Before and after each of config.yaml, statistics.json, anchors.json and two cells.
-    assert kills == 10
+    # Before and after each of config.yaml, machines.json, statistics.json, anchors.json, two cells.
+    assert kills == 12
     whole = cells(tmp_path / "whole")
     assert list(whole) == ["dpo__base", "sft__base"]
     for kill in range(1, kills + 1):
