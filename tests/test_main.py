@@ -163,11 +163,43 @@ def test_help_without_the_parser(command, missing):
     assert words[command] in done.stdout
 
 
+@pytest.mark.parametrize(
+    "words", [*(f"{name} --help" for name in COMMANDS), *(f"finetune {n} --help" for n in FINETUNE)]
+)
+def test_help_with_torch_alone(words):
+    done = without(" ".join(EXTRAS.keys() - {"torch", "filelock"}), *words.split())
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout or "torchmpo.finetune fit" in done.stdout
+    assert done.stderr == ""
+
+
 def test_the_first_line_comes_before_the_imports(tmp_path):
     done = without("torch", "evolve", "--preset", "smoke", "--out", "here", folder=tmp_path)
     assert done.stdout == "evolve: tla, noisy:0.3 → here\n"
     assert done.stderr == "error: torch is not installed: pip install torchmpo\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    "words", ["evolve", "diagnose", "show orpo", "finetune fit", "winrate --judge reward/model"]
+)
+def test_threads_wait_asleep_unless_told_otherwise(words, given, seen, tmp_path, monkeypatch):
+    """OpenMP reads this once, when torch is imported."""
+    (tmp_path / "torch.py").write_text(
+        "import os, sys\nsys.stderr.write(os.environ['OMP_WAIT_POLICY'])\nos._exit(9)\n"
+    )
+    for name in ("mine", "base"):
+        text = f'[{{"instruction": "a", "output": "{name}", "generator": "{name}"}}]'
+        (tmp_path / f"{name}.json").write_text(text)
+    if "winrate" in words:
+        words += " --outputs mine.json --reference base.json"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    code = "import sys; from torchmpo.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = python(code, *words.split(), folder=tmp_path)
+    assert (done.returncode, done.stderr) == (9, seen)
 
 
 # Packages that are missing

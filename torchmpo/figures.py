@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.gradients import gradient_map
 from torchmpo.objectives.mirror import INITIAL, MirrorObjective
+from torchmpo.runs.files import naming
 
 CHOSEN, REJECTED, MUTED = "#1b6ca8", "#c8553d", "#8a8f98"
 SERIES = (CHOSEN, REJECTED, "#4c956c", "#8e6bbf", "#b8860b", "#3a3f45")
@@ -226,7 +227,7 @@ def save_figure(figure, path: str | Path) -> None:
     """PNG at ``path`` and SVG beside it; the same figure is the same files."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "torchmpo"}):
+    with matplotlib.rc_context({"svg.hashsalt": "torchmpo"}), naming(path):
         figure.savefig(path, dpi=150)
         figure.savefig(Path(path).with_suffix(".svg"), metadata={"Date": None})
 

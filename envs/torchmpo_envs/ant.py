@@ -33,9 +33,6 @@ class Ant(BatchedMujocoEnv):
         finite = torch.isfinite(self._physics.qpos.sum(-1) + self._physics.qvel.sum(-1))
         return finite & (height >= low) & (height <= high)
 
-    def _reward(self, velocity: Tensor, action: Tensor, healthy: Tensor) -> Tensor:
-        return velocity + healthy - self.control_cost * action.square().sum(-1)
-
 
 class ThreeLeggedAnt(Ant):
     """Run forward while one leg is costly to use: Ant's reward − penalty·(a_hip² + a_ankle²).
@@ -63,10 +60,13 @@ class ThreeLeggedAnt(Ant):
         super().__init__(num_envs, **kwargs)
         self.penalty = penalty
         # Actuators have no names and do not follow the order of the legs: find them by their joint.
-        joints = [self.model.joint(f"{part}_{leg}").id for part in ("hip", "ankle")]
-        driven = self.model.actuator_trnid[:, 0].tolist()
+        driven = [self.model.joint(int(joint)).name for joint in self.model.actuator_trnid[:, 0]]
+        joints = [f"hip_{leg}", f"ankle_{leg}"]
+        if not set(joints) <= set(driven):
+            raise ValueError(f"xml_file: the model needs motors at {' and '.join(joints)}")
         self._leg_actions = [driven.index(joint) for joint in joints]
 
-    def _reward(self, velocity: Tensor, action: Tensor, healthy: Tensor) -> Tensor:
+    def _reward_terms(self, velocity: Tensor, action: Tensor, healthy: Tensor) -> dict[str, Tensor]:
         leg_cost = action[:, self._leg_actions].square().sum(-1)
-        return super()._reward(velocity, action, healthy) - self.penalty * leg_cost
+        terms = super()._reward_terms(velocity, action, healthy)
+        return terms | {"reward_leg": -self.penalty * leg_cost}

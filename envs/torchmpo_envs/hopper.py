@@ -34,9 +34,6 @@ class Hopper(BatchedMujocoEnv):
         others = torch.cat([self._physics.qpos[:, 2:], self._physics.qvel], -1)
         return upright & (others.abs().amax(-1) < self.max_state)
 
-    def _reward(self, velocity: Tensor, action: Tensor, healthy: Tensor) -> Tensor:
-        return velocity + healthy - self.control_cost * action.square().sum(-1)
-
     def _velocity_noise(self, count: int, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(count, self.model.nv, generator=generator, dtype=torch.float64)
         return 2 * uniform - 1

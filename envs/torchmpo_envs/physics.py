@@ -1,7 +1,8 @@
 """Physics back ends: many simulations of one model, their state as tensors.
 
 A back end owns the state of all simulations; the environment reads it through live views and
-writes it through two methods. Rows are simulations. A back end chooses the device and the floating
+writes it through two methods. Rows are simulations. Copied or pickled, a back end starts anew in
+the same state. A back end chooses the device and the floating
 point type of its tensors, and converts what it is given.
 """
 
@@ -19,6 +20,7 @@ class Physics(Protocol):
     qpos: Tensor  # [num_envs, nq], live
     qvel: Tensor  # [num_envs, nv], live
     xpos: Tensor  # [num_envs, nbody, 3], body positions as of the last substep
+    control: Tensor  # [num_envs, nu], live
 
     def set_state(self, states: Tensor, mask: Tensor) -> None:
         """Put the simulations in ``mask`` [num_envs] at ``states`` [mask.sum(), nq + nv]."""
@@ -58,12 +60,13 @@ class Threads:
     """MuJoCo's own C++ thread pool (``mujoco.batch``): bit-identical at any number of threads."""
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0):
+        self.num_threads = num_threads  # as asked for: a copy may live on another machine
         self._batch = mujoco.batch.Batch(model, num_envs, num_threads)
         self._state = torch.from_numpy(self._batch.state)
         self._rest = self._state[0].clone()
         self.qpos = torch.from_numpy(self._batch.bind("qpos"))
         self.qvel = torch.from_numpy(self._batch.bind("qvel"))
-        self._control = torch.from_numpy(self._batch.bind("ctrl"))
+        self.control = torch.from_numpy(self._batch.bind("ctrl"))
         xpos = self._batch.bind("xpos")
         # torch refuses to wrap a read-only array without a warning; nothing here writes to it.
         xpos.flags.writeable = True
@@ -79,5 +82,16 @@ class Threads:
         self._batch.forward(ids.numpy())
 
     def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
-        self._control.copy_(control)
+        self.control.copy_(control)
         self._batch.step(None if mask is None else mask.numpy(), nstep=substeps)
+
+    def __reduce__(self) -> tuple:
+        model, num_envs = self._batch.get_model(0), len(self.qpos)
+        state = (self._state.numpy().copy(), self.xpos.numpy().copy())
+        return Threads, (model, num_envs, self.num_threads), state
+
+    @torch.inference_mode(False)
+    def __setstate__(self, state: tuple) -> None:
+        # Body positions lie a substep behind the state, so they do not follow from it.
+        for target, source in zip((self._state, self.xpos), state):
+            target.copy_(torch.from_numpy(source))

@@ -53,7 +53,8 @@ class Warp:
         self._graphs: dict[int, warp.Graph] = {}
         fields = ("qpos", "qvel", "xpos", "ctrl", "qacc_warmstart")
         views = (warp.to_torch(getattr(self._data, name)) for name in fields)
-        self.qpos, self.qvel, self.xpos, self._control, self._warmstart = views
+        self.qpos, self.qvel, self.xpos, self.control, self._warmstart = views
+        self._made_of = (model, num_envs, device)
         self._changing = (self.qpos, self.qvel, self.xpos, self._warmstart)
         rest = torch.cat([torch.from_numpy(model.qpos0), torch.zeros(model.nv)])
         everyone = torch.ones(num_envs, dtype=torch.bool, device=self.qpos.device)
@@ -70,9 +71,17 @@ class Warp:
             mujoco_warp.kinematics(self._model, self._data)
 
     def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
-        self._control.copy_(control)
+        self.control.copy_(control)
         with self._on_torchs_stream(), _only_in(mask, *self._changing):
             warp.capture_launch(self._graph(substeps))
+
+    def __reduce__(self) -> tuple:
+        return Warp, self._made_of, [field.cpu() for field in (*self._changing, self.control)]
+
+    @torch.inference_mode(False)
+    def __setstate__(self, state: list[Tensor]) -> None:
+        for target, source in zip((*self._changing, self.control), state):
+            target.copy_(source)
 
     def _graph(self, substeps: int) -> "warp.Graph":
         """The kernels of so many substeps, recorded: far fewer calls from Python."""

@@ -1,6 +1,9 @@
 """The environments against Gymnasium's Ant-v5, known mechanics, and TorchRL's own checks."""
 
+import copy
+import pickle  # noqa: TID251, in memory, as a process is sent an environment
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -9,9 +12,9 @@ import torch
 from tensordict import TensorDict
 from torch.testing import assert_close
 from torchrl.collectors import Collector
-from torchrl.envs import check_env_specs
+from torchrl.envs import ConditionalSkip, TransformedEnv, check_env_specs
 
-from torchmpo_envs import TASKS, Ant, ThreeLeggedAnt, expert_path
+from torchmpo_envs import TASKS, Ant, Hopper, ThreeLeggedAnt, expert_path
 
 GYMNASIUM = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}
 
@@ -293,6 +296,140 @@ def test_an_action_that_is_not_finite_is_refused(bad):
     exactly(env.state(), before)
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (1, 8), (3, 7), (3, 1, 8)])
+def test_an_action_of_the_wrong_shape_is_refused_not_broadcast(shape):
+    env = Ant(3, seed=0)
+    state = reset(env)
+    before = env.state()
+    data = TensorDict({"action": torch.ones(shape)}, [])
+    with pytest.raises(ValueError, match=r"must be of shape \(3, 8\); got ") as caught:
+        env._step(data)
+    assert str(caught.value).endswith(f"got {shape}")
+    if shape[0] == 3:
+        with pytest.raises(ValueError, match="actions must be of shape"):
+            step(env, state, torch.ones(shape))
+    exactly(env.state(), before)
+
+
+# --- the boundary between tensors and physics ----------------------------------------------------
+
+
+def test_no_gradient_passes_the_physics_and_no_graph_grows():
+    env, plain = Ant(2, seed=0), Ant(2, seed=0)
+    state, other = reset(env), reset(plain)
+    action = torch.full((2, 8), 0.1, requires_grad=True)
+    for _ in range(3):
+        state, other = step(env, state, action * 1.0), step(plain, other, action.detach())
+        exactly(state["reward"], other["reward"])
+        exactly(state["observation"], other["observation"])
+    kept = [state["reward"], state["observation"], env.state(), env._physics.control]
+    assert not any(tensor.requires_grad for tensor in kept)
+    start = env.state().requires_grad_()
+    reset(env, start)
+    assert not env.state().requires_grad
+
+
+def test_inference_mode_may_come_and_go():
+    with torch.inference_mode():
+        env = Ant(2, seed=0, max_steps=2)
+        state = step(env, reset(env), torch.zeros(2, 8))
+    state = step(env, state, torch.zeros(2, 8))
+    assert state["truncated"].all()
+    with torch.inference_mode():
+        state = step(env, reset(env), torch.zeros(2, 8))
+    exactly(step(env, state, torch.zeros(2, 8))["truncated"], torch.ones(2, 1, dtype=torch.bool))
+
+
+# --- robots that skip a step ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [[True, False, True], [False, False, True]])
+def test_robots_outside_the_mask_of_a_step_stand_still(mask):
+    moves = torch.tensor(mask)
+    env, undisturbed = Ant(3, seed=0, max_steps=3), Ant(3, seed=0, max_steps=3)
+    start = env.start_states(3, torch.Generator().manual_seed(1))
+    start[0, 2] = 5.0  # over after its first step
+    state, other = reset(env, start), reset(undisturbed, start)
+    first, second, third = actions(3, 3, scale=0.3)
+    wild = first.masked_fill(~moves.unsqueeze(-1), torch.nan)  # what the others say is not read
+    before, observed = env.state(), state["observation"]
+    state = env.step(state.clone().update({"action": wild, "_step": moves}))["next"]
+    other = step(undisturbed, other, first)
+    for name in ("observation", "reward", "terminated", "truncated", "done"):
+        exactly(state[name][moves], other[name][moves])
+    exactly(env.state()[~moves], before[~moves])
+    exactly(state["observation"][~moves], observed[~moves])
+    assert not state["reward"][~moves].any()
+    assert not state["done"][~moves].any()
+    # The step did not count for them: their three steps are the next ones.
+    for action in (second, third):
+        state = step(env, state, action)
+    assert state["truncated"].flatten().tolist() == [False, mask[1], mask[2]]
+
+
+def test_a_skipped_robot_goes_on_as_if_nothing_had_been():
+    env, undisturbed = Ant(2, seed=0), Ant(2, seed=0)
+    start = env.start_states(2, torch.Generator().manual_seed(1))
+    state, other = reset(env, start), reset(undisturbed, start)
+    first, second = actions(2, 2)
+    mask = torch.tensor([[True], [False]])
+    state = env.step(state.clone().update({"action": first, "_step": mask}))["next"]
+    state = step(env, state, torch.stack([second[0], first[1]]))
+    other = step(undisturbed, other, first)
+    exactly(env.state()[1], undisturbed.state()[1])
+    exactly(state["reward"][1], other["reward"][1])
+    step(undisturbed, other, second)
+    exactly(env.state()[0], undisturbed.state()[0])
+
+
+def test_conditional_skip():
+    """Of TorchRL: the robot that is high up skips, the other does not."""
+    env = Ant(2, seed=0)
+    skipping = TransformedEnv(env, ConditionalSkip(lambda data: data["observation"][:, 0] > 10.0))
+    start = env.start_states(2, torch.Generator().manual_seed(1))
+    start[1, 2] = 20.0
+    state = skipping.reset(start_state=start)
+    state = step(skipping, state, torch.ones(2, 8))
+    assert (env.state() != start).any(-1).tolist() == [True, False]
+    data = skipping.rollout(3, auto_reset=False, tensordict=state)
+    assert data["next", "reward"][0].all()
+    assert not data["next", "reward"][1].any()
+    exactly(env.state()[1], start[1])
+
+
+@pytest.mark.parametrize("name", ["_step", "_reset"])
+def test_a_mask_of_the_wrong_shape_is_refused(name):
+    env = Ant(3, seed=0)
+    state = reset(env).set("action", torch.zeros(3, 8))
+    entries = TensorDict({**state, name: torch.ones(2, dtype=torch.bool)}, [])
+    with pytest.raises(ValueError, match=rf"{name} must be of shape \(3,\); got \(2,\)"):
+        (env._step if name == "_step" else env._reset)(entries)
+
+
+# --- copies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [Ant, Hopper])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
+def test_a_copy_goes_on_from_the_same_state_to_the_same_bits(task, how):
+    env = task(3, seed=0, max_steps=12, num_threads=1)
+    noise = 0.3 * (2 * torch.rand(20, 3, env.model.nu) - 1)
+    state = env.reset()
+    for action in noise[:5]:
+        _, state = env.step_and_maybe_reset(state.set("action", action))
+    twin, twins = how(env), state.clone()
+    assert twin._physics.num_threads == 1
+    for action in noise[5:]:  # through truncations and new random starts
+        data, state = env.step_and_maybe_reset(state.set("action", action))
+        other, twins = twin.step_and_maybe_reset(twins.set("action", action))
+        for name in ("observation", "reward", "done"):
+            exactly(other["next", name], data["next", name])
+        exactly(twin.state(), env.state())
+    before = env.state()
+    step(twin, twins, torch.ones(3, env.model.nu))
+    exactly(env.state(), before)  # nothing is shared
+
+
 # --- the costly leg ------------------------------------------------------------------------------
 
 
@@ -316,6 +453,51 @@ def test_leg_four_is_found_by_the_names_of_its_joints():
     assert env._leg_actions == [0, 1]
 
 
+# --- models and weights of one's own -------------------------------------------------------------
+
+
+def test_the_weights_of_the_reward():
+    weights = {"forward_reward_weight": 2.0, "healthy_reward": 0.1, "ctrl_cost_weight": 0.25}
+    env = Ant(2, integrator="RK4", dtype=torch.float64, **weights)
+    rival = gymnasium.make("Ant-v5", **GYMNASIUM, **weights)
+    rival.reset(seed=0)
+    data = rival.unwrapped.data
+    start = torch.from_numpy(np.concatenate([data.qpos, data.qvel])).expand(2, -1)
+    state = reset(env, start)
+    for action in actions(5, 2):
+        state = step(env, state, action)
+        _, reward, *_, info = rival.step(action[0].numpy())
+        assert state["reward"][0].item() == pytest.approx(reward, abs=1e-10)
+        for name, term in env.reward_terms().items():
+            assert term[0].item() == pytest.approx(info[name], abs=1e-10)
+
+
+def test_a_model_of_ones_own(tmp_path):
+    text = (Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml").read_text()
+    heavy, weak, other = tmp_path / "heavy.xml", tmp_path / "weak.xml", tmp_path / "other.xml"
+    heavy.write_text(text.replace('density="5.0"', 'density="50.0"'))
+    assert Ant(1, xml_file=heavy).model.body_mass.sum() > 5 * Ant(1).model.body_mass.sum()
+    assert Ant(1, xml_file="ant.xml").model.body_mass.sum() == Ant(1).model.body_mass.sum()
+    weak.write_text(text.replace('ctrlrange="-1.0 1.0"', 'ctrlrange="-0.5 0.5"'))
+    with pytest.raises(ValueError, match=r"actuators of .*weak.xml must have the range −1 to 1"):
+        Ant(1, xml_file=weak)
+    other.write_text(text.replace("hip_4", "shoulder"))
+    with pytest.raises(ValueError, match="the model needs motors at hip_4 and ankle_4"):
+        ThreeLeggedAnt(1, xml_file=other)
+
+
+def test_the_data_of_a_robot_are_a_copy():
+    env = Ant(2, seed=0)
+    step(env, reset(env), torch.ones(2, 8))
+    data, before = env.data(1), env.state()
+    exactly(torch.from_numpy(np.concatenate([data.qpos, data.qvel])), before[1])
+    assert data.ctrl.tolist() == [1.0] * 8
+    assert data.time == pytest.approx(env.dt)
+    assert data.body("torso").xpos[:2].tolist() == data.qpos[:2].tolist()
+    data.qpos[:] = 0
+    exactly(env.state(), before)
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -330,6 +512,8 @@ def test_leg_four_is_found_by_the_names_of_its_joints():
         ({"leg": 5}, "leg must be 1, 2, 3 or 4; got 5"),
         ({"penalty": -1.0}, "penalty must not be negative; got -1.0"),
         ({"penalty": float("nan")}, "penalty must not be negative; got nan"),
+        ({"healthy_reward": float("nan")}, "weights of the reward must be finite"),
+        ({"xml_file": "nothing.xml"}, "there is no file .*nothing.xml"),
     ],
 )
 def test_mistakes_get_one_clear_line(settings, message):

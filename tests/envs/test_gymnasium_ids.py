@@ -1,5 +1,8 @@
 """The tasks as Gymnasium ids: Gymnasium's checker, and the same dynamics as the batch."""
 
+import copy
+import pickle  # noqa: TID251, in memory, as a process is sent an environment
+
 import gymnasium
 import numpy as np
 import pytest
@@ -76,6 +79,8 @@ def test_rk4_is_gymnasiums_own_robot_with_its_spaces(name, rival, settings):
         ours, *answer = env.step(action)
         theirs, *expected = rival.step(action)
         np.testing.assert_allclose(answer[:3], expected[:3], rtol=0, atol=1e-9)
+        for key in ("reward_forward", "reward_survive", "reward_ctrl", "x_position"):
+            np.testing.assert_allclose(answer[3][key], expected[3][key], rtol=0, atol=1e-9)
         if expected[1]:
             break
 
@@ -125,3 +130,104 @@ def test_mistakes_get_one_clear_line():
 
 def test_no_picture_is_drawn_without_a_render_mode():
     assert make("Hopper-v0").unwrapped.render() is None
+
+
+def test_the_terms_are_the_reward_and_the_leg_is_one_of_them():
+    env = make("ThreeLeggedAnt-v0", penalty=3.0)
+    env.reset(seed=0)
+    action = np.full(8, 0.5, np.float32)
+    for _ in range(3):
+        *_, reward, _, _, info = env.step(action)
+        terms = {name: value for name, value in info.items() if name.startswith("reward_")}
+        assert sum(terms.values()) == pytest.approx(reward, abs=1e-12)
+        assert terms["reward_leg"] == -1.5
+        assert terms["reward_ctrl"] == -1.0
+        assert info["x_position"] == env.unwrapped.data.qpos[0]
+
+
+def test_model_and_data_are_of_the_robot():
+    env = make("Hopper-v0")
+    env.reset(seed=0)
+    obs, *_ = env.step(np.ones(3, np.float32))
+    data = env.unwrapped.data
+    np.testing.assert_array_equal(np.concatenate([data.qpos[1:], data.qvel.clip(-10, 10)]), obs)
+    assert env.unwrapped.model.nu == 3
+    assert make("Hopper-v0", xml_file="hopper.xml", healthy_reward=2.0).unwrapped.model.nu == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_actions_of_any_layout_are_the_same_action(name):
+    env = make(name).unwrapped
+    start, size = env._env.start_states(1, torch.Generator())[0].numpy(), env.model.nu
+    plain = np.linspace(-0.5, 0.5, size)
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    layouts = [plain, plain[::-1].copy()[::-1], frozen, np.repeat(plain, 2)[::2], list(plain)]
+    layouts += [plain.astype(">f8"), torch.from_numpy(plain.copy()).requires_grad_()]
+    answers = []
+    for action in layouts:
+        env.reset(options={"start_state": start[::-1].copy()[::-1]})
+        answers.append(env.step(action)[0])
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer, answers[0])
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
+def test_a_copy_has_the_state_and_the_random_numbers(how):
+    env = make("Hopper-v0", max_episode_steps=5)
+    env.reset(seed=0)
+    action = np.full(3, 0.1, np.float32)
+    env.step(action)
+    twin = how(env)
+    for _ in range(4):
+        ours, theirs = env.step(action), twin.step(action)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
+    assert ours[3]  # the time limit is copied, too
+    np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])
+
+
+# --- many at once --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Hopper-v0", "ThreeLeggedAnt-v0"])
+def test_the_batch_is_gymnasiums_own_vector_of_single_ones(name):
+    identifier, settings = f"torchmpo_envs:torchmpo/{name}", {"max_episode_steps": 6}
+    ours = gymnasium.make_vec(identifier, num_envs=3, **settings)
+    rival = gymnasium.make_vec(identifier, num_envs=3, vectorization_mode="sync", **settings)
+    assert type(ours).__name__ == "VectorEnv"
+    for space in ("observation_space", "action_space", "single_action_space"):
+        assert getattr(ours, space) == getattr(rival, space)
+    assert ours.metadata["autoreset_mode"] == rival.metadata["autoreset_mode"]
+    model = ours.unwrapped.model
+    fallen = np.zeros((3, model.nq + model.nv))
+    fallen[:, 1 if name == "Hopper-v0" else 2] = [1.25, 0.1, 1.25]  # the second is over at once
+    both = [env.reset(seed=4)[0] for env in (ours, rival)]
+    np.testing.assert_array_equal(*both)
+    ours.reset(options={"start_state": fallen})
+    for env, start in zip(rival.envs, fallen):
+        env.reset(options={"start_state": start})
+    ended = 0
+    for action in 0.3 * np.random.default_rng(0).uniform(-1, 1, (20, 3, model.nu)):
+        mine, theirs = ours.step(action), rival.step(action)
+        for one, other in zip(mine[:4], theirs[:4]):
+            np.testing.assert_array_equal(one, other)
+        assert mine[4].keys() == theirs[4].keys()
+        for key in theirs[4]:
+            np.testing.assert_array_equal(mine[4][key], theirs[4][key])
+        ended += int((mine[2] | mine[3]).sum())
+    assert ended > 6
+    mask = np.array([True, False, True])
+    both = [env.reset(seed=9, options={"reset_mask": mask})[0] for env in (ours, rival)]
+    np.testing.assert_array_equal(*both)
+
+
+def test_mistakes_with_many_get_one_clear_line():
+    env = gymnasium.make_vec("torchmpo_envs:torchmpo/Hopper-v0", num_envs=2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions must be of shape \(2, 3\); got \(2, 1\)"):
+        env.step(np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="reset wants 2 seeds; got 3"):
+        env.reset(seed=[1, 2, 3])
+    assert env.render() is None
+    env.close()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from torchmpo.runs import command
 from torchmpo.runs.command import Command, duration, read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.options import plain
@@ -116,6 +117,15 @@ def test_words_are_added_and_those_of_a_preset_are_not():
     assert stored()["names"] == "c,d,e"
 
 
+def test_a_comma_in_a_word_is_said_with_a_backslash():
+    folder = "runs/a,b\\c/objective"
+    written = command.word(folder)
+    assert command.words("losses", f"orpo, {written} ,sft") == ["orpo", folder, "sft"]
+    assert run(f"--names {written}") == 0
+    assert run("--resume --names c") == 0
+    assert command.words("names", stored()["names"]) == [folder, "c"]
+
+
 def test_counts_rise_and_never_fall(capsys):
     assert run("--preset small --seeds 7") == 0
     assert run("--resume") == 0
@@ -158,7 +168,7 @@ def test_two_processes_do_not_share_a_folder(capsys):
 
     assert run("", body) == 130
     assert run("--resume --names c") == 0
-    assert [path.name for path in Path("runs/mine").iterdir()] == ["config.yaml"]
+    assert {path.name for path in Path("runs/mine").iterdir()} == {".lock", "config.yaml"}
 
 
 def test_full_disk_is_one_line(capsys, monkeypatch):
@@ -167,7 +177,8 @@ def test_full_disk_is_one_line(capsys, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     assert run("") == 2
-    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert capsys.readouterr().err == "error: No space left on device: runs/mine/config.yaml\n"
+    assert [path.name for path in Path("runs/mine").iterdir()] == [".lock"]  # no half of a file
     monkeypatch.undo()
 
 
@@ -256,6 +267,20 @@ def test_a_file_does_not_say_where_a_run_is(capsys):
         assert run(f"{words} here{number} --config file.yaml") == 0
         assert stored(f"here{number}")["size"] == 3  # what comes later counts
     assert not Path("there").exists()
+
+
+@pytest.mark.parametrize("content", ["", " \n", "# nothing\n", "size\n", "- size\n", "3\n"])
+def test_a_file_without_settings_is_one_line(content, capsys):
+    Path("file.yaml").write_text(content)
+    assert run("--config file.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --config: the file must have settings such as  seed: 0; it has")
+    assert error.count("\n") == 1
+
+
+def test_no_file_at_all_is_one_line(capsys):
+    assert run("--config=") == 2
+    assert "config: " in capsys.readouterr().err
 
 
 def test_what_comes_later_counts():

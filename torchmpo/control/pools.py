@@ -24,7 +24,7 @@ from torch import Tensor
 
 from torchmpo.control.policy import GaussianPolicy, load_policy
 from torchmpo.runs.errors import UserError, nearest
-from torchmpo.runs.files import held
+from torchmpo.runs.files import held, write_atomic
 from torchmpo.runs.seeding import generator
 from torchmpo_envs import AGENTS, EXPERTS, TASKS, expert_path
 
@@ -154,7 +154,7 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             "shapes": shapes,
             "crc32": {name: _crc32(partial / file) for name, file in files.items()},
         }
-        (partial / _COMPLETE).write_text(json.dumps(card, indent=2))
+        write_atomic(partial / _COMPLETE, json.dumps(card, indent=2))
         try:
             os.rename(partial, folder)
         except OSError:

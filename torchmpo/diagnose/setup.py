@@ -107,7 +107,7 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
     if path is None:
         return {}
     try:
-        grids = yaml.safe_load(Path(path).read_text())
+        grids = yaml.safe_load(Path(path).read_text("utf-8"))
         if not isinstance(grids, dict):
             raise ValueError("give {loss: [{hyper-parameter: value}, ...]}")
         found = {}

@@ -1,6 +1,7 @@
 """A search from its first generation to the figures: what ``python -m torchmpo.evolve`` does."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.command import read_json
+from torchmpo.runs.command import read_json, word
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.machine import note_machine
@@ -146,12 +147,11 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     gradient_figure(maps, figures / "gradients.png")
     print(table(comparison))
     print(verdict(comparison))
-    print(f'objective: torchmpo.resolve("{out / "objective"}")')
-    print(f"what it is:      python -m torchmpo.show {out}")
-    print(
-        f"on other data:   python -m torchmpo.diagnose --losses {out / 'objective'},orpo",
-        flush=True,
-    )
+    saved = str(out / "objective")
+    print(f"objective: torchmpo.resolve({json.dumps(saved, ensure_ascii=False)})")
+    print(f"what it is:      python -m torchmpo.show {shlex.quote(str(out))}")
+    losses = shlex.quote(f"{word(saved)},orpo")
+    print(f"on other data:   python -m torchmpo.diagnose --losses {losses}", flush=True)
 
 
 def tune_rivals(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> dict[str, dict | None]:

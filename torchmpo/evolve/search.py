@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmpo.evolve.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from torchmpo.evolve.optimizers import SearchConfig, State, optimizer_of
 from torchmpo.runs.errors import UserError
-from torchmpo.runs.files import write_atomic
+from torchmpo.runs.files import naming, write_atomic
 
 LOG_COLUMNS = ("generation", "centre", "mean", "best", "sigma", "nan")
 
@@ -134,5 +134,5 @@ def _write_log(folder: Path, columns: tuple[str, ...], log: list[dict]) -> None:
 def _append_timing(folder: Path, generation: int, seconds: float, sent: int) -> None:
     path = folder / "timings.csv"
     header = "" if path.exists() else "generation,seconds,bytes_sent\n"
-    with open(path, "a") as file:
+    with naming(path), open(path, "a") as file:
         file.write(f"{header}{generation},{seconds:.3f},{sent}\n")

@@ -23,9 +23,11 @@ it is done, ``adapter/``, or ``model/`` where all weights were trained.
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from torchmpo.runs.arguments import StrictParser
 from torchmpo.runs.errors import UserError, exit_code, nearest
+from torchmpo.runs.threads import wait_asleep
 
 PROGRAM = "python -m torchmpo.finetune"
 COMMANDS = {
@@ -42,6 +44,7 @@ OPTIONS = (
     *("--trainer.max_epochs", "--trainer.max_steps", "--trainer.accumulate_grad_batches"),
     *("--trainer.accelerator", "--trainer.devices", "--trainer.precision", "--trainer.logger"),
 )
+MORE = "These are some of the options. All of them, explained, need: pip install 'torchmpo[llm]'"
 FLAGS = ("--resume", "--print_config")
 MORE_OPTIONS = {
     "fit": (),
@@ -66,6 +69,9 @@ def _run(words: list[str]) -> None:
     if command == "export":
         _export(words[1:])
         return
+    if {"-h", "--help"} & set(words) and None in map(find_spec, ("jsonargparse", "lightning")):
+        parser().parse_args([command, "--help"])  # some of the options, and the end
+    wait_asleep()
     from torchmpo.finetune import command_line  # Lightning takes seconds
 
     if command == "inspect":
@@ -88,7 +94,7 @@ def parser() -> StrictParser:
     parser = StrictParser(prog=PROGRAM, description="Fine-tune a language model.")
     commands = parser.add_subparsers()
     for name, options in MORE_OPTIONS.items():
-        of_command = commands.add_parser(name, help=COMMANDS[name])
+        of_command = commands.add_parser(name, help=COMMANDS[name], epilog=MORE)
         for option in (*OPTIONS, *options):
             of_command.add_argument(option, action="store_true" if option in FLAGS else "store")
     commands.add_parser(

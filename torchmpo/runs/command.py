@@ -8,6 +8,7 @@ besides a YAML file of any of them (``--config``), a named set (``--preset``), t
 import importlib
 import inspect
 import json
+import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
+from torchmpo.runs.threads import wait_asleep
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Command:
             config, out, resumed = self.parse(words)
             if self.headline:  # imports take seconds
                 print(self._first_line(config, out, resumed), flush=True)
+            wait_asleep()
             module = importlib.import_module(self.work) if isinstance(self.work, str) else self.work
             prepared = module.prepare(config)
             out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,8 @@ class Command:
             known = stored[name]
             value = given.get(name, known)
             if isinstance(value, str) and value != known:
-                grown[name] = ",".join(dict.fromkeys(words(name, known) + words(name, value)))
+                both = dict.fromkeys(words(name, known) + words(name, value))
+                grown[name] = ",".join(map(word, both))
             elif isinstance(value, int) and value < known:
                 raise UserError(
                     f"--resume: {name} is {value}, but the run in {out} has {known} and can only "
@@ -219,15 +223,23 @@ def _text(config: Any) -> str:
 
 
 def words(name: str, text: str) -> list[str]:
-    """The parts of a comma-separated setting, each once.
+    r"""The parts of a comma-separated setting, each once; ``\,`` is a comma within a part.
 
     Raises:
         UserError: there are none.
+
+    >>> words("losses", r"orpo, runs/a\,b/objective,orpo")
+    ['orpo', 'runs/a,b/objective']
     """
-    parts = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not parts:
+    parts = (part.strip().replace(r"\,", ",") for part in re.split(r"(?<!\\),", text))
+    if not (found := list(dict.fromkeys(filter(None, parts)))):
         raise UserError(f"{name} is empty: name at least one, separated by commas")
-    return parts
+    return found
+
+
+def word(part: str) -> str:
+    """A part of a comma-separated setting as it is written there, see :func:`words`."""
+    return part.replace(",", r"\,")
 
 
 def read_json(path: Path) -> Any:
@@ -237,7 +249,7 @@ def read_json(path: Path) -> Any:
         UserError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and --resume") from error
 

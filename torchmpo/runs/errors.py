@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from torchmpo.runs.extras import missing
+from torchmpo.runs.output import lasting
 
 
 class UserError(ValueError):
@@ -69,7 +70,8 @@ def exit_code(
     extra: str = "",
 ) -> int:
     """Do the work of a command; a mistake of the user's, or an optional package that is missing, or
-    what the disk refuses, is one line on stderr.
+    what the disk refuses, is one line on stderr. What is printed never ends the work, see
+    :func:`torchmpo.runs.output.lasting`.
 
     Args:
         work: returns the exit code, or None for 0.
@@ -79,8 +81,18 @@ def exit_code(
     Returns:
         what ``work`` returns, or 0 for None; 2 after a mistake, 130 after Ctrl-C.
     """
+    with lasting():
+        return _exit_code(work, interrupted, extra)
+
+
+def _exit_code(
+    work: Callable[[], int | None], interrupted: Callable[[], str] | None, extra: str
+) -> int:
     try:
-        return work() or 0
+        try:
+            return work() or 0
+        finally:
+            sys.stdout.flush()  # here an error is told in a line
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

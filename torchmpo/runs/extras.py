@@ -4,6 +4,7 @@
 # one of no extra comes with torchmpo itself.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": (),
+    "filelock": (),
     "safetensors": (),
     "jsonargparse": (),
     "numpy": (),

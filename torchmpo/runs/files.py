@@ -1,28 +1,54 @@
 """Files that are either whole or not there, and folders that one process works in."""
 
+import errno
 import os
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torchmpo.runs.errors import UserError
 
+LOCK = ".lock"
+SOFT_LOCK = ".held"  # whose being there is the lock, where the system has none
+
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, whole."""
+    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, whole.
+
+    Raises:
+        OSError: the system refuses, as on a full disk; it names ``path``, whose old content stays.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    with naming(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()  # half a file takes room on a disk that has none
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must reach the disk
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError of the block that names no file, as one from a full disk, names ``path``."""
     try:
-        os.fsync(folder)  # the rename itself must reach the disk
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def slug(text: str) -> str:
@@ -38,20 +64,33 @@ def slug(text: str) -> str:
 def held(folder: str | Path) -> Iterator[bool]:
     """Hold a folder against other processes; yields whether nobody else holds it.
 
-    Nothing is written, and the system lets go when the process ends, however it ends.
+    A hidden file in it is locked, and the system lets go when the process ends, however it ends. On
+    a file system without locks the file itself is the lock: one that a process of this machine left
+    behind counts for a few seconds after its death, and one of another machine until it is deleted.
     """
-    import fcntl  # not on Windows, where the losses work all the same
+    from filelock import FileLock, SoftFileLock, Timeout
 
-    handle = os.open(folder, os.O_RDONLY)
+    folder = Path(folder)
+    if not folder.is_dir():  # or it would be made
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    lock = FileLock(folder / LOCK)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "flock not supported")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:  # which is an OSError, too
+                raise
+            except (NotImplementedError, OSError):  # no locks; any other reason shows again
+                lock = SoftFileLock(folder / SOFT_LOCK)
+                lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(handle)
+        lock.release()
 
 
 @contextmanager
@@ -64,6 +103,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     with held(folder) as ours:
         if not ours:
             raise UserError(
-                f"another process is at work in {folder}: wait for it, or choose another --out"
+                f"another process is at work in {folder}: wait for it, or choose another --out (if "
+                f"there is none, delete {LOCK} and {SOFT_LOCK} there)"
             )
         yield

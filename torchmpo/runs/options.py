@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,13 @@ class OptionParser(ArgumentParser):
             if key not in self.names:
                 raise UserError(f"unknown key {key!r}: {nearest(str(key), self.names)}")
 
-    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """The content of a file; whether a run goes on, and where, is not for a file to say."""
-        namespace = super().parse_string(*args, **kwargs)
+        with suppress(yaml.YAMLError):  # which is told below
+            if not isinstance(yaml.safe_load(content), dict):
+                some = "settings such as  seed: 0"
+                raise UserError(f"--config: the file must have {some}; it has {content.strip()!r}")
+        namespace = super().parse_string(content, *args, **kwargs)
         self.refuse_unknown(namespace.keys())
         for name in ("out", "resume"):
             if name in namespace:
@@ -149,7 +154,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: it holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text("utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     if not isinstance(values, dict):

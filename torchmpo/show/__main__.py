@@ -13,6 +13,7 @@ from pathlib import Path
 from torchmpo.runs.arguments import StrictParser
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import exit_code
+from torchmpo.runs.threads import wait_asleep
 from torchmpo.show.settings import HIGH, LOW, Request
 
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         request = parse(sys.argv[1:] if argv is None else argv)
+        wait_asleep()
         from torchmpo.show.run import show  # takes seconds: --help does without
 
         show(request)

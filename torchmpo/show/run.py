@@ -1,5 +1,6 @@
 """Find an objective, look at what it does to pairs, draw it beside others, distil it."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -240,4 +241,4 @@ def _write(fit: Distilled, request: Request, where: str, out: Path) -> None:
     print(f"  {fit.equation}")
     print(f"  {fit.verdict}")
     print(f"  for any torch code: {out / 'distilled.py'}")
-    print(f'  for this library:   torchmpo.resolve("{saved}")')
+    print(f"  for this library:   torchmpo.resolve({json.dumps(str(saved), ensure_ascii=False)})")

@@ -68,7 +68,7 @@ def _config(path: Path) -> Mapping:
     import yaml
 
     try:
-        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+        config = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     return config if isinstance(config, Mapping) else {}
