@@ -186,7 +186,7 @@ def digest(*parts: Any) -> bytes:
         [message.meaning() for message in part] if isinstance(part, tuple) else part
         for part in parts
     ]
-    return hashlib.blake2b(repr(plain).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+    return hashlib.blake2b(repr(plain).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def load_pairs(
