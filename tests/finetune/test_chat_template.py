@@ -124,13 +124,16 @@ def test_a_template_without_tools_is_told():
     pairs = load_pairs([ROWS["a call in the prompt"], ROWS["thoughts, and keys of one's own"]])
     dataset = PairDataset(pairs, tokenizer, 1000)
     assert [item.left_out for item in dataset] == [True, False]
-    assert "leaves out tools or tool calls of 1" in str(dataset.counts)
+    assert "leaves out tools, calls or thoughts of 1" in str(dataset.counts)
     assert "leaves out" not in str(PairDataset(pairs, agent(), 1000).counts)
     tokenizer.chat_template = AGENT.replace("m.tool_calls or []", "[]")
     dataset = PairDataset(pairs, tokenizer, 1000)
     assert [item.left_out for item in dataset] == [True, False]
+    tokenizer.chat_template = AGENT.replace("{% if m.reasoning_content %}", "{% if false %}")
+    assert [item.left_out for item in PairDataset(pairs, tokenizer, 1000)] == [False, True]
+    tokenizer.chat_template = AGENT.replace("m.tool_calls or []", "[]")
     pairs = load_pairs([ROWS["tools, and answers that are calls"]])
-    with pytest.raises(UserError, match="pair 0: the chat template leaves out the tool calls of"):
+    with pytest.raises(UserError, match="pair 0: the chat template leaves out the tool_calls of"):
         PairDataset(pairs, tokenizer, 1000)
 
 

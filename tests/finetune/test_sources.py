@@ -262,6 +262,13 @@ def test_a_configuration_of_a_hub_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: asked.append(names) or [])
     load_pairs("a/b", config="small")
     assert asked == [("a/b", "small")]
+
+    def unnamed(name, split):
+        raise ValueError("Config name is missing.\nPlease pick one among: ['big', 'small']")
+
+    monkeypatch.setattr(datasets, "load_dataset", unnamed)
+    with pytest.raises(UserError, match=r"\['big', 'small'\]; say which: {source: a/b, config: …}"):
+        load_pairs("a/b")
     (tmp_path / "a.jsonl").write_text(jsonl(ROWS))
     with pytest.raises(UserError, match=r"config 'small' belongs to a hub data set"):
         load_pairs(tmp_path / "a.jsonl", config="small")

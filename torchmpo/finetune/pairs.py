@@ -71,7 +71,8 @@ SPEAKERS = {
 # Roles of messages that stand before the first turn.
 OPENING = ("system", "developer")
 # Parts of a message that say something, beside its content.
-SAYINGS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+CALLS = ("tool_calls", "function_call")
+SAYINGS = (*CALLS, "reasoning_content", "reasoning", "thinking")
 # How messages begin that stand in a file as text.
 MESSAGES = re.compile(r"""\s*\[?\s*\{\s*["'](role|content|from|value)["']\s*:""")
 # Batches hold scores in 32 bits.

@@ -243,9 +243,11 @@ def _from_hub(name: str, split: str, config: str | None) -> Iterable[Any]:
         which = () if config is None else (config,)
         return datasets.load_dataset(name, *which, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        unnamed = "Config name is missing" in str(error)
+        hint = f"; say which: {{source: {name}, config: …}}" if unnamed else ""
         raise UserError(
             f"{name} is no file or folder here, and cannot be loaded from the hub: "
-            f"{one_line(error)}"
+            f"{one_line(error)}{hint}"
         ) from error
 
 

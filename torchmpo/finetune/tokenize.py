@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchmpo.finetune.chat_template import leaves_out, render
-from torchmpo.finetune.pairs import Message, Pair, Text
+from torchmpo.finetune.pairs import CALLS, SAYINGS, Message, Pair, Text
 from torchmpo.runs.errors import UserError, nearest
 
 TRUNCATIONS = ("keep_start", "keep_end", "drop")
@@ -50,8 +50,8 @@ class TokenizedPair:
         prompt_cut: whether the prompt lost its start.
         answer_cut: whether an answer lost something.
         merged: whether the prompt by itself has other tokens at its end than before an answer.
-        left_out: whether the chat template does not write the pair's tools, or tool calls in the
-            prompt.
+        left_out: whether the chat template does not write the pair's tools, tool calls in the
+            prompt, or thoughts of an answer.
         chosen_reward, rejected_reward, preference_prob: as of the :class:`Pair`.
         index: row of the data set, 0 outside one.
     """
@@ -96,7 +96,7 @@ class TokenCounts:
             "of the same tokens"
         )
         if self.left_out:
-            text += f"; the chat template leaves out tools or tool calls of {self.left_out:,}"
+            text += f"; the chat template leaves out tools, calls or thoughts of {self.left_out:,}"
         return text
 
 
@@ -307,18 +307,21 @@ def _from_messages(
 ) -> tuple[tuple[str, str, str], bool]:
     opened = render(prompt, tokenizer, variables, opened=True)
     wholes = [render(prompt + answer, tokenizer, variables) for answer in (chosen, rejected)]
+    absent = [
+        name
+        for name in ("tools", *CALLS)
+        if leaves_out(name, prompt, tokenizer, variables, opened, opened=True)
+    ]
     for answer, whole in zip((chosen, rejected), wholes):
-        calls = any("tool_calls" in message.more for message in answer)
-        if calls and leaves_out("tool_calls", prompt + answer, tokenizer, variables, whole):
-            raise UserError(
-                "the chat template leaves out the tool calls of an answer: set chat_template to "
-                "one that writes them"
-            )
-    left_out = any(
-        leaves_out(name, prompt, tokenizer, variables, opened, opened=True)
-        for name in ("tools", "tool_calls")
-    )
-    return (opened, wholes[0], wholes[1]), left_out
+        for name in [n for n in SAYINGS if any(n in message.more for message in answer)]:
+            if leaves_out(name, prompt + answer, tokenizer, variables, whole):
+                absent.append(name)
+                if name in CALLS:  # and nothing is left of it but its end
+                    raise UserError(
+                        f"the chat template leaves out the {name} of an answer: set chat_template "
+                        "to one that writes them"
+                    )
+    return (opened, wholes[0], wholes[1]), bool(absent)
 
 
 def _check_text(text: str) -> None:
