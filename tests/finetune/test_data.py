@@ -89,6 +89,9 @@ def test_a_template_and_variables(tmp_path):
     data = loaded(CHAT, chat_template=AGENT, chat_template_kwargs={"enable_thinking": True})
     assert prompts(data, "train")[0] == "<s><|user|>Name colour 0.</s><|assistant|>"
     assert data.tokenizer.chat_template == AGENT  # and is saved with the model
+    dated = "{{ date_string }}" + AGENT
+    data = loaded(CHAT, chat_template=dated, chat_template_kwargs={"date_string": "1 May"})
+    assert prompts(data, "train")[0].startswith("1 May<s>")
     path = tmp_path / "t.jinja"
     path.write_text(AGENT.replace("<|assistant|>", "<|assistant|>Well: "))
     assert prompts(loaded(CHAT, chat_template=str(path)), "train")[0].endswith("<|assistant|>")
