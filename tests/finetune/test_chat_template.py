@@ -104,18 +104,38 @@ def test_variables_of_the_run_and_of_a_row():
 # Templates that know less
 
 
-def test_parts_are_joined_for_a_template_that_knows_text_only():
+TEXT_ONLY = {
+    "writes a list as Python does": TEMPLATE,
+    "fails on a list": "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+    "leaves out a list": (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}"
+    ),
+}
+PARTS_ONLY = {
+    "leaves out text": "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %};"
+    "{% endfor %}",
+    "fails on text": "{% for m in messages %}{{ m.content[0].text + ';' }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", TEXT_ONLY)
+def test_a_template_that_takes_text_gets_text(name):
     (pair,) = load_pairs([{"prompt": [USER], "chosen": "a", "rejected": "b"}])
-    text = [Message("user", "Sun in Rome?")]
-    for template in (TEMPLATE, "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"):
-        tokenizer = tiny_tokenizer()
-        tokenizer.chat_template = template
-        assert render(pair.prompt, tokenizer) == render(text, tokenizer)
-    image = [Message("user", [{"type": "image", "url": "u"}])]
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEXT_ONLY[name]
+    rows = [{"role": "user", "content": "Sun in Rome?"}]
+    assert render(pair.prompt, tokenizer) == tokenizer.apply_chat_template(rows, tokenize=False)
     with pytest.raises(UserError, match="has no place for a part of type 'image'"):
-        render(image, tokenizer)
-    tokenizer.chat_template = "{% for p in messages[0].content %}<{{ p.type }}>{% endfor %}"
-    assert render(image, tokenizer) == "<image>"
+        render([Message("user", [{"type": "image", "url": "u"}])], tokenizer)
+
+
+@pytest.mark.parametrize("name", PARTS_ONLY)
+def test_a_template_that_takes_parts_gets_parts(name):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = PARTS_ONLY[name]
+    assert render([Message("user", "Hi"), Message("assistant", "a")], tokenizer) == "Hi;a;"
+    tokenizer.chat_template += "{{ messages[0].content[0].type }}"
+    assert render([Message("user", [{"type": "image", "text": "u"}])], tokenizer) == "u;image"
 
 
 def test_a_template_without_tools_is_told():

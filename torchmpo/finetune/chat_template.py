@@ -4,8 +4,9 @@ A template is a program of the model's author. What it raises is told in one lin
 so much CPU time and no more. Where it writes today's date (``strftime_now``), it gets ``DATE``: the
 same pairs are the same tokens tomorrow.
 
-Content in parts goes to the template as it is. A template that knows only text gets the texts of
-the parts joined.
+Content goes to the template as it is: text, parts, or none at all. But a template that knows text
+only may leave out parts without a word (Qwen3's does), or write them as Python does; and one that
+knows parts only may leave out text. Which kind it is, is tried once, and it gets what it takes.
 """
 
 import copy
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from torchmpo.runs.errors import UserError, one_line
 # Any day would do. It is the one that Llama 3.1's template takes where it knows no other.
 DATE = datetime(2024, 7, 26)
 CPU_SECONDS = 10  # for one conversation, which takes a millisecond
+_PROBE = "probe"
 
 
 def with_template(tokenizer: Any, template: str) -> Any:
@@ -91,18 +94,13 @@ def render(
             "the pairs are messages and the tokenizer has no chat template: set its chat_template, "
             "or take the tokenizer of an instruction-tuned model"
         )
-    rows = [message.as_dict() for message in messages]
-    parts = [row["content"] for row in rows if isinstance(row.get("content"), list)]
-    try:
-        text = _apply(rows, tokenizer, variables or {}, opened)
-    except UserError as error:
-        if not parts or isinstance(error.__cause__, TimeoutError):
-            raise
-    else:
-        # A template that takes content for text writes a list as Python does.
-        if not any(str(content) in text for content in parts):
-            return text
-    return _apply([_as_text(row) for row in rows], tokenizer, variables or {}, opened)
+    variables = variables or {}
+    with _told():
+        template = tokenizer.get_chat_template(None, variables.get("tools"))
+    template = _DATED + template if "strftime_now" in template else template
+    kinds = _kinds(tokenizer, template)
+    rows = [_as(row, kinds) for row in (message.as_dict() for message in messages)]
+    return _apply(rows, tokenizer, template, variables, opened)
 
 
 def leaves_out(
@@ -132,28 +130,67 @@ def leaves_out(
 
 
 def _apply(
-    rows: list[dict[str, Any]], tokenizer: Any, variables: Mapping[str, Any], opened: bool
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    template: str,
+    variables: Mapping[str, Any],
+    opened: bool,
 ) -> str:
+    with _told(), _bounded():
+        return tokenizer.apply_chat_template(
+            rows,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=opened,
+            **variables,
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever a program may raise, as a line."""
     try:
-        with _bounded():
-            template = tokenizer.get_chat_template(None, variables.get("tools"))
-            if "strftime_now" in template:
-                template = _DATED + template
-            return tokenizer.apply_chat_template(
-                rows,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=opened,
-                **variables,
-            )
+        yield
     except TemplateError as error:
         raise UserError(f"the chat template refuses these messages: {one_line(error)}") from error
     except ImportError:
         raise
-    except Exception as error:  # whatever a program may raise
+    except Exception as error:
         raise UserError(
             f"the chat template fails on these messages: {type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+@lru_cache(maxsize=32)
+def _kinds(tokenizer: Any, template: str) -> frozenset[str]:
+    """Which content the template writes: ``"text"``, ``"parts"``, both, or neither, it seems."""
+    found = set()
+    contents = {"text": _PROBE, "parts": [{"type": "text", "text": _PROBE}]}
+    for kind, content in contents.items():
+        rows = [{"role": role, "content": content} for role in ("user", "assistant")]
+        try:
+            text = _apply(rows, tokenizer, template, {}, False)
+        except UserError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise
+            continue
+        # A list that is written as Python writes it has the probe in it, too.
+        as_python = kind == "parts" and str(content) in text
+        if text.count(_PROBE) == len(rows) and not as_python:
+            found.add(kind)
+    return frozenset(found)
+
+
+def _as(row: dict[str, Any], kinds: frozenset[str]) -> dict[str, Any]:
+    """A message with content of a kind that the template takes."""
+    content = row.get("content")
+    if isinstance(content, str) and kinds == {"parts"}:
+        return row | {"content": [{"type": "text", "text": content}]}
+    if not isinstance(content, list) or kinds != {"text"}:
+        return row
+    if other := [part["type"] for part in content if part["type"] != "text"]:
+        raise UserError(f"the chat template has no place for a part of type {other[0]!r}")
+    return row | {"content": "".join(part["text"] for part in content)}
 
 
 def _dated() -> str:
@@ -171,15 +208,6 @@ def _dated() -> str:
 
 
 _DATED = _dated()
-
-
-def _as_text(row: dict[str, Any]) -> dict[str, Any]:
-    content = row.get("content")
-    if not isinstance(content, list):
-        return row
-    if other := [part["type"] for part in content if part["type"] != "text"]:
-        raise UserError(f"the chat template has no place for a part of type {other[0]!r}")
-    return row | {"content": "".join(part["text"] for part in content)}
 
 
 @contextmanager
