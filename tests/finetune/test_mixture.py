@@ -22,6 +22,9 @@ def test_one_source_or_several(folder):
     # A row of a data set may have a column "source".
     for given in ("a.jsonl", [ROW], [ROW | {"source": "web"}], {"train": [ROW]}):
         assert sources_of(given) == [Source(given)]
+    two = [Source("a.jsonl", weight=2), Source([ROW])]
+    assert sources_of(two) == two
+    assert sources_of(two[1]) == two[1:]
     (one,) = sources_of({"source": "a.jsonl", "columns": {"prompt": "q"}, "weight": 3})
     assert one == Source("a.jsonl", columns={"prompt": "q"}, weight=3)
     given = [{"source": "a.jsonl", "columns": {"prompt": "q"}, "split": "train[:2]"}, "b.jsonl"]

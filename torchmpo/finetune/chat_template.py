@@ -29,7 +29,7 @@ from torchmpo.runs.errors import UserError, one_line
 
 # Any day would do. It is the one that Llama 3.1's template takes where it knows no other.
 DATE = datetime(2024, 7, 26)
-CPU_SECONDS = 10  # for one conversation, which takes a millisecond
+CPU_SECONDS = 5  # for one conversation, which takes a millisecond
 _PROBE = "probe"
 
 

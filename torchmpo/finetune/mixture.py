@@ -44,7 +44,8 @@ class Source:
 
 
 def sources_of(given: Any) -> list[Source]:
-    """What a setting names: one source, a dict with the fields of one, or a list of both.
+    """What a setting names: one source, the fields of one (as a dict or a :class:`Source`), or a
+    list of them.
 
     Raises:
         UserError: a dict with other fields.
@@ -113,10 +114,12 @@ def repeat(pairs: Sequence[Pair]) -> list[Pair]:
 def _names_source(item: Any) -> bool:
     if isinstance(item, Mapping):  # a row of a data set may have a column of this name, too
         return "source" in item and not {"chosen", "rejected"} & set(item)
-    return isinstance(item, (str, Path))
+    return isinstance(item, (str, Path, Source))
 
 
 def _source(item: Any) -> Source:
+    if isinstance(item, Source):
+        return item
     if not isinstance(item, Mapping) or not _names_source(item):
         return Source(item)
     names = [field.name for field in fields(Source)]

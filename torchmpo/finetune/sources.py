@@ -127,7 +127,7 @@ def _saved(folder: Path, split: str) -> list[Table]:
         return []
     try:
         rows = list(_datasets().load_from_disk(str(places[0])))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{places[0]} cannot be loaded from disk: {one_line(error)}") from error
     return [Table(str(places[0]), rows, "arrow")]
 
