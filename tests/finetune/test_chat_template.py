@@ -97,6 +97,8 @@ def test_variables_of_the_run_and_of_a_row():
     assert text.endswith("<|assistant|>")  # the answers do not go on as the opened turn begins
     assert thoughtless.merged
     assert not tokenize_pair(pair, tokenizer, 1000).merged
+    of_run = tokenize_pair(replace(pair, variables={}), tokenizer, 1000, variables=pair.variables)
+    assert of_run.prompt.tolist() == tokenize_pair(pair, tokenizer, 1000).prompt.tolist()
     own = replace(pair, variables=pair.variables | {"enable_thinking": True})
     assert not tokenize_pair(own, tokenizer, 1000, variables={"enable_thinking": False}).merged
 
@@ -254,9 +256,9 @@ def test_named_templates():
 
 def test_variables_that_cannot_be():
     tokenizer = agent()
-    check_variables({"enable_thinking": True, "documents": []}, tokenizer)
+    check_variables({"enable_thinking": True, "documents": [], "tools": TOOLS}, tokenizer)
     check_variables({}, object())
-    for name in ("tokenize", "messages", "add_generation_prompt", "tools", "chat_template"):
+    for name in ("tokenize", "messages", "add_generation_prompt", "chat_template"):
         with pytest.raises(UserError, match=f"chat_template_kwargs cannot set '{name}'"):
             check_variables({name: True}, tokenizer)
     for template in (AGENT, None, {"default": AGENT}):

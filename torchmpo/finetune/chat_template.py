@@ -65,7 +65,7 @@ def check_variables(variables: Mapping[str, Any], tokenizer: Any) -> None:
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else json.dumps(template)
     for name in variables:
-        if name in taken - {"documents"}:
+        if name in taken - {"documents", "tools"}:
             raise UserError(f"chat_template_kwargs cannot set {name!r}")
         if not re.search(rf"\b{re.escape(name)}\b", text):
             raise UserError(f"chat_template_kwargs: the chat template does not use {name!r}")

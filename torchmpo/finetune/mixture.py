@@ -88,7 +88,7 @@ def hold_out(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair
     Raises:
         UserError: there are fewer prompts.
     """
-    prompts = [digest(pair.prompt, pair.variables) for pair in pairs]
+    prompts = [digest(pair.prompt) for pair in pairs]
     # A digest is as good as a random number, and the same tomorrow.
     ranked = sorted(set(prompts))
     if len(ranked) < 2:
