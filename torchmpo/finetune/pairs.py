@@ -283,7 +283,7 @@ def _message(message: Mapping[str, Any], name: str) -> Message:
     if isinstance(content, Sequence) and not isinstance(content, str):
         # A column has all the keys of all its parts.
         content = [{k: v for k, v in part.items() if v is not None} for part in content] or ""
-    return Message(role, content, rest)
+    return Message(role, content, rest) if rest else Message(role, content)
 
 
 def _is_part(part: Any) -> bool:

@@ -61,12 +61,12 @@ def read_tables(source: Any, split: str = "train", config: str | None = None) ->
     Raises:
         UserError: nothing there, a damaged file, an unknown split, a package that is missing.
     """
-    name = str(source)
-    of_hub = isinstance(source, (str, Path)) and not Path(source).expanduser().exists()
-    if of_hub:
-        return [Table(name, list(_from_hub(name, split, config)), "arrow")]
+    path = isinstance(source, (str, Path))
+    if path and not Path(source).expanduser().exists():
+        return [Table(str(source), list(_from_hub(str(source), split, config)), "arrow")]
     if config is not None:
-        raise UserError(f"config {config!r} belongs to a hub data set, and {name} is none")
+        what = source if path else "the data"
+        raise UserError(f"config {config!r} belongs to a hub data set, and {what} is none")
     if re.search(r"[\[\]()+]", split):
         return _cut(source, split)
     return _tables(source, split)
