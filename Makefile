@@ -15,8 +15,14 @@ TRL := .venv-trl
 evolve: $(READY)
 	$(BIN)/python -m torchmpo.evolve $(ARGS)
 
+# Without ARGS, a tiny model and pairs are made and trained on.
 finetune: $(READY)
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m experiments.llm.first_run
+	$(BIN)/python -m torchmpo.finetune fit --config experiments/llm/my_run.yaml
+else
 	$(BIN)/python -m torchmpo.finetune $(ARGS)
+endif
 
 test: $(READY)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \

@@ -1,6 +1,6 @@
 import json
-import sys
 
+import numpy as np
 import pytest
 
 from torchmpo.finetune.pairs import TURNS, Counts, Message, Pair, clean, load_pairs
@@ -15,7 +15,24 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def call(city):
+    """A turn that is nothing but a call of a tool."""
+    function = {"name": "weather", "arguments": {"city": city}}
+    calls = [{"type": "function", "function": function}]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def called(city):
+    return Message("assistant", None, {"tool_calls": call(city)["tool_calls"]})
+
+
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text))
+S = lambda text: Message("system", text)  # noqa: E731
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 HUMAN = "\n\nHuman: Hi\n\nAssistant:"
 
 # Columns, and the pair they hold.
@@ -101,6 +118,166 @@ FORMATS = {
         },
         Pair("p", "a", "b", preference_prob=0.75),
     ),
+    "calls of tools": (
+        {"prompt": [user("Hi")], "chosen": [call("x")], "rejected": [call("y")], "tools": TOOLS},
+        Pair((U("Hi"),), (called("x"),), (called("y"),), variables={"tools": TOOLS}),
+    ),
+    "tools as JSON, and variables of the template": (
+        {
+            "chosen": [user("Hi"), assistant("a")],
+            "rejected": [user("Hi"), assistant("b")],
+            "tools": json.dumps(TOOLS),
+            "chat_template_kwargs": {"enable_thinking": False},
+            "documents": [{"title": "t", "text": "x"}],
+        },
+        Pair(
+            (U("Hi"),),
+            (A("a"),),
+            (A("b"),),
+            variables={
+                "enable_thinking": False,
+                "documents": [{"title": "t", "text": "x"}],
+                "tools": TOOLS,
+            },
+        ),
+    ),
+    "tools and documents that are none": (
+        {"chosen": [user("Hi"), assistant("a")], "rejected": [user("Hi"), assistant("b")]}
+        | {"tools": [], "documents": "a title"},
+        Pair((U("Hi"),), (A("a"),), (A("b"),)),
+    ),
+    "text is the whole of it": (
+        {"prompt": "p", "chosen": "a", "rejected": "b", "tools": TOOLS},
+        Pair("p", "a", "b"),
+    ),
+    "content null and in parts, and what else a message has": (
+        {
+            "prompt": [
+                {"role": "user", "content": [{"type": "text", "text": "Hi", "image": None}]}
+            ],
+            "chosen": [assistant(None) | {"reasoning_content": "so", "name": None, "id": 7}],
+            "rejected": [assistant([])],
+        },
+        Pair(
+            (Message("user", [{"type": "text", "text": "Hi"}]),),
+            (Message("assistant", None, {"reasoning_content": "so", "id": 7}),),
+            (A(""),),
+        ),
+    ),
+    "a prompt that two answers with ids of their own begin with": (
+        {
+            "chosen": [user("Hi") | {"id": 1}, assistant("a")],
+            "rejected": [user("Hi") | {"id": 2}, assistant("b")],
+        },
+        Pair((Message("user", "Hi", {"id": 1}),), (A("a"),), (A("b"),)),
+    ),
+    "prompts that differ in a call": (
+        {
+            "chosen": [user("Hi"), call("x"), assistant("a")],
+            "rejected": [user("Hi"), call("y"), assistant("a")],
+        },
+        Pair((U("Hi"),), (called("x"), A("a")), (called("y"), A("a"))),
+    ),
+    # The column and the messages that both answers begin with.
+    "a prompt after the system message": (
+        {
+            "prompt": "Capital?",
+            "chosen": [system("S"), assistant("x")],
+            "rejected": [system("S"), assistant("y")],
+        },
+        Pair((S("S"), U("Capital?")), (A("x"),), (A("y"),)),
+    ),
+    "a prompt before a turn that both answers have": (
+        {
+            "prompt": "Capital?",
+            "chosen": [assistant("Hm"), user("Of Peru"), assistant("x")],
+            "rejected": [assistant("Hm"), user("Of Peru"), assistant("y")],
+        },
+        Pair((U("Capital?"), A("Hm"), U("Of Peru")), (A("x"),), (A("y"),)),
+    ),
+    "a prompt that is among them": (
+        {
+            "prompt": " Capital? ",
+            "chosen": [system("S"), user("Capital?"), assistant("x")],
+            "rejected": [system("S"), user("Capital?"), assistant("y")],
+        },
+        Pair((S("S"), U("Capital?")), (A("x"),), (A("y"),)),
+    ),
+    "a prompt that is the conversation as text": (
+        {
+            "prompt": "Human: Capital? Assistant:",
+            "chosen": [user("Capital?"), assistant("x")],
+            "rejected": [user("Capital?"), assistant("y")],
+        },
+        Pair((U("Capital?"),), (A("x"),), (A("y"),)),
+    ),
+    # Other names.
+    "question and system (orca_dpo_pairs)": (
+        {"system": "S", "question": "Capital?", "chosen": "x", "rejected": "y"},
+        Pair((S("S"), U("Capital?")), (A("x"),), (A("y"),)),
+    ),
+    "prompt and system (truthy-dpo)": (
+        {"system": "S", "prompt": "Capital?", "chosen": "x", "rejected": "y"},
+        Pair((S("S"), U("Capital?")), (A("x"),), (A("y"),)),
+    ),
+    "an empty system": (
+        {"system": "", "prompt": "Capital?", "chosen": "x", "rejected": "y"},
+        Pair("Capital?", "x", "y"),
+    ),
+    "a system before messages": (
+        {"system": "S", "prompt": "Hi", "chosen": [assistant("x")], "rejected": [assistant("y")]},
+        Pair((S("S"), U("Hi")), (A("x"),), (A("y"),)),
+    ),
+    "a system that is there": (
+        {
+            "system": "T",
+            "chosen": [system("S"), user("Hi"), assistant("x")],
+            "rejected": [system("S"), user("Hi"), assistant("y")],
+        },
+        Pair((S("S"), U("Hi")), (A("x"),), (A("y"),)),
+    ),
+    "instruction and input": (
+        {"instruction": "Add", "input": "1, 2", "chosen": "3", "rejected": "4"},
+        Pair((U("Add\n1, 2"),), (A("3"),), (A("4"),)),
+    ),
+    "a question, and text with turns": (
+        {"question": "Hi", "system": "S", "chosen": f"{HUMAN} a", "rejected": f"{HUMAN} b"},
+        Pair(HUMAN, " a", " b"),
+    ),
+    "conversations of from and value": (
+        {
+            "conversations": [
+                {"from": "system", "value": "S"},
+                {"from": "human", "value": "Hi"},
+                {
+                    "from": "function_call",
+                    "value": '{"name": "weather", "arguments": {"city": "x"}}',
+                },
+                {"from": "observation", "value": "sun"},
+            ],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        Pair((S("S"), U("Hi"), called("x"), Message("tool", "sun")), (A("a"),), (A("b"),)),
+    ),
+    "whole conversations of from and value": (
+        {
+            "chosen": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "a"}],
+            "rejected": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "b"}],
+        },
+        Pair((U("Hi"),), (A("a"),), (A("b"),)),
+    ),
+    "numpy's types": (
+        {
+            "prompt": np.array([user("Hi")], dtype=object),
+            "chosen": np.array([assistant(np.str_("a"))], dtype=object),
+            "rejected": np.array([assistant("b")], dtype=object),
+            "chosen_rating": np.float64(4),
+            "rejected_rating": np.int32(3),
+            "preference_prob": np.float32(0.75),
+        },
+        Pair((U("Hi"),), (A("a"),), (A("b"),), 4.0, 3.0, 0.75),
+    ),
 }
 
 
@@ -124,10 +301,19 @@ MISFITS = {
     "a list of text": (PLAIN | {"rejected": ["b"]}, "rejected is neither text nor a list"),
     "text and messages": (PLAIN | {"chosen": [assistant("a")]}, "one is text and the other"),
     "other keys": (
-        PLAIN | {"prompt": [{"from": "human", "value": "Hi"}]},
+        PLAIN | {"prompt": [{"speaker": "human", "value": "Hi"}]},
         "prompt has a message without a role",
     ),
-    "content in parts": (
+    "another speaker": (
+        PLAIN | {"prompt": [{"from": "humn", "value": "Hi"}]},
+        "prompt has a message from 'humn': did you mean 'human'",
+    ),
+    "a call that is no JSON": (
+        PLAIN | {"prompt": [{"from": "function_call", "value": "weather"}]},
+        "prompt has a function_call that is not JSON",
+    ),
+    "content that is a number": (PLAIN | {"prompt": [user(3)]}, "without a role and text, null or"),
+    "a part without its text": (
         {"chosen": [{"role": "user", "content": [{"type": "text"}]}], "rejected": []},
         "chosen has a message without a role and text",
     ),
@@ -144,6 +330,36 @@ MISFITS = {
     "no answer": (
         {"prompt": [user("Hi")], "chosen": [], "rejected": [assistant("b")]},
         "chosen is empty",
+    ),
+    "another prompt than the answers'": (
+        {
+            "prompt": "Capital?",
+            "chosen": [system("S"), user("Hi"), assistant("x")],
+            "rejected": [system("S"), user("Hi"), assistant("y")],
+        },
+        "prompt is none of the messages that chosen and rejected begin with",
+    ),
+    "tools that are names": (
+        {"chosen": [user("Hi"), assistant("a")], "rejected": [user("Hi"), assistant("b")]}
+        | {"tools": "weather"},
+        "tools is text and not JSON",
+    ),
+    "a tool that is a name": (
+        {"chosen": [user("Hi"), assistant("a")], "rejected": [user("Hi"), assistant("b")]}
+        | {"tools": ["weather"]},
+        "tools is not a list of objects",
+    ),
+    "a score beyond 32 bits": (
+        PLAIN | {"chosen_rating": 1e39, "rejected_rating": 4},
+        "chosen_rating is beyond the range",
+    ),
+    "a score beyond 64 bits": (
+        PLAIN | {"chosen_rating": 5, "rejected_rating": -(10**400)},
+        "rejected_rating is beyond the range",
+    ),
+    "a score without bound": (
+        PLAIN | {"chosen_rating": float("inf"), "rejected_rating": 4},
+        "chosen_rating is beyond the range",
     ),
     "a score as text": (PLAIN | {"chosen_rating": "5", "rejected_rating": 4}, "not a number"),
     "a probability of 2": (PLAIN | {"preference_prob": 2}, r"must be in \[0, 1\]; got 2"),
@@ -166,125 +382,20 @@ def test_what_is_no_row_is_named():
         load_pairs([PLAIN, "text"])
 
 
-# Sources
-
-ROWS = [{"prompt": f"{i}\u2028é", "chosen": "a", "rejected": "b"} for i in range(3)]
-EXPECTED = [Pair(f"{i}\u2028é", "a", "b") for i in range(3)]
+# Names of columns
 
 
-def jsonl(rows):
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
-
-
-def write_parquet(path, rows):
-    pa = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), path)
-
-
-def test_json_files(tmp_path):
-    (tmp_path / "a.jsonl").write_text(jsonl(ROWS), encoding="utf-8")
-    (tmp_path / "b.json").write_text(json.dumps(ROWS), encoding="utf-8")
-    (tmp_path / "c.json").write_text(jsonl(ROWS), encoding="utf-8")
-    for file in tmp_path.iterdir():
-        assert load_pairs(file) == load_pairs(str(file)) == EXPECTED
-    assert load_pairs(tmp_path) == 3 * EXPECTED
-
-
-def test_parquet_of_messages(tmp_path):
-    row, pair = FORMATS["dpo-mix-7k"]
-    write_parquet(tmp_path / "a.parquet", [row, row])
-    assert load_pairs(tmp_path / "a.parquet") == [pair, pair]
-
-
-def test_a_folder_whose_files_name_their_splits(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "train.json").write_text("not read")
-    (tmp_path / "dataset_infos.json").write_text("not read")
-    for name, row in zip(("train-00001-of-00002", "train-00000-of-00002", "test"), ROWS):
-        (tmp_path / "data" / f"{name}.jsonl").write_text(jsonl([row]), encoding="utf-8")
-    assert load_pairs(tmp_path) == [EXPECTED[1], EXPECTED[0]]
-    assert load_pairs(tmp_path, split="test") == [EXPECTED[2]]
-    with pytest.raises(UserError, match=r"no file for split 'validation'.*test, train"):
-        load_pairs(tmp_path, split="validation")
-
-
-def test_a_dataset_and_a_dict_of_them():
-    datasets = pytest.importorskip("datasets")
-    for name in ("strings", "dpo-mix-7k", "ultrafeedback_binarized"):
-        row, pair = FORMATS[name]
-        data = datasets.Dataset.from_list([row])
-        assert load_pairs(data) == [pair]
-        both = datasets.DatasetDict(train=data, test=data.select([]))
-        assert load_pairs(both) == [pair]
-        assert load_pairs(both, split="test") == []
-        with pytest.raises(UserError, match=r"no split 'tset': did you mean 'test'\?"):
-            load_pairs(both, split="tset")
-
-
-def test_a_hub_id(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    asked = []
-
-    def load_dataset(name, split):
-        asked.append((name, split))
-        if name == "nobody/nothing":
-            raise ConnectionError("no\nroute")  # what offline machines see is an OSError, too
-        return [ROWS[0]]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_pairs("argilla/dpo-mix-7k", split="test") == EXPECTED[:1]
-    assert asked == [("argilla/dpo-mix-7k", "test")]
-    with pytest.raises(UserError, match=r"nobody/nothing .* cannot be loaded from the hub: no rou"):
-        load_pairs("nobody/nothing")
-
-
-@pytest.mark.parametrize(
-    "path", ["none.jsonl", "a/none.parquet", "./none", "/none/at/all", "a/b/c"]
-)
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there is no file or folder"):
-        load_pairs(path)
-
-
-DAMAGED = {
-    "a.jsonl": ('{"prompt": "p"\n', "line 1: not valid JSON"),
-    "b.jsonl": (jsonl(ROWS[:1]) + "{\n", "line 3: not valid JSON"),
-    "c.json": ("[1, 2", "not valid JSON"),
-    "d.json": ("[1, 2]", "row 0: not an object"),
-    "e.parquet": ("no parquet", "not a readable parquet file"),
-    "f.csv": ("a,b", "none of .jsonl, .json, .parquet"),
-    "g.jsonl": (b"\xff\xfe", "UTF-8"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_files(name, tmp_path):
-    content, message = DAMAGED[name]
-    if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=message) as raised:
-        load_pairs(path)
-    assert str(path) in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_folder_without_data(tmp_path):
-    (tmp_path / "readme.txt").write_text("none")
-    with pytest.raises(UserError, match=r"holds no \.jsonl, \.json, \.parquet"):
-        load_pairs(tmp_path)
-
-
-@pytest.mark.parametrize(("package", "source"), [("datasets", "a/b"), ("pyarrow", "a.parquet")])
-def test_a_missing_package_names_the_extra(package, source, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"pip install 'torchmpo\[llm\]'"):
-        load_pairs(source)
+def test_columns_by_other_names():
+    row = {"q": "Hi", "good": "a", "bad": "b", "system": "S", "s": 3, "t": 2}
+    names = {"prompt": "q", "chosen": "good", "rejected": "bad", "system": None}
+    names |= {"chosen_reward": "s", "rejected_reward": "t"}
+    assert load_pairs([row], columns=names) == [Pair("Hi", "a", "b", 3.0, 2.0)]
+    # A name of ours that the data have, too, but for something else.
+    assert load_pairs([PLAIN | {"q": "Hi"}], columns={"prompt": "q"}) == [Pair("Hi", "a", "b")]
+    with pytest.raises(UserError, match="row 0: there is no column 'p'; its columns: q, good"):
+        load_pairs([row], columns={"prompt": "p"})
+    with pytest.raises(UserError, match="unknown name 'promt': did you mean 'prompt'"):
+        load_pairs([row], columns={"promt": "q"})
 
 
 # Cleaning
@@ -309,6 +420,33 @@ def test_clean_counts_what_it_drops_once():
     assert counts == Counts(rows=10, identical=2, empty=2, duplicates=2)
     assert counts.kept == len(kept)
     assert "\n" not in str(counts)
+
+
+def test_calls_of_tools_are_answers():
+    pairs = load_pairs(
+        {"prompt": [user("Hi")], "chosen": [call("x")], "rejected": [rejected], "tools": tools}
+        for rejected, tools in (
+            (call("y"), []),
+            (call("x"), []),
+            (assistant(None), []),
+            (call("y"), []),
+            (call("y"), TOOLS),
+        )
+    )
+    kept, counts = clean(pairs)
+    assert kept == [pairs[0], pairs[4]]
+    assert counts == Counts(rows=5, identical=1, empty=1, duplicates=1)
+
+
+def test_parts_are_empty_if_they_say_nothing():
+    image, blank = {"type": "image", "url": "u"}, {"type": "text", "text": " "}
+    pairs = load_pairs(
+        {"prompt": [user("Hi")], "chosen": [assistant(parts)], "rejected": [assistant("b")]}
+        for parts in ([image], [blank], [blank, image])
+    )
+    kept, counts = clean(pairs)
+    assert kept == [pairs[0], pairs[2]]
+    assert counts.empty == 1
 
 
 def test_clean_of_nothing():

@@ -266,6 +266,13 @@ ERRORS = {
     "max_length": (TEXT, {}, {"max_length": 1}, "max_length must be at least 2; got 1"),
     "max_prompt_length": (TEXT, {}, {"max_prompt_length": 0}, "max_prompt_length must be"),
     "a long prompt": (TEXT, {}, {"max_length": 2}, "no room for an answer in max_length 2"),
+    "half a character": (replace(TEXT, chosen=" Blue\ud83d."), {}, {}, r"half a character, \ud83d"),
+    "half a character in a message": (
+        replace(CHAT, rejected=(Message("assistant", [{"type": "text", "text": "\ud83d"}]),)),
+        {},
+        {},
+        r"half a character, \ud83d",
+    ),
     "half text": (replace(TEXT, prompt=CHAT.prompt), {}, {}, "three strings or three lists"),
 }
 
@@ -285,7 +292,7 @@ def test_errors_are_one_line(name):
             call()
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
-    if name in ("no template", "the template refuses", "an empty prompt", "half text"):
+    if name in ("no template", "the template refuses", "an empty prompt") or "half" in name:
         assert str(raised.value).startswith("pair 300: ")
 
 

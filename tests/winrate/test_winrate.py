@@ -15,6 +15,7 @@ from torchmpo.winrate.alpaca_files import (
     compare,
     difficulties,
     probability,
+    read_annotations,
     read_gamed,
     read_outputs,
 )
@@ -175,6 +176,23 @@ def test_empty_answers_lose_if_asked_to():
     assert got == [1.0, 2.0, 1.5, None]
     with pytest.raises(UserError, match=r"2 outputs by 'a' are empty .*--empty lose"):
         compare(one, two)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_and_line_separators_in_text(encoding, tmp_path):
+    """U+2028 may stand in JSON as it is, and is a line feed to Python's splitlines."""
+    rows = [row | {"output": "one\u2028two\u0085three"} for row in answers("m", "?", 3)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for text in (lines, lines.replace("\n", "\r\n"), json.dumps(rows, ensure_ascii=False)):
+        (tmp_path / "rows").write_bytes(text.encode(encoding))
+        assert read_outputs(tmp_path / "rows") == rows
+    pair = {"instruction": "i", "output_1": "a\u2028b", "output_2": "b", "preference": 2}
+    text = 2 * (json.dumps(pair, ensure_ascii=False) + "\n")
+    (tmp_path / "rows").write_text(text, encoding=encoding)
+    assert read_annotations(tmp_path / "rows") == [pair, pair]
+    table = "index,instruction_difficulty,std_delta_len,preference\n0,0.5,1,0\n"
+    (tmp_path / "df_gamed.csv").write_text(table, encoding=encoding)
+    assert read_gamed(tmp_path / "df_gamed.csv")[0] == {0: 0.5}
 
 
 def test_json_lines_and_null_preferences(tmp_path):

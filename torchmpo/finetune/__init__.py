@@ -3,8 +3,10 @@
     from torchmpo.finetune import LoraSettings, PreferenceData, PreferenceModule
 
 :mod:`.module` is what Lightning trains, :mod:`.models` loads and adapts it, :mod:`.reference` keeps
-the reference's log-probabilities; :mod:`.data` serves pairs, which :mod:`.pairs` reads and
-:mod:`.tokenize` turns into tokens; :mod:`.inspect` shows one of them.
+the reference's log-probabilities. :mod:`.data` serves pairs: :mod:`.sources` reads rows,
+:mod:`.pairs` finds the pairs in them, :mod:`.mixture` puts several sources together,
+:mod:`.chat_template` turns messages into text and :mod:`.tokenize` text into tokens;
+:mod:`.inspect` shows one of them.
 
 Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
 :mod:`torchmpo.metrics` and :mod:`torchmpo.runs`; nothing of robots.

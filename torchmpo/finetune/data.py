@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from torchmpo.finetune.chat_template import check_variables, with_template
+from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_tokenizer, load_tokenizer
-from torchmpo.finetune.pairs import clean, load_pairs
+from torchmpo.finetune.pairs import Pair, clean
 from torchmpo.finetune.reference import Batch, reference_table, with_reference
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
@@ -105,10 +107,16 @@ class PreferenceData(LightningDataModule):
     """Pairs from files to batches.
 
     Args:
-        train: what :func:`torchmpo.finetune.pairs.load_pairs` reads: a JSONL, JSON or parquet
-            file, a folder of them, a ``datasets`` hub id, a list of dicts, or a data set.
-        validation: the same, or None for no validation.
+        train: what :mod:`torchmpo.finetune.sources` reads: a JSONL, JSON, CSV or parquet file, a
+            folder of them, a ``datasets`` hub id, a list of dicts, a data frame or a data set; or a
+            dict ``{source, split, config, columns, weight}`` around one (see
+            :class:`torchmpo.finetune.mixture.Source`), or a list of such dicts and files.
+        validation: the same; or the share of ``train`` to hold out, in (0, 1), by prompts; or None
+            for no validation.
         train_split, validation_split: of a source that has splits.
+        columns: names that the data have for ours: ``{prompt: question}``.
+        chat_template: text of a chat template, or a file with it, in place of the tokenizer's.
+        chat_template_kwargs: variables of it: ``{enable_thinking: false}``.
         tokenizer: folder or hub id, or a tokenizer; by default the model's.
         max_length: tokens of prompt and answer together, ≥ 2.
         max_prompt_length: tokens of the prompt, or None for no limit of its own.
@@ -134,6 +142,9 @@ class PreferenceData(LightningDataModule):
         *,
         train_split: str = "train",
         validation_split: str = "test",
+        columns: dict[str, str | None] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         tokenizer: Any = None,
         max_length: int = 1024,
         max_prompt_length: int | None = None,
@@ -148,9 +159,18 @@ class PreferenceData(LightningDataModule):
             raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
         if max_length < 2:
             raise UserError(f"data.max_length must be at least 2; got {max_length}")
+        # How the validation pairs are found: a share of the training pairs, or a source.
+        share = isinstance(validation, (int, float))
+        if share and not 0 < validation < 1:
+            raise UserError(f"data.validation as a share must be in (0, 1); got {validation}")
+        self.held_out: float | None = validation if share else None
         self.sources = {"train": (train, train_split)}
         if validation is not None:
-            self.sources["validation"] = (validation, validation_split)
+            self.sources["validation"] = (
+                (train, train_split) if share else (validation, validation_split)
+            )
+        self.columns = columns
+        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs or {}
         self.tokenizer = tokenizer
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.truncation = truncation
@@ -167,6 +187,9 @@ class PreferenceData(LightningDataModule):
         """
         if self.tokenizer is None or isinstance(self.tokenizer, (str, Path)):
             self.tokenizer = load_tokenizer(self._tokenizer_source())
+        if self.chat_template is not None:
+            self.tokenizer = with_template(self.tokenizer, self.chat_template)
+        check_variables(self.chat_template_kwargs, self.tokenizer)
         if self.trainer is not None:
             module: Any = self.trainer.lightning_module
             check_tokenizer(module.policy.model, self.tokenizer)
@@ -185,18 +208,30 @@ class PreferenceData(LightningDataModule):
             raise UserError("the model is no folder or hub id: give PreferenceData a tokenizer")
         return source
 
+    def _pairs(self, name: str, source: Any, split: str) -> list[Pair]:
+        pairs, counts = clean(load_mixture(source, split, self.columns))
+        rank_zero_info(f"{name}: {counts}")
+        if not pairs:
+            raise UserError(f"no pair of data.{name} is left: {counts}")
+        if self.held_out is not None:
+            left, out = hold_out(pairs, self.held_out)
+            rank_zero_info(f"{name}: {len(out):,} pairs are held out, {len(left):,} are left")
+            pairs = left if name == "train" else out
+        return repeat(pairs) if name == "train" else pairs
+
     def _dataset(self, name: str, source: Any, split: str) -> Any:
-        pairs, counts = clean(load_pairs(source, split=split))
+        pairs = self._pairs(name, source, split)
         dataset = PairDataset(
             pairs,
             self.tokenizer,
             self.max_length,
             truncation=self.truncation,
             max_prompt_length=self.max_prompt_length,
+            variables=self.chat_template_kwargs,
         )
-        rank_zero_info(f"{name}: {counts}; {dataset.counts}")
+        rank_zero_info(f"{name}: {dataset.counts}")
         if not len(dataset):
-            raise UserError(f"no pair of data.{name} is left: {counts}; {dataset.counts}")
+            raise UserError(f"no pair of data.{name} is left: {dataset.counts}")
         return dataset
 
     def _collate(self) -> Callable[[list[Any]], Batch]:

@@ -22,17 +22,17 @@ A prompt longer than ``max_prompt_length`` loses its start, BOS is kept; with ``
 dropped. Answers that are the same tokens in the end teach nothing: the pair is dropped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchmpo.finetune.pairs import Pair, Text
+from torchmpo.finetune.chat_template import leaves_out, render
+from torchmpo.finetune.pairs import CALLS, SAYINGS, Message, Pair, Text
 from torchmpo.runs.errors import UserError, nearest
 
 TRUNCATIONS = ("keep_start", "keep_end", "drop")
@@ -50,6 +50,8 @@ class TokenizedPair:
         prompt_cut: whether the prompt lost its start.
         answer_cut: whether an answer lost something.
         merged: whether the prompt by itself has other tokens at its end than before an answer.
+        left_out: whether the chat template does not write the pair's tools, tool calls in the
+            prompt, or thoughts of an answer.
         chosen_reward, rejected_reward, preference_prob: as of the :class:`Pair`.
         index: row of the data set, 0 outside one.
     """
@@ -60,6 +62,7 @@ class TokenizedPair:
     prompt_cut: bool = False
     answer_cut: bool = False
     merged: bool = False
+    left_out: bool = False
     chosen_reward: float | None = None
     rejected_reward: float | None = None
     preference_prob: float | None = None
@@ -74,7 +77,7 @@ class TokenCounts:
         kept: pairs that are left.
         too_long: pairs dropped for their length (``truncation="drop"``).
         identical: pairs dropped because their answers are the same tokens.
-        prompts_cut, answers_cut, merged: of those kept, see :class:`TokenizedPair`.
+        prompts_cut, answers_cut, merged, left_out: of those kept, see :class:`TokenizedPair`.
     """
 
     kept: int
@@ -83,27 +86,35 @@ class TokenCounts:
     prompts_cut: int
     answers_cut: int
     merged: int
+    left_out: int = 0
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"tokenized {self.kept:,} pairs ({self.prompts_cut:,} with a cut prompt, "
             f"{self.answers_cut:,} with a cut answer, {self.merged:,} with a prompt that merges "
             f"with an answer); dropped {self.too_long:,} too long, {self.identical:,} with answers "
             "of the same tokens"
         )
+        if self.left_out:
+            text += f"; the chat template leaves out tools, calls or thoughts of {self.left_out:,}"
+        return text
 
 
-def encode_prompt(prompt: Text, tokenizer: Any) -> list[int]:
+def encode_prompt(
+    prompt: Text, tokenizer: Any, variables: Mapping[str, Any] | None = None
+) -> list[int]:
     """The tokens after which an answer is generated: what training puts before answers.
 
     Args:
         prompt: text, or messages, for which the chat template opens the assistant's turn.
         tokenizer: of transformers.
+        variables: of the chat template, ``tools`` among them.
 
     Raises:
-        UserError: messages without a chat template, or that it refuses.
+        UserError: messages without a chat template, or that it refuses; text that is no Unicode.
     """
-    text = prompt if isinstance(prompt, str) else _render(prompt, tokenizer, opened=True)
+    text = prompt if isinstance(prompt, str) else render(prompt, tokenizer, variables, opened=True)
+    _check_text(text)
     return _with_bos(_encode([text], tokenizer)[0], tokenizer, _bos(tokenizer))
 
 
@@ -113,6 +124,7 @@ def tokenize_pair(
     max_length: int,
     truncation: str = "keep_start",
     max_prompt_length: int | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> TokenizedPair | None:
     """The tokens of a pair, as described at the top of this file.
 
@@ -122,19 +134,21 @@ def tokenize_pair(
         max_length: tokens of prompt and answer together, ≥ 2.
         truncation: ``"keep_start"``, ``"keep_end"`` or ``"drop"``.
         max_prompt_length: tokens of the prompt, BOS included, ≥ 1; None for no limit of its own.
+        variables: of the chat template; those of the pair come before them.
 
     Returns:
         None where the pair is dropped.
 
     Raises:
         UserError: a setting out of range; a tokenizer without EOS; messages without a chat
-            template, or that it refuses; a prompt that leaves no room for an answer
+            template, or that it refuses, or tool calls in an answer that it does not write; text
+            that is no Unicode; a prompt that leaves no room for an answer
             (``keep_start``); an empty prompt without BOS, as nothing could then predict an answer's
             first token.
     """
     _check(tokenizer, max_length, truncation, max_prompt_length)
-    ids = _encode(_texts(pair, tokenizer), tokenizer)
-    whole = _join(pair, ids, tokenizer, _bos(tokenizer))
+    texts, left_out = _texts(pair, tokenizer, variables or {})
+    whole = _join(pair, _encode(texts, tokenizer), tokenizer, _bos(tokenizer), left_out)
     tokens = _truncate(whole, tokenizer, max_length, truncation, max_prompt_length)
     return None if tokens is None or _same(tokens) else tokens
 
@@ -143,7 +157,8 @@ class PairDataset(Dataset):
     """Tokenized pairs, those dropped left out.
 
     Args:
-        pairs, tokenizer, max_length, truncation, max_prompt_length: see :func:`tokenize_pair`.
+        pairs, tokenizer, max_length, truncation, max_prompt_length, variables: see
+            :func:`tokenize_pair`.
 
     Attributes:
         counts: a :class:`TokenCounts`.
@@ -160,11 +175,12 @@ class PairDataset(Dataset):
         max_length: int,
         truncation: str = "keep_start",
         max_prompt_length: int | None = None,
+        variables: Mapping[str, Any] | None = None,
     ):
         _check(tokenizer, max_length, truncation, max_prompt_length)
         limits = (max_length, truncation, max_prompt_length)
         items, rows, too_long, identical = [], [], 0, 0
-        for row, whole in enumerate(_join_all(pairs, tokenizer)):
+        for row, whole in enumerate(_join_all(pairs, tokenizer, variables or {})):
             with _named(row):
                 tokens = _truncate(whole, tokenizer, *limits)
             if tokens is None:
@@ -182,6 +198,7 @@ class PairDataset(Dataset):
             prompts_cut=sum(item.prompt_cut for item in items),
             answers_cut=sum(item.answer_cut for item in items),
             merged=sum(item.merged for item in items),
+            left_out=sum(item.left_out for item in items),
         )
         # In one piece: sent to a worker process, each tensor takes a file descriptor.
         parts = [part for item in items for part in (item.prompt, item.chosen, item.rejected)]
@@ -263,31 +280,58 @@ def _check(tokenizer: Any, length: int, truncation: str, prompt_length: int | No
         raise UserError("the tokenizer has no EOS token, so answers could not end")
 
 
-def _texts(pair: Pair, tokenizer: Any) -> tuple[str, str, str]:
-    """Prompt, prompt + chosen, prompt + rejected."""
+def _texts(
+    pair: Pair, tokenizer: Any, variables: Mapping[str, Any]
+) -> tuple[tuple[str, str, str], bool]:
+    """Prompt, prompt + chosen, prompt + rejected; and whether the template leaves out tools."""
     prompt, chosen, rejected = pair.prompt, pair.chosen, pair.rejected
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        return prompt, prompt + chosen, prompt + rejected
-    if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
+        texts, left_out = (prompt, prompt + chosen, prompt + rejected), False
+    elif isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
         raise UserError("a pair must be three strings or three lists of messages")
-    return (
-        _render(prompt, tokenizer, opened=True),
-        _render(prompt + chosen, tokenizer),
-        _render(prompt + rejected, tokenizer),
-    )
-
-
-def _render(messages: Any, tokenizer: Any, *, opened: bool = False) -> str:
-    if not tokenizer.chat_template:
-        raise UserError(
-            "the pairs are messages and the tokenizer has no chat template: set its chat_template, "
-            "or take the tokenizer of an instruction-tuned model"
+    else:
+        texts, left_out = _from_messages(
+            prompt, chosen, rejected, tokenizer, {**variables, **pair.variables}
         )
-    rows = [message._asdict() for message in messages]
+    for text in texts:
+        _check_text(text)
+    return texts, left_out
+
+
+def _from_messages(
+    prompt: tuple[Message, ...],
+    chosen: tuple[Message, ...],
+    rejected: tuple[Message, ...],
+    tokenizer: Any,
+    variables: Mapping[str, Any],
+) -> tuple[tuple[str, str, str], bool]:
+    opened = render(prompt, tokenizer, variables, opened=True)
+    wholes = [render(prompt + answer, tokenizer, variables) for answer in (chosen, rejected)]
+    absent = [
+        name
+        for name in ("tools", *CALLS)
+        if leaves_out(name, prompt, tokenizer, variables, opened, opened=True)
+    ]
+    for answer, whole in zip((chosen, rejected), wholes):
+        for name in [n for n in SAYINGS if any(n in message.more for message in answer)]:
+            if leaves_out(name, prompt + answer, tokenizer, variables, whole):
+                absent.append(name)
+                if name in CALLS:  # and nothing is left of it but its end
+                    raise UserError(
+                        f"the chat template leaves out the {name} of an answer: set chat_template "
+                        "to one that writes them"
+                    )
+    return (opened, wholes[0], wholes[1]), bool(absent)
+
+
+def _check_text(text: str) -> None:
     try:
-        return tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=opened)
-    except TemplateError as error:
-        raise UserError(f"the chat template refuses these messages: {error}") from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a text has half a character, \\u{ord(text[error.start]):x}, where UTF-16 was cut: "
+            "write the data again, without it"
+        ) from error
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -322,7 +366,9 @@ def _with_eos(ids: list[int], tokenizer: Any) -> list[int]:
     return [*ids[:end], eos]
 
 
-def _join(pair: Pair, ids: Sequence[list[int]], tokenizer: Any, bos: bool) -> TokenizedPair:
+def _join(
+    pair: Pair, ids: Sequence[list[int]], tokenizer: Any, bos: bool, left_out: bool
+) -> TokenizedPair:
     """Nothing cut yet; ``ids`` are those of prompt, prompt + chosen, prompt + rejected."""
     prompt, chosen, rejected = (_with_bos(tokens, tokenizer, bos) for tokens in ids)
     seam = 0
@@ -342,23 +388,30 @@ def _join(pair: Pair, ids: Sequence[list[int]], tokenizer: Any, bos: bool) -> To
         chosen=tokens[1],
         rejected=tokens[2],
         merged=seam < len(prompt),
+        left_out=left_out,
         chosen_reward=pair.chosen_reward,
         rejected_reward=pair.rejected_reward,
         preference_prob=pair.preference_prob,
     )
 
 
-def _join_all(pairs: Sequence[Pair], tokenizer: Any) -> Iterator[TokenizedPair]:
+def _join_all(
+    pairs: Sequence[Pair], tokenizer: Any, variables: Mapping[str, Any]
+) -> Iterator[TokenizedPair]:
     bos = _bos(tokenizer)
     for start in range(0, len(pairs), _AT_ONCE):
         texts: list[str] = []
+        left_out: list[bool] = []
         for row, pair in enumerate(pairs[start : start + _AT_ONCE], start):
             with _named(row):
-                texts += _texts(pair, tokenizer)
+                three, flag = _texts(pair, tokenizer, variables)
+            texts += three
+            left_out.append(flag)
         ids = iter(_encode(texts, tokenizer))
         for row, pair in enumerate(pairs[start : start + _AT_ONCE], start):
             with _named(row):
-                tokens = _join(pair, [next(ids), next(ids), next(ids)], tokenizer, bos)
+                three = [next(ids), next(ids), next(ids)]
+                tokens = _join(pair, three, tokenizer, bos, left_out[row - start])
             yield tokens
 
 

@@ -140,7 +140,7 @@ def read_gamed(path: str | Path) -> tuple[dict[int, float], Gamed]:
     """
     wanted = ("index", "instruction_difficulty", "std_delta_len", "preference")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         if missing := [name for name in wanted if not rows or name not in rows[0]]:
             raise ValueError(f"it has no {missing[0]}")
@@ -194,7 +194,7 @@ def leaderboard_text(name: str, row: Mapping[str, Any]) -> str:
 
 def _read_rows(path: str | Path, texts: tuple[str, ...]) -> list[Row]:
     try:
-        content = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_text(encoding="utf-8-sig")  # some begin with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}") from error
@@ -202,7 +202,8 @@ def _read_rows(path: str | Path, texts: tuple[str, ...]) -> list[Row]:
         rows = json.loads(content)
     except ValueError as whole:
         try:
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+            # Not splitlines(): JSON may hold U+2028 as it is.
+            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         except ValueError:
             raise UserError(f"{path} is neither JSON nor JSON lines: {whole}") from whole
     if not isinstance(rows, list) or not rows:
