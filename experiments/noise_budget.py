@@ -12,7 +12,7 @@ from the parts and the measured seconds follows how to spend a second: on data s
 on episodes.
 
 A piece, one loss on one data set, is a file as soon as it is finished; a second start goes on. The
-plan and its results are in ``experiments/README.md``.
+plan and its results are in ``experiments/HISTORY.md``.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Every cell trains one loss under a grid of its own hyper-parameters, from the original agent, on one
 kind of data, and evaluates the mean action and sampled actions. A cell is appended to the CSV when
-it is finished; finished cells are skipped on a re-run. ``experiments/README.md`` tells what was
+it is finished; finished cells are skipped on a re-run. ``experiments/HISTORY.md`` tells what was
 chosen and why.
 """
 

@@ -10,7 +10,7 @@ the search went, and the best of as many random vectors, or permutations of what
 generation has members. Everyone is judged together on fresh data, a set for every seed.
 
 A piece is a file as soon as it is finished; a second start goes on. The plan is in
-``experiments/README.md`` and was written before the first result.
+``experiments/HISTORY.md`` and was written before the first result.
 """
 
 import argparse
