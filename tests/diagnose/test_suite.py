@@ -17,7 +17,7 @@ from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.returns import evaluate_policies
 from torchmpo.control.sample import SAMPLE_PAIRS, SAMPLE_STEPS, Sample
 from torchmpo.control.testbed import Testbed, TestbedConfig, prepare, prepare_fresh
-from torchmpo.control.tuning import Protocol, best_setting, suited, tune
+from torchmpo.control.tuning import Protocol, best_setting, race, suited, tune
 from torchmpo.diagnose.suite import anchors, judge, run_cell
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
@@ -106,11 +106,38 @@ def test_all_losses_are_tuned_and_judged_in_the_same_conditions(bed, monkeypatch
         ([[2.0], [2.0]], 0),
         ([[1.0, 1.0], [9.0, math.nan], [0.0, 0.0]], 0),
         ([[-5.0], [math.nan]], 0),
+        ([[9.0], [3.0, 1.0], [2.0, 2.5]], 2),
+        ([[9.0], [3.0, math.nan], [2.0, math.inf]], 0),
         ([[math.nan], [math.inf]], -1),
     ],
 )
 def test_best_setting(tuning, best):
     assert best_setting(tuning) == best
+
+
+def test_a_race_trains_the_best_third_again():
+    looks = []
+
+    def scores(alive, k):
+        looks.append((k, [*alive]))
+        return [math.nan if i == 6 else float(i) - 10 * k * (i == 8) for i in alive]
+
+    rows = race(scores, 9, replace(PROTOCOL, tuning_seeds=3, tuning_reduction=3))
+    # 8 is best in the first round, and falls behind in the second.
+    assert looks == [(0, [*range(9)]), (1, [5, 7, 8]), (2, [7])]
+    assert [len(row) for row in rows] == [1, 1, 1, 1, 1, 2, 1, 3, 2]
+    assert rows[8] == [8.0, -2.0]
+    assert best_setting(rows) == 7
+    assert race(scores, 5, replace(PROTOCOL, tuning_seeds=2)) == [[float(i)] * 2 for i in range(5)]
+
+
+def test_a_setting_of_the_second_round_is_what_it_is_among_all(bed):
+    settings = grid(resolve("simpo"), 4)
+    all_of_them = tune(bed, resolve("simpo"), settings, PROTOCOL)
+    raced = tune(bed, resolve("simpo"), settings, replace(PROTOCOL, tuning_reduction=2))
+    assert sorted(len(row) for row in raced) == [1, 1, 2, 2]
+    for row, whole in zip(raced, all_of_them, strict=True):
+        close(row, whole[: len(row)])
 
 
 # --- judging ---

@@ -95,17 +95,21 @@ def test_a_loss_with_a_reference_spends_epochs_on_sft(beds, monkeypatch):
     assert inners == {"dpo": (1, 1), "orpo": (0, 2)}
 
 
-SCORES = {  # kind → setting → tuning seed
-    "base": [[1.0], [4.0], [3.0]],
-    "noisy:0.3": [[2.0], [-4.0], [1.0]],
+SCORES = {  # kind → po_coef → score
+    "base": {0.1: 1.0, 0.2: 4.0, 0.3: 3.0},
+    "noisy:0.3": {0.1: 2.0, 0.2: -4.0, 0.3: 1.0},
 }
+
+
+def known_scores(bed, objective, settings, protocol, k):
+    return torch.tensor([SCORES[bed.config.data][setting["po_coef"]] for setting in settings])
 
 
 @pytest.mark.parametrize(
     ("combine", "best", "score"), [("mean", 2, 2.0), ("worst", 0, 1.0)], ids=["mean", "worst"]
 )
 def test_a_rival_is_tuned_for_what_the_search_maximises(beds, monkeypatch, combine, best, score):
-    monkeypatch.setattr(comparison, "tune", lambda bed, *_: SCORES[bed.config.data])
+    monkeypatch.setattr(comparison, "tuning_scores", known_scores)
     settings = [{"po_coef": 0.1}, {"po_coef": 0.2}, {"po_coef": 0.3}]
     monkeypatch.setattr(comparison, "grid", lambda objective, budget, rate: settings[:budget])
     tuned = tune_rival(beds, resolve("orpo"), 3, PROTOCOL, combine)
@@ -113,7 +117,7 @@ def test_a_rival_is_tuned_for_what_the_search_maximises(beds, monkeypatch, combi
 
 
 def test_a_rival_that_always_diverges_has_no_setting(beds, monkeypatch):
-    monkeypatch.setattr(comparison, "tune", lambda *_: [[math.nan], [math.nan]])
+    monkeypatch.setattr(comparison, "tuning_scores", lambda *_: torch.full((2,), math.nan))
     assert tune_rival(beds, resolve("sft"), 2, PROTOCOL, "mean") == ({}, None, 0)  # is not tuned
     assert tune_rival(beds, resolve("orpo"), 2, PROTOCOL, "mean") is None
 

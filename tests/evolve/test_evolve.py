@@ -440,7 +440,12 @@ def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(ca
     assert "learning_rate.json has no learning rate: delete it" in capsys.readouterr().err
 
 
-OLDER = {"tuning_seeds": 1, "streams": "shared", "final_data_per_seed": False}
+OLDER = {
+    "tuning_seeds": 1,
+    "tuning_reduction": 1,
+    "streams": "shared",
+    "final_data_per_seed": False,
+}
 
 
 def test_a_run_of_before_there_were_these_settings_goes_on(no_run):

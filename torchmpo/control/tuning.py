@@ -1,7 +1,7 @@
 """Which setting of a loss is best on the data of a testbed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,9 @@ class Protocol:
     """How a loss is tuned and judged.
 
     Args:
-        tuning_seeds: trainings per setting of the grid (≥ 1).
+        tuning_seeds: rounds of the tuning (≥ 1): trainings of a setting that stays until the last.
+        tuning_reduction: η of successive halving (≥ 1): of n settings in a round ⌈n/η⌉ come to the
+            next one; 1 keeps all.
         tuning_episodes: per training.
         episodes: per training of the final seeds.
         sft_epochs: of the epochs, how many come first as SFT for a loss that needs a reference.
@@ -28,6 +30,7 @@ class Protocol:
     """
 
     tuning_seeds: int = 1
+    tuning_reduction: int = 1
     tuning_episodes: int = 16
     episodes: int = 16
     sft_epochs: int = 10
@@ -53,22 +56,70 @@ def tune(
     grid: Sequence[dict[str, float]],
     protocol: Protocol,
 ) -> list[list[float]]:
-    """Mean return of every setting: ``[grid point][tuning seed]``, NaN where training diverged."""
-    params, rates = stack_settings(objective, grid), learning_rates(grid)
-    columns = []
+    """Mean return of every setting: ``[grid point][round]``, see :func:`race`."""
+
+    def scores(alive: Sequence[int], k: int) -> list[float]:
+        return tuning_scores(testbed, objective, [grid[i] for i in alive], protocol, k).tolist()
+
+    return race(scores, len(grid), protocol)
+
+
+def race(
+    scores: Callable[[Sequence[int], int], Sequence[float]], count: int, protocol: Protocol
+) -> list[list[float]]:
+    """Successive halving: each round trains the best settings of the one before on another seed.
+
+    Trainings are worth more for another setting than for another look at a bad one: of ways to
+    spend sixteen, twelve settings and then the best four again lose about 50 of return less than
+    eight settings twice (``experiments/tuning_budget.py``).
+
+    Args:
+        scores: of settings, by number, in a round: higher is better, NaN for a failure.
+        count: of settings.
+
+    Returns:
+        ``[setting][round]``: as many numbers as the setting has had rounds.
+
+    Source: Jamieson and Talwalkar 2016, arXiv 1502.07943.
+    """
+    rows: list[list[float]] = [[] for _ in range(count)]
+    alive = list(range(count))
     for k in range(protocol.tuning_seeds):
-        training = derive_seed(protocol.seed, "tuning", k)
-        policies = testbed.train(objective, params, len(grid), training, learning_rates=rates)
-        states = derive_seed(protocol.seed, "tuning episodes", k)
-        columns.append(testbed.evaluate(policies, protocol.tuning_episodes, states).mean(1))
-    return torch.stack(columns, 1).tolist()
+        for i, score in zip(alive, scores(alive, k), strict=True):
+            rows[i].append(score)
+        alive.sort(key=lambda i: -_merit(rows[i]))
+        alive = sorted(alive[: math.ceil(len(alive) / protocol.tuning_reduction)])
+    return rows
+
+
+def tuning_scores(
+    testbed: Testbed,
+    objective: Objective | MirrorObjective,
+    settings: Sequence[dict[str, float]],
+    protocol: Protocol,
+    k: int,
+) -> Tensor:
+    """Mean return ``[settings]`` on tuning seed ``k``, NaN where training diverged."""
+    params, rates = stack_settings(objective, settings), learning_rates(settings)
+    training = derive_seed(protocol.seed, "tuning", k)
+    policies = testbed.train(objective, params, len(settings), training, learning_rates=rates)
+    states = derive_seed(protocol.seed, "tuning episodes", k)
+    return testbed.evaluate(policies, protocol.tuning_episodes, states).mean(1)
 
 
 def best_setting(tuning: Sequence[Sequence[float]]) -> int:
-    """Index of the setting with the highest mean over its seeds; −1 if each diverged somewhere."""
-    means = [math.fsum(row) / len(row) for row in tuning]
-    finite = [i for i, mean in enumerate(means) if math.isfinite(mean)]
-    return max(finite, key=means.__getitem__, default=-1)
+    """Index of the best setting; −1 if each diverged somewhere.
+
+    That is the highest mean of those that have had most rounds and did not diverge.
+    """
+    finite = [i for i, row in enumerate(tuning) if math.isfinite(_merit(row))]
+    return max(finite, key=lambda i: (len(tuning[i]), _merit(tuning[i])), default=-1)
+
+
+def _merit(row: Sequence[float]) -> float:
+    """The mean of a setting's rounds, −∞ if it diverged in one."""
+    mean = math.fsum(row) / len(row)
+    return mean if math.isfinite(mean) else -math.inf
 
 
 def stack_settings(objective: Objective | MirrorObjective, grid: Sequence[dict[str, float]]) -> Any:

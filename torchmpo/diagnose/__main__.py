@@ -24,7 +24,7 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
-    older={"data_per_seed": False},
+    older={"data_per_seed": False, "tuning_reduction": 1},
     headline=("task", "data"),
 )
 

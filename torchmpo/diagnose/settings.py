@@ -21,7 +21,8 @@ class DiagnoseConfig(TestbedSettings):
             intervals hold for other data too; false: all have the data that settings are tuned on.
         trials: hyper-parameter settings tried per loss and data kind; a loss with nothing to tune
             is not tuned.
-        tuning_seeds: trainings per trial.
+        tuning_seeds: rounds of the tuning, each on another seed.
+        tuning_reduction: one in so many settings comes to the next round; 1 keeps all.
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
         grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
@@ -31,9 +32,10 @@ class DiagnoseConfig(TestbedSettings):
     data: str = "base,mixed,noisy:0.3"
     seeds: int = 8
     data_per_seed: bool = True
-    trials: int = 8
+    trials: int = 12
     learning_rate: float | None = None
     tuning_seeds: int = 2
+    tuning_reduction: int = 3
     tuning_episodes: int = 16
     episodes: int = 32
     grid: str | None = None

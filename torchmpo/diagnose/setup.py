@@ -46,7 +46,8 @@ class Setup:
         Raises:
             UserError: anything in ``config`` that could not work.
         """
-        counts = ("seeds", "trials", "tuning_seeds", "tuning_episodes", "episodes", "epochs")
+        counts = ("seeds", "trials", "tuning_seeds", "tuning_reduction", "tuning_episodes")
+        counts += ("episodes", "epochs")
         for name in counts:
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")

@@ -21,7 +21,12 @@ COMMAND = Command(
     out="runs/evolve",
     place=PLACE,
     grows=("rivals",),
-    older={"tuning_seeds": 1, "streams": "shared", "final_data_per_seed": False},
+    older={
+        "tuning_seeds": 1,
+        "tuning_reduction": 1,
+        "streams": "shared",
+        "final_data_per_seed": False,
+    },
     headline=("task", "data"),
 )
 

@@ -16,7 +16,14 @@ from torch.utils._pytree import tree_map
 
 from torchmpo.control.grids import RATE, grid, nothing_to_tune
 from torchmpo.control.testbed import Testbed
-from torchmpo.control.tuning import Protocol, best_setting, stack_settings, suited, tune
+from torchmpo.control.tuning import (
+    Protocol,
+    best_setting,
+    race,
+    stack_settings,
+    suited,
+    tuning_scores,
+)
 from torchmpo.evolve.fitness import combined
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -79,13 +86,14 @@ def tune_over(
     """The best of given settings; see :func:`tune_rival`."""
     if nothing_to_tune(settings):
         return Tuned(settings[0], None, 0)
-    kinds = [
-        torch.tensor(
-            tune(suited(bed, objective, protocol.sft_epochs), objective, settings, protocol)
-        )
-        for bed in testbeds
-    ]
-    scores = combined(torch.stack(kinds), combine).tolist()  # [settings][tuning seeds]
+    beds = [suited(bed, objective, protocol.sft_epochs) for bed in testbeds]
+
+    def on_all(alive: Sequence[int], k: int) -> list[float]:
+        own = [settings[i] for i in alive]
+        kinds = [tuning_scores(bed, objective, own, protocol, k) for bed in beds]
+        return combined(torch.stack(kinds), combine).tolist()
+
+    scores = race(on_all, len(settings), protocol)
     best = best_setting(scores)
     return None if best < 0 else Tuned(settings[best], mean(scores[best]), len(settings))
 

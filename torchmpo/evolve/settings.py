@@ -35,7 +35,8 @@ class EvolveConfig(TestbedSettings):
         held_out_seeds: trainings per such score.
         rivals: losses in the final comparison, by commas, tuned on the data of the search; with
             --resume, in addition to those of the run.
-        tuning_seeds: trainings per setting that is tried.
+        tuning_seeds: rounds of the tuning, each on another seed.
+        tuning_reduction: one in so many settings comes to the next round; 1 keeps all.
         rival_trials: settings tried per rival; null for its share of as many trainings as the
             search has made.
         final_seeds: independent trainings per objective in the final comparison.
@@ -69,7 +70,8 @@ class EvolveConfig(TestbedSettings):
     held_out_seeds: int = 4
     rivals: str = "sft,orpo,cpo,slic_hf"
     tuning_seeds: int = 2
-    rival_trials: int | None = 16
+    tuning_reduction: int = 3
+    rival_trials: int | None = 24
     final_seeds: int = 24
     final_data_per_seed: bool = True
     final_episodes: int = 32

@@ -37,7 +37,8 @@ class Setup:
         Raises:
             UserError: anything in ``config`` that could not work.
         """
-        counts = ("episodes", "final_episodes", "epochs", "held_out_seeds", "tuning_seeds")
+        counts = ("episodes", "final_episodes", "epochs", "held_out_seeds")
+        counts += ("tuning_seeds", "tuning_reduction")
         for name in (*counts, *(["rival_trials"] if config.rival_trials is not None else [])):
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
@@ -86,6 +87,7 @@ class Setup:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(
             tuning_seeds=config.tuning_seeds,
+            tuning_reduction=config.tuning_reduction,
             tuning_episodes=config.episodes,
             episodes=config.final_episodes,
             sft_epochs=config.sft_epochs,
