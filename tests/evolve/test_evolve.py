@@ -401,6 +401,39 @@ def test_rivals_can_be_added_to_a_finished_run(capsys):
     }
 
 
+@pytest.mark.parametrize("trials", ["2", "null"])
+def test_a_search_can_be_made_longer(capsys, trials):
+    """With null, rivals have as many trainings as the search, so they are tuned anew."""
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
+    small += ["--rivals=orpo", f"--rival_trials={trials}", "--population=2", "--out"]
+    assert main([*small, "whole", "--generations", "3"]) == 0
+    assert main([*small, "run", "--generations", "1"]) == 0
+    capsys.readouterr()
+    assert main(["--out", "run", "--resume", "--generations", "3"]) == 0
+    assert ("tuning orpo" in capsys.readouterr().out) == (trials == "null")
+    for name in (
+        "config.yaml",
+        "log.csv",
+        "rivals.json",
+        "comparison.json",
+        "objective/objective.safetensors",
+        "objective/card.json",
+    ):
+        assert Path("run", name).read_bytes() == Path("whole", name).read_bytes(), name
+    assert main(["--out", "run", "--resume", "--generations", "2"]) == 2
+    assert "generations is 2, but the run in run has 3 and can only grow" in capsys.readouterr().err
+
+
+def test_a_rate_that_a_longer_search_might_not_have_chosen(capsys, no_run, tmp_path):
+    flags = "--learning_rate null --rival_trials null --rivals orpo --population 2 --generations 4"
+    main([*flags.split(), "--out", "run"])
+    Path("run/learning_rate.json").write_text('{"learning_rate": 1e-3, "trials": 8}')
+    assert main(["--out", "run", "--resume"]) == 0
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--generations", "6"])
+    assert "is the best of 8, and a search of 6 generations tries 12: choose another" in error
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["generations"] == 4
+
+
 def test_a_comparison_of_another_run(capsys):
     small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
     assert main([*small, "--out", "run", "--rivals", "sft"]) == 0
