@@ -1,14 +1,16 @@
 """How much slower are the commands while other processes keep the cores busy?
 
     python benchmarks/under_load.py --json results.json
-    OMP_WAIT_POLICY=ACTIVE python benchmarks/under_load.py     (as if threads spun while they wait)
+    GOMP_SPINCOUNT=300000 python benchmarks/under_load.py     (threads that spin while they wait)
 
 ``torchmpo evolve`` and ``torchmpo diagnose`` run as a user starts them, with small settings, and
 print a line for every generation, or cell. From one line to the next, in turns, the machine is
 quiet, or 1 or 4 other processes compute without a pause. With k of them on c cores nobody can
 promise more than (k + c) / c of the quiet time; the goal is that times 1.3. The units before the
 first turn, which build data and compile, do not count. Medians of the wall-clock seconds, of their
-ratios to the quiet turn beside them, and of the CPU seconds, which tell what waiting costs.
+ratios to the quiet turn beside them, and of the CPU seconds, which tell what waiting costs. The
+second line above is GNU OpenMP's own default, which the commands change
+(``torchmpo.runs.threads``).
 """
 
 import argparse
@@ -51,9 +53,11 @@ def measure(command, rounds, smoke):
     warm = 2
     with tempfile.TemporaryDirectory() as out:
         options = arguments(command, len(turns) + warm, smoke)
+        errors = open(f"{out}.err", "w+")  # noqa: SIM115, closed below
         child = subprocess.Popen(
             [sys.executable, "-m", "torchmpo", command, *options, "--out", out],
             stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
         )
         others = []
@@ -68,8 +72,12 @@ def measure(command, rounds, smoke):
                 next(lines)
                 rows[k].append((time.perf_counter() - began, cpu_seconds(child.pid) - spent))
                 stop(others)
+        except StopIteration:
+            sys.exit(f"the command ended: {Path(errors.name).read_text()}")
         finally:
             stop([*others, child])
+            errors.close()
+            Path(errors.name).unlink()
     return rows
 
 

@@ -180,9 +180,13 @@ def test_the_first_line_comes_before_the_imports(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("given", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 @pytest.mark.parametrize(
-    "words", ["evolve", "diagnose", "show orpo", "finetune fit", "winrate --judge reward/model"]
+    ("words", "given", "seen"),
+    [
+        *((name, None, "PASSIVE") for name in ("evolve", "diagnose", "show orpo", "finetune fit")),
+        ("winrate --judge reward/model", None, "PASSIVE"),
+        ("evolve", "ACTIVE", "ACTIVE"),
+    ],
 )
 def test_threads_wait_asleep_unless_told_otherwise(words, given, seen, tmp_path, monkeypatch):
     """OpenMP reads this once, when torch is imported."""

@@ -3,6 +3,7 @@
 The first run on a machine takes a minute more, in which Warp compiles its kernels.
 """
 
+import copy
 import subprocess
 import sys
 
@@ -190,3 +191,30 @@ def test_what_warp_prints_of_itself_is_not_printed():
     code = "from torchmpo_envs import Hopper; Hopper(1, physics='warp').rollout(3)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+@on_each_device
+def test_a_copy_goes_on_from_the_same_state(device):
+    env = Hopper(4, physics="warp", device=device, seed=0)
+    state = env.reset()
+    first, *rest = actions(env, 6, scale=0.3)
+    state = step(env, state, first)
+    twin, other = copy.deepcopy(env), state.clone()
+    for action in rest:
+        state, other = step(env, state, action), step(twin, other, action)
+        assert_close(twin.state(), env.state(), rtol=0, atol=0 if device == "cpu" else 1e-5)
+    before = env.state()
+    step(twin, other, rest[0])
+    assert_close(env.state(), before, rtol=0, atol=0)
+
+
+@on_each_device
+def test_robots_outside_the_mask_stand_still_and_no_gradient_passes(device):
+    env = Hopper(4, physics="warp", device=device, seed=0)
+    state = env.reset()
+    before, moves = env.state(), torch.tensor([True, False, True, False])
+    action = actions(env, 1)[0].requires_grad_()
+    state = env.step(state.set("action", action.to(env.device)).set("_step", moves))["next"]
+    assert (env.state() != before).any(-1).tolist() == moves.tolist()
+    assert not state["reward"].requires_grad
+    assert not env.state().requires_grad

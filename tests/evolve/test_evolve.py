@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from torchmpo.evolve import run as evolve
 from torchmpo.evolve.__main__ import COMMAND, main
 from torchmpo.evolve.settings import PRESETS, EvolveConfig
 from torchmpo.evolve.setup import Setup
+from torchmpo.runs.command import words
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -400,6 +402,47 @@ def test_rivals_can_be_added_to_a_finished_run(capsys):
         "sft, tuned",
         "orpo, tuned",
     }
+
+
+@pytest.mark.parametrize("trials", ["2", "null"])
+def test_a_search_can_be_made_longer(capsys, trials):
+    """With null, rivals have as many trainings as the search, so they are tuned anew."""
+    folder = "it's a run, longer"
+    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
+    small += ["--rivals=orpo", f"--rival_trials={trials}", "--population=2", "--out"]
+    assert main([*small, "whole", "--generations", "3"]) == 0
+    assert main([*small, folder, "--generations", "1"]) == 0
+    capsys.readouterr()
+    assert main(["--out", folder, "--resume", "--generations", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert ("tuning orpo" in printed) == (trials == "null")
+    for name in (
+        "config.yaml",
+        "log.csv",
+        "rivals.json",
+        "comparison.json",
+        "objective/objective.safetensors",
+        "objective/card.json",
+    ):
+        assert Path(folder, name).read_bytes() == Path("whole", name).read_bytes(), name
+    assert main(["--out", folder, "--resume", "--generations", "2"]) == 2
+    assert f"generations is 2, but the run in {folder} has 3" in capsys.readouterr().err
+    # What it tells to do next can be pasted.
+    told = dict(line.split(":", 1) for line in printed.splitlines()[-3:])
+    assert shlex.split(told["what it is"])[-1] == folder
+    losses = shlex.split(told["on other data"])[-1]
+    assert words("losses", losses) == [f"{folder}/objective", "orpo"]
+    assert eval(told["objective"], {"torchmpo": torchmpo}).card["dim"] > 0
+
+
+def test_a_rate_that_a_longer_search_might_not_have_chosen(capsys, no_run, tmp_path):
+    flags = "--learning_rate null --rival_trials null --rivals orpo --population 2 --generations 4"
+    main([*flags.split(), "--out", "run"])
+    Path("run/learning_rate.json").write_text('{"learning_rate": 1e-3, "trials": 8}')
+    assert main(["--out", "run", "--resume"]) == 0
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--generations", "6"])
+    assert "is the best of 8, and a search of 6 generations tries 12: choose another" in error
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["generations"] == 4
 
 
 def test_a_comparison_of_another_run(capsys):

@@ -465,6 +465,30 @@ def test_a_search_interrupted_after_every_generation_gives_the_same_bits(tmp_pat
     assert torch.equal(search(ellipse, torch.ones(5), config, tmp_path).vector, whole.vector)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_search_goes_on_beyond_its_end_to_the_bits_of_a_long_one(tmp_path, name, every):
+    def until(generations, folder, **kwargs):
+        config = SearchConfig(
+            population=10, generations=generations, sigma=0.3, sigma_decay=0.9, optimizer=name
+        )
+        held_out = {"held_out": lambda centre, g: float(centre.sum()) + g, "every": every}
+        return search(ellipse, torch.ones(5), config, tmp_path / folder, **held_out, **kwargs)
+
+    for folder in ("whole", "more"):
+        (tmp_path / folder).mkdir()
+    whole = until(8, "whole")
+    until(3, "more")
+    assert until(3, "more").log[-1]["generation"] == 3  # nothing is done again
+    until(4, "more")
+    with pytest.raises(KeyboardInterrupt):
+        until(8, "more", on_generation=stop_after(4))
+    more = until(8, "more")
+    assert torch.equal(more.vector, whole.vector)
+    assert more.log == whole.log
+    assert (tmp_path / "more/log.csv").read_bytes() == (tmp_path / "whole/log.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("optimizer", "dim"), [("cmaes", 5), ("es", 6)], ids=["optimizer", "dimension"]
 )

@@ -1,6 +1,7 @@
 """Fitness by Ray actors on two nodes, some of which die: the bits of one process."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -343,6 +344,40 @@ def test_without_actors_this_process_works(nodes, monkeypatch, room):
     fitness._actors.stop()
 
 
+def test_a_busy_cluster_is_waited_for_once_and_used_when_it_is_free(nodes, monkeypatch):
+    monkeypatch.setattr(cluster, "START_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "AGAIN_SECONDS", 0.25)
+    waits, wait = [], cluster._Actors._wait
+    monkeypatch.setattr(
+        cluster._Actors, "_wait", lambda self, seconds: waits.append(seconds) or wait(self, seconds)
+    )
+    nodes.spread._actors.stop()
+    others = [ray.remote(num_cpus=1)(Nothing).remote() for _ in range(2)]
+    ray.get([other.done.remote() for other in others])
+    fitness = fitness_of(quadratic, num_actors=2)
+    vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    for generation in range(3):
+        why = r"no actor started, so this process evaluates \(0 of the cluster's 2 CPUs are free"
+        with pytest.warns(UserWarning, match=f"generation {generation}: {why}"):
+            result = fitness(vectors, generation)
+        assert torch.equal(result, quadratic(vectors, generation))
+    assert waits == [0.5, 0.0, 0.0, *[0.25, 0.0, 0.0] * 2]
+    for other in others:
+        ray.kill(other)
+    monkeypatch.setattr(fitness._actors, "patience", 900.0)
+    monkeypatch.setattr(cluster, "START_SECONDS", 7.0)
+    assert torch.equal(fitness(vectors, 3), quadratic(vectors, 3))
+    assert fitness._actors.patience == 7.0  # as long as ever
+    fitness._actors.stop()
+
+
+class Nothing:
+    """Another's work."""
+
+    def done(self):
+        return True
+
+
 def test_too_few_cpus_are_one_line(nodes):
     ray.shutdown()
     address = nodes.cluster.address
@@ -352,7 +387,49 @@ def test_too_few_cpus_are_one_line(nodes):
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("mode", "cure"),
+    [(None, "set RAY_AUTH_MODE=token and copy its ~/.ray/auth_token"), ("token", "the same")],
+)
+@pytest.mark.parametrize("error", [ConnectionError, ray.exceptions.AuthenticationError])
+def test_a_cluster_with_another_token_is_one_line_with_the_cure(monkeypatch, error, mode, cure):
+    def refuse(*_, **__):
+        raise error("Failed to connect to Ray cluster")
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=cure) as caught, ray_actors(2, 1, "auto"):
+        pass
+    assert str(caught.value).startswith("cannot join the Ray cluster at auto: Failed to connect")
+    assert "\n" not in str(caught.value)
+
+
 # --- on this machine ---
+
+
+LOCAL = """
+import os
+from torchmpo.evolve.workers import ray_actors
+import ray
+for _ in range(2):
+    with ray_actors(2, 1):
+        print(ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid())
+"""
+
+
+def test_a_run_on_this_machine_leaves_no_token(tmp_path):
+    """Ray writes one by default, and asks for it in every cluster that is started later."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "True\nTrue\n", done.stderr
+    assert not (tmp_path / ".ray").exists()
 
 
 def test_ray_of_this_machine_alone(monkeypatch):

@@ -72,20 +72,19 @@ def test_a_full_disk_under_the_output_is_told(tmp_path):
     assert done.stderr == b"error: No space left on device: standard output\n"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("words", ["--help", *(f"{name} --help" for name in COMMANDS)])
-def test_help_of_every_command(words, encoding):
+def test_help_of_every_command(words):
     done = subprocess.run(
         [sys.executable, "-m", "torchmpo", *words.split()],
         capture_output=True,
-        env=environment(encoding),
+        env=environment("ascii"),
     )
     assert done.returncode == 0
     assert done.stderr == b""
     assert len(done.stdout) > 200
 
 
-@pytest.mark.parametrize("words", ["--help", "evolve --help", "evolve --print_config"])
+@pytest.mark.parametrize("words", ["--help", "evolve --print_config"])
 def test_help_into_a_closed_pipe(words):
     shell = '"$@" | true; exit "${PIPESTATUS[0]}"'
     command = ["bash", "-c", shell, "sh", sys.executable, "-m", "torchmpo", *words.split()]

@@ -11,7 +11,8 @@ class DiagnoseConfig(TestbedSettings):
 
     Args:
         losses: names, references to functions (pkg.mod:fn) or folders of objectives (judged as they
-            were saved), by commas; with --resume, in addition to those of the run.
+            were saved), by commas (a comma in a folder's name is \\,); with --resume, in addition
+            to those of the run.
         data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA; with
             --resume, in addition to those of the run.
         seeds: final trainings per loss and data kind; --resume may raise their number. Seeds added

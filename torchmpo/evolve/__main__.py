@@ -20,7 +20,7 @@ COMMAND = Command(
     extra="evolve",
     out="runs/evolve",
     place=PLACE,
-    grows=("rivals",),
+    grows=("rivals", "generations"),
     older={
         "tuning_seeds": 1,
         "tuning_reduction": 1,

@@ -25,6 +25,7 @@ from torchmpo.evolve.comparison import (
     tune_over,
     tune_rival,
 )
+from torchmpo.evolve.extension import check, forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers
@@ -44,6 +45,7 @@ from torchmpo.statistics import compare as paired_differences
 from torchmpo.statistics import table, verdict
 
 prepare = Setup.of
+__all__ = ["check", "prepare", "run"]
 
 
 def run(setup: Setup, out: Path) -> None:
@@ -56,6 +58,7 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
     config, space = setup.config, setup.space
     note_machine(out)
     torch.set_num_threads(setup.num_threads)
+    forget_the_old_end(setup, out)
     testbeds = at_rate(prepare_testbeds(setup.testbeds), setup, out)
     own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
     if config.num_actors > 1:

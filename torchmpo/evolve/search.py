@@ -44,7 +44,8 @@ def search(
     held_out: Callable[[Tensor, int], float] | None = None,
     every: int = 10,
 ) -> Found:
-    """Search from ``centre``, or go on from the newest checkpoint in ``folder``.
+    """Search from ``centre``, or go on from the newest checkpoint in ``folder``, beyond the end of
+    a shorter search, too.
 
     Each generation evaluates the centre and the population, steps, and writes a checkpoint; a last
     row of the log evaluates the final centre alone. ``log.csv`` is written whole from the log in
@@ -68,6 +69,8 @@ def search(
         raise UserError(f"every must be at least 1; got {every}")
     folder, optimizer = Path(folder), optimizer_of(config)
     state, log = _newest(folder, optimizer.start(centre))
+    if log and log[-1]["mean"] is None and log[-1]["generation"] < config.generations:
+        log.pop()  # the end of a shorter search; the state is that before it
     columns = LOG_COLUMNS
     if held_out is not None or any("held_out" in row for row in log):
         columns += ("held_out",)

@@ -23,7 +23,7 @@ class EvolveConfig(TestbedSettings):
         temporal: let the network depend on the progress of training.
         optimizer: es (OpenAI-ES) or cmaes (for spaces of few dimensions).
         population: losses per generation, an even number.
-        generations: updates of the search.
+        generations: updates of the search; --resume may raise their number.
         episodes: per trained policy.
         streams: of minibatches and start states: pairs (those of es, of opposite perturbations,
             have one each) or shared (one for a whole generation).

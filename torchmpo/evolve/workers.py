@@ -7,19 +7,21 @@ nor on who died while computing it. (Machines with other processors may still ro
 import logging
 import math
 import os
+import secrets
 import socket
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from evotorch import Problem, SolutionBatch
 from torch import Tensor
 
-from torchmpo.runs.errors import UserError
+from torchmpo.runs.errors import UserError, one_line
 
 logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
 
@@ -28,6 +30,7 @@ Evaluate = Callable[[Tensor, int, list[int]], Tensor]
 
 LIVES = 3  # actors that one chunk may take down before the chunk itself is to blame
 START_SECONDS = 60.0  # for an actor to start while nobody works
+AGAIN_SECONDS = 1.0  # the same, once that was in vain
 
 
 def chunk_rows(population: int, chunk_size: int) -> int:
@@ -159,6 +162,7 @@ class _Actors:
         self.problem = problem
         self.sent: VectorProblem | None = None
         self.started = False  # any of them, ever
+        self.patience = START_SECONDS
         self.tasks: dict[Any, _Task] = {}  # by the reference to the result
         self.idle: list = []
         self.places: dict[Any, str] = {}
@@ -176,7 +180,7 @@ class _Actors:
         from ray.exceptions import RayError, RayTaskError
 
         todo, done = deque(range(len(batches))), {}
-        deaths, traffic, patience = Counter(), 0, START_SECONDS
+        deaths, traffic, patience = Counter(), 0, self.patience
         self.fill()
         while len(done) < len(batches):
             while self.idle and todo:
@@ -188,8 +192,11 @@ class _Actors:
             if not ready:
                 if patience:
                     why = "no actor started" if self.tasks else "no actor is left"
-                    warnings.warn(f"{when}: {why}, so this process evaluates", stacklevel=2)
-                    patience = 0.0
+                    warnings.warn(
+                        f"{when}: {why}, so this process evaluates ({self._room()})", stacklevel=2
+                    )
+                    # A cluster that is busy with other work may be so for many generations.
+                    patience, self.patience = 0.0, min(AGAIN_SECONDS, self.patience)
                 chunk = todo.popleft()
                 done[chunk] = _evaluate(self.problem, batches[chunk])
                 continue
@@ -207,10 +214,22 @@ class _Actors:
             self.idle.append(actor)
             if chunk is None:
                 self.places[actor], self.started = result, True
+                self.patience = START_SECONDS
             else:
                 traffic += _size(result)
                 done[chunk] = _plain(result)
         return [done[chunk] for chunk in range(len(batches))], traffic
+
+    def _room(self) -> str:
+        """What the cluster has free, for people."""
+        import ray
+
+        free, total = (
+            f"{resources.get('CPU', 0):g}"
+            for resources in (ray.available_resources(), ray.cluster_resources())
+        )
+        takes = self.problem.num_threads
+        return f"{free} of the cluster's {total} CPUs are free; an actor takes {takes}"
 
     def _wait(self, seconds: float | None) -> list:
         import ray
@@ -346,6 +365,7 @@ def ray_actors(num_actors: int, num_threads: int, address: str | None = None) ->
     if address is None:
         # "local": not into whatever cluster happens to run, or RAY_ADDRESS names.
         cpus = num_actors * num_threads
+        _keep_token()
         ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         _join(address, quiet)
@@ -360,8 +380,20 @@ def ray_actors(num_actors: int, num_threads: int, address: str | None = None) ->
         ray.shutdown()
 
 
+def _keep_token() -> None:
+    """Ray on this machine alone asks for a token. Where there is none, one that this process keeps.
+
+    Ray would write one to ~/.ray, for good, and every cluster started later would ask for it.
+    """
+    chosen = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    file = Path.home() / ".ray" / "auth_token"
+    if not (file.exists() or any(name in os.environ for name in chosen)):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
+    from ray.exceptions import RayError
 
     host, _, port = address.rpartition(":")
     if address != "auto":
@@ -373,6 +405,10 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
             raise UserError(f"no Ray cluster at {address}: {error}") from error
     try:
         ray.init(address, **quiet)
-    except (ConnectionError, OSError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
+    except (OSError, RuntimeError, ValueError, AssertionError, RayError) as error:
+        reason = one_line(error).rstrip(".")
+        if os.environ.get("RAY_AUTH_MODE") == "token":
+            cure = "see that its ~/.ray/auth_token and the one here are the same"
+        else:  # one is there wherever Ray has made one, and asked for from then on
+            cure = "if it wants a token, set RAY_AUTH_MODE=token and copy its ~/.ray/auth_token"
+        raise UserError(f"cannot join the Ray cluster at {address}: {reason}; {cure}") from error
