@@ -166,7 +166,7 @@ class PreferenceModule(LightningModule):
             )
         if activation_checkpointing:
             _checkpoint_activations(loaded)
-        self._made_with = {
+        self._made_with: dict[str, Any] = {
             "model": resume.weights_digest(loaded),
             "adapters": resume.adapter_words(loaded),
             "loss": resume.loss_words(self.objective),
