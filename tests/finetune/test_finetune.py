@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -264,6 +265,66 @@ def test_a_cached_reference_trains_the_same_adapter(config, tmp_path, capsys):
     capsys.readouterr()
     assert run("fit", config, "--out", f"{tmp_path}/c", *once, "--data.max_length", "40") == 2
     assert "is of other data (17 pairs), or of another tokenizer" in capsys.readouterr().err
+
+
+FULL = ("--model.lora", "null", "--model.reference", "cache")
+
+
+def untrained(path, folder, count):
+    """What a table of the first pairs of a file must hold: the model alone says it."""
+    data = PreferenceData(str(path), tokenizer=str(folder), max_length=64, batch_size=count)
+    data.setup()
+    (batch,) = data.batches("train")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    labels = batch["labels"][:, 1:]
+    own = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return (own * (labels != -100)).sum(1).reshape(2, -1)
+
+
+def test_the_reference_of_full_training_is_the_untrained_model(config, tmp_path, base, pairs):
+    """Also where validation begins late, of a checkpoint, and of a resume that lost its cache."""
+    few = tmp_path / "v.jsonl"
+    few.write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=1)))
+    cache = tmp_path / "ref"
+    more = (*FULL, "--data.validation", str(few), "--data.reference_cache", str(cache))
+    late = ("--trainer.check_val_every_n_epoch", "2", "--trainer.num_sanity_val_steps", "0")
+    assert run("fit", config, *more, *late) == 0
+    expected = {"train": untrained(pairs, base, 17), "validation": untrained(few, base, 5)}
+
+    def check(names):
+        for name in names:
+            table = load_file(cache / f"{name}.safetensors")["logps"]
+            torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-4)
+
+    check(expected)
+    last = [row for row in metrics(tmp_path / "run") if row["val/loss"]][-1]
+    assert abs(float(last["val/rewards/margins"])) > 1e-3
+    shutil.rmtree(cache)
+    assert run("validate", config, *more, "--ckpt_path", f"{tmp_path}/run/last.ckpt") == 0
+    check(["validation"])
+    shutil.rmtree(cache)
+    assert run("fit", config, *more, *late, "--resume", "--trainer.max_epochs", "3") == 0
+    check(expected)
+
+
+def test_a_trained_model_makes_no_reference(tmp_path, base, pairs):
+    module = PreferenceModule(str(base), "dpo", reference="cache", lr=1e-2)
+
+    def trainer():
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        return Trainer(max_steps=1, accelerator="cpu", enable_checkpointing=False, **quiet)
+
+    def data(folder):
+        return PreferenceData(
+            str(pairs), str(pairs), max_length=64, reference_cache=str(tmp_path / folder)
+        )
+
+    trainer().fit(module, data("a"))
+    trainer().validate(module, data("a"), verbose=False)
+    with pytest.raises(UserError, match="has been trained, and so cannot be its own reference"):
+        trainer().validate(module, data("b"), verbose=False)
 
 
 # The experiments

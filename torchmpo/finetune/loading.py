@@ -15,6 +15,8 @@ from torch import Tensor
 
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
+# peft's, where embeddings that the head shares have adapters: refused where it matters.
+TIED_WARNING = "Model (has|with) `tie_word_embeddings=True`"
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -137,6 +139,7 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see below
+            warnings.filterwarnings("ignore", message=TIED_WARNING)
             model: Any = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         with safe_open(str(weights), framework="pt") as file:
             stored = set(file.keys())
@@ -187,7 +190,7 @@ def check_saved(model: Any) -> None:
         if path.name.startswith("adapter_"):
             continue
         with safe_open(str(path), framework="pt") as file:
-            for name in set(file.keys()) & weights.keys():
+            for name in sorted(set(file.keys()) & weights.keys()):
                 stored, own = file.get_slice(name), weights[name]
                 if list(own.shape) != stored.get_shape() or not _same(own, stored):
                     raise UserError(

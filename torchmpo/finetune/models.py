@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmpo.finetune.loading import (
+    TIED_WARNING,
     adapter_base,
     check_tokenizer,
     load_adapter,
@@ -141,7 +142,9 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=TIED_WARNING)  # TokenLogps refuses it
+            return peft.get_peft_model(model, config)
     except ValueError as error:
         if "not found in the base model" in str(error):
             raise _no_target(model, targets) from error
@@ -378,7 +381,9 @@ def export_merged(adapter: str | Path, folder: str | Path, *, dtype: str = "auto
     tokenizer = load_tokenizer(adapter if own else adapter_base(adapter))
     check_tokenizer(model, tokenizer)
     expected = _sample_logps(model)
-    merged = model.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=TIED_WARNING)  # refused below
+        merged = model.merge_and_unload()
     gap = (_sample_logps(merged) - expected).abs().max().item()
     low = merged.dtype not in HEAD_TOLERANCE
     tolerance = LOW_PRECISION_EXPORT_TOLERANCE if low else EXPORT_TOLERANCE
