@@ -1,6 +1,7 @@
 """The command line of fine-tuning, its data, and runs that are divided, cut short or gone wrong."""
 
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from torchmpo.finetune.__main__ import MORE_OPTIONS, OPTIONS, main
 from torchmpo.finetune.data import PreferenceData, StepSampler
 from torchmpo.finetune.models import LoraSettings
 from torchmpo.finetune.module import PreferenceModule
+from torchmpo.finetune.options import GROUPS
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 
@@ -399,15 +401,40 @@ def test_help_names_the_commands(capsys):
 @pytest.mark.parametrize("command", MORE_OPTIONS)
 def test_a_shell_completes_options_that_there_are(command, capsys):
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([command, "--help_all"])
     printed = capsys.readouterr().out.split()
     for option in {*OPTIONS, *MORE_OPTIONS[command]} - {"--loss"}:  # short for --model.loss
         assert option in {word.strip("[],") for word in printed}
 
 
+def test_help_is_short_and_needs_no_lightning():
+    code = (
+        "import sys, torchmpo.finetune.__main__ as m\n"
+        "try: m.main(['fit', '--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'lightning', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) < 150
+    first = [line.strip().split()[0] for line in lines if line.strip().startswith("--")]
+    assert first[0] == "--data.train"
+    assert set(first) >= set(OPTIONS)
+
+
+def test_help_names_every_option_of_model_and_data():
+    for group, kind in (("model", PreferenceModule), ("data", PreferenceData)):
+        own = set(inspect.signature(kind).parameters) - {"seed"}  # seed_everything is for both
+        assert {f"--{group}.{name}" for name in own} == set(GROUPS[group]) - {"--loss"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["fit", "--resum"], "--resum"),
+        (["fit", "--checkpoint", "5"], "--checkpoint"),
         (["fot"], "unknown command 'fot': did you mean 'fit'?"),
         ([], "unknown command '': choose from"),
         (["fit", "--model.loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),

@@ -35,7 +35,7 @@ class LastStep(Checkpoint):
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.should_stop or trainer.global_step == trainer.estimated_stepping_batches:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_validation_end(self, trainer, *_):
         self._if_stopped(trainer)
@@ -47,7 +47,7 @@ class LastStep(Checkpoint):
 
     def _if_stopped(self, trainer):
         if trainer.should_stop and not trainer.sanity_checking and trainer.state.fn == "fit":
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class CommandLine(LightningCLI):
@@ -134,8 +134,9 @@ class CommandLine(LightningCLI):
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
             return
-        if not (self.out / "last.ckpt").is_file() and self.trainer.checkpoint_callback is not None:
-            self.trainer.save_checkpoint(self.out / "last.ckpt")  # not a step was made
+        last = self.out / "last.ckpt"
+        if not last.is_file() and self.trainer.checkpoint_callback is not None:
+            self.trainer.save_checkpoint(last, weights_only=False)  # not a step was made
         if self.trainer.is_global_zero:
             name = "adapter" if is_adapted(self.model.policy.model) else "model"
             self.model.save(self.out / name, self.datamodule.tokenizer)
@@ -227,11 +228,12 @@ def with_loss(words: list[str]) -> list[str]:
 
 
 def _settings(program: str) -> dict[str, Any]:
-    quiet = {"exit_on_error": False}
+    quiet = {"exit_on_error": False, "allow_abbrev": False}
     return {
         "model_class": PreferenceModule,
         "datamodule_class": PreferenceData,
         "seed_everything_default": 0,
+        "trainer_defaults": {"log_every_n_steps": 1},  # short runs have numbers, too
         "auto_configure_optimizers": False,
         "load_from_checkpoint_support": False,
         "parser_kwargs": quiet | {"prog": program, "fit": dict(quiet), "validate": dict(quiet)},
@@ -241,7 +243,13 @@ def _settings(program: str) -> dict[str, Any]:
 def _call(command_line: Callable[[], Any]) -> None:
     # The words are given and not read from sys.argv, which may begin with another command; the
     # processes that Lightning starts repeat the whole of it.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    for text in (
+        "LightningCLI's args parameter",
+        "Checkpoint directory .* exists and is not empty",  # a log, or a run that goes on
+        "`is_gradient_checkpointing` is deprecated",  # peft's and Lightning's own
+        "`isinstance.treespec, LeafSpec.` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=text)
     try:
         command_line()
     except Exception as error:

@@ -230,6 +230,7 @@ class TokenLogps(nn.Module):
                 "the LM head shares the embeddings' weights, so they cannot have adapters: choose "
                 "other targets"
             )
+        self.positions = positions(self._causal().config)
         config = self._causal().config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
@@ -248,7 +249,8 @@ class TokenLogps(nn.Module):
             ``[batch, time − 1]``, nats; position t belongs to ``labels[:, t + 1]``, 0 where it is
             −100. float32 or wider.
         """
-        check_length(self._causal(), input_ids.shape[1])
+        if self.positions is not None and input_ids.shape[1] > self.positions:
+            check_length(self._causal(), input_ids.shape[1])
         if self.fused is None:
             self.fused = self._try(input_ids[:1, :4])
         targets = labels[:, 1:]
