@@ -329,3 +329,53 @@ def test_training_goes_on_from_an_adapters_folder(base, tmp_path):
     assert len(trained) == 28
     assert all(".lora_" in name for name in trained)
     torch.testing.assert_close(logps(module.policy), expected, rtol=0, atol=1e-5)
+
+
+def test_modules_trained_as_a_whole_go_with_the_adapter(base, tmp_path):
+    lora = LoraSettings(r=2, targets=["q_proj"], modules_to_save=["lm_head"])
+    module = PreferenceModule(str(base), "dpo", lora=lora)
+    start = logps(module.policy)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    module.policy.eval()
+    changed = logps(module.policy)
+    assert module.policy.fused
+    assert (changed - start).abs().max() > 0.1
+    # the copy is off where the adapter is, and what counts is what the model says by itself
+    torch.testing.assert_close(module.reference_logps(DATA), start.sum(1), rtol=0, atol=1e-4)
+    with torch.no_grad():
+        plain = module.policy.model(DATA["input_ids"], attention_mask=DATA["attention_mask"])
+    labels = DATA["labels"][:, 1:]
+    own = plain.logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(changed, own * (labels != -100), rtol=0, atol=1e-4)
+    module.save(tmp_path / "adapter", tiny_tokenizer())
+    export_merged(tmp_path / "adapter", tmp_path / "merged")
+    merged = logps(TokenLogps(load_model(tmp_path / "merged")))
+    torch.testing.assert_close(merged, changed, rtol=0, atol=1e-4)
+    tied = tiny_llama(tie_word_embeddings=True)
+    lora = LoraSettings(r=2, targets=["q_proj"], modules_to_save=["embed_tokens"])
+    one_line(lambda: PreferenceModule(tied, "sft", lora=lora), "head shares the embeddings' weig")
+
+
+def test_how_a_model_is_loaded(base):
+    model = load_model(base, dtype="float16", attn_implementation="eager")
+    assert (model.dtype, model.config._attn_implementation) == (torch.float16, "eager")
+    one_line(lambda: load_model(base, revision="main"), "a revision is of a hub id")
+    one_line(lambda: load_model(base, attn_implementation="nonsense"), "cannot be loaded")
+    one_line(lambda: load_model(base, quantization={"nonsense": 1}), "cannot be loaded")
+    settings = {"quantization": {"load_in_4bit": True}}
+    one_line(lambda: PreferenceModule(str(base), "sft", **settings), "set lora, and train adapters")
+    module = PreferenceModule(str(base), "dpo", lora=LORA, dtype="float16")
+    assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_on_a_quantized_base_train(base, bits):
+    pytest.importorskip("bitsandbytes")
+    settings = {"lora": LORA, "quantization": {f"load_in_{bits}bit": True}}
+    module = PreferenceModule(str(base), "dpo", **settings)
+    assert module.losses(module.pair_logps(DATA)).mean().item() == pytest.approx(0.6931, abs=1e-3)
+    module.losses(module.pair_logps(DATA)).mean().backward()
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)

@@ -589,8 +589,8 @@ def test_folders_without_a_model_are_one_line(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(UserError, match=r"holds no \*.safetensors"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match="unknown dtype 'float16'"):
-        load_model(tmp_path, dtype="float16")
+    with pytest.raises(UserError, match="unknown dtype 'float8'"):
+        load_model(tmp_path, dtype="float8")
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_tokenizer(tmp_path)
 

@@ -170,7 +170,10 @@ class PreferenceData(LightningDataModule):
             UserError: an unreadable source, a tokenizer of another model, no pair left.
         """
         if self.tokenizer is None or isinstance(self.tokenizer, (str, Path)):
-            self.tokenizer = load_tokenizer(self._tokenizer_source())
+            module = None if self.trainer is None else self.trainer.lightning_module
+            own = self.tokenizer is None  # the model's, of the same revision
+            revision = getattr(module, "revision", None) if own else None
+            self.tokenizer = load_tokenizer(self._tokenizer_source(), revision=revision)
         if self.trainer is not None:
             module: Any = self.trainer.lightning_module
             check_tokenizer(module.policy.model, self.tokenizer)

@@ -17,16 +17,33 @@ from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
 # peft's, where embeddings that the head shares have adapters: refused where it matters.
 TIED_WARNING = "Model (has|with) `tie_word_embeddings=True`"
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
-def load_model(model: str | Path, *, dtype: str = "auto") -> Any:
+def load_model(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> Any:
     """A causal LM of transformers, in evaluation mode.
 
     Args:
         model: a folder with ``config.json`` and safetensors, or a hub id (only then is the network
             used); or the folder of an adapter, which names its base model.
-        dtype: ``"float32"``, ``"bfloat16"``, or ``"auto"``, the one it was saved in.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``, the one it was saved in.
+        attn_implementation: a name that transformers knows, such as ``"sdpa"``; by default its
+            choice.
+        revision: branch, tag or commit of a hub id.
+        quantization: arguments of transformers' ``BitsAndBytesConfig``, such as
+            ``{"load_in_4bit": True}``; needs bitsandbytes.
 
     Returns:
         the model; a ``peft.PeftModel`` whose adapter can be trained, for an adapter's folder.
@@ -39,14 +56,26 @@ def load_model(model: str | Path, *, dtype: str = "auto") -> Any:
         raise UserError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     transformers = _transformers()
     if (Path(model) / "adapter_config.json").is_file():
-        return load_adapter(model, dtype=dtype)
+        return load_adapter(
+            model,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+        )
     _check_folder(model)
+    if revision is not None and Path(model).is_dir():
+        raise UserError(f"{model} is a folder, and a revision is of a hub id: leave it out")
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
+    options = {name: value for name, value in options.items() if value is not None}
     try:
+        if quantization is not None:
+            options["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
         with _quiet(transformers):
             loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
                 model,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
+                **options,
                 ignore_mismatched_sizes=True,  # reported below, in a line
                 output_loading_info=True,
             )
@@ -73,7 +102,7 @@ def _check_complete(source: str | Path, model: Any, report: dict[str, Any]) -> N
             )
 
 
-def load_tokenizer(source: str | Path) -> Any:
+def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer of a folder or hub id, with a padding token: EOS, where it has none of its own.
 
     Raises:
@@ -83,7 +112,8 @@ def load_tokenizer(source: str | Path) -> Any:
     _check_path(source)
     try:
         with _quiet(transformers):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            options = {} if revision is None else {"revision": revision}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # broken files fail in any way
         if Path(source).is_dir():
             line = f"{source} has no readable tokenizer: {one_line(error)}"
@@ -113,12 +143,13 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
         )
 
 
-def load_adapter(folder: str | Path, *, dtype: str = "auto") -> Any:
+def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> Any:
     """An adapter and its base model, which its ``adapter_config.json`` names: a ``PeftModel``.
 
     Args:
         folder: of the adapter.
-        dtype: of the base model, see :func:`load_model`; adapters are float32.
+        dtype: of the base model; adapters are float32.
+        options: of the base model, see :func:`load_model`; its revision is the adapter's.
 
     Raises:
         UserError: no adapter there, one that does not fit, or its base model cannot be loaded.
@@ -135,7 +166,8 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto") -> Any:
         raise UserError(f"{folder} holds no adapter: adapter_config.json is missing")
     if not (weights := folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder} holds no adapter_model.safetensors, and no pickle is read")
-    base = load_model(adapter_base(folder), dtype=dtype)
+    name, revision = adapter_base(folder), _setting(folder, "revision")
+    base = load_model(name, dtype=dtype, revision=revision, **options)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see below
@@ -160,14 +192,18 @@ def adapter_base(folder: str | Path) -> str:
     Raises:
         UserError: ``adapter_config.json`` does not name one.
     """
+    base = _setting(folder, "base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UserError(f"{Path(folder) / 'adapter_config.json'} does not name the base model")
+    return base
+
+
+def _setting(folder: str | Path, name: str) -> Any:
     path = Path(folder) / "adapter_config.json"
     try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items()).get(name)
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is no adapter's configuration: {one_line(error)}") from error
-    if not base or not isinstance(base, str):
-        raise UserError(f"{path} does not name the base model")
-    return base
 
 
 def check_saved(model: Any) -> None:
@@ -261,4 +297,10 @@ def _not_loaded(source: str | Path, what: str, error: Exception) -> str:
 
 def plain_name(name: str) -> str:
     """The name of a weight without what peft adds to it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    name = name.removeprefix("base_model.model.")
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def of_adapter(name: str) -> bool:
+    """Whether a weight is an adapter's, or a copy that is trained in place of one of the base's."""
+    return ".lora_" in name or ".modules_to_save." in name

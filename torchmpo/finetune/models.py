@@ -22,6 +22,7 @@ from torchmpo.finetune.loading import (
     load_adapter,
     load_model,
     load_tokenizer,
+    of_adapter,
     plain_name,
 )
 from torchmpo.linear_logps import linear_logps
@@ -66,6 +67,8 @@ class LoraSettings:
         dropout: of the adapter's input in training, in [0, 1).
         targets: names of modules, such as ``["q_proj", "v_proj"]``, or ``"all-linear"`` for all but
             the LM head.
+        modules_to_save: modules to train as a whole beside the adapters, such as ``["lm_head"]``;
+            they are saved with them.
 
     Raises:
         UserError: a number out of range.
@@ -77,6 +80,7 @@ class LoraSettings:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self):
         if self.r < 1:
@@ -129,7 +133,8 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         raise missing_package(error, "llm") from error
     targets = settings.targets
     names = {name for name, _ in model.named_modules()}
-    for target in [] if isinstance(targets, str) else targets:
+    named = [*([] if isinstance(targets, str) else targets), *(settings.modules_to_save or [])]
+    for target in named:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise _no_target(model, target)
     config = peft.LoraConfig(
@@ -139,6 +144,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=_excluded(model, targets),
+        modules_to_save=settings.modules_to_save,
         task_type="CAUSAL_LM",
     )
     try:
@@ -218,13 +224,14 @@ class TokenLogps(nn.Module):
         self.model = model
         self.chunk_size = chunk_size
         self.fused: bool | None = None
-        head = self._causal().get_output_embeddings()
+        head = self._head()
         if head is None:
             raise UserError(f"{type(self._causal()).__name__} has no LM head: it is no causal LM")
         if hasattr(head, "base_layer"):
             raise UserError("adapters on the LM head are not supported: choose other targets")
-        embeddings = getattr(self._causal().get_input_embeddings(), "base_layer", None)
-        if embeddings is not None and embeddings.weight is head.weight:
+        embeddings = self._causal().get_input_embeddings()
+        adapted = getattr(embeddings, "base_layer", getattr(embeddings, "original_module", None))
+        if adapted is not None and self._causal().config.get_text_config().tie_word_embeddings:
             # Merged into the weights, the adapter would change the head, too.
             raise UserError(
                 "the LM head shares the embeddings' weights, so they cannot have adapters: choose "
@@ -236,6 +243,13 @@ class TokenLogps(nn.Module):
 
     def _causal(self) -> Any:
         return self.model.get_base_model() if is_adapted(self.model) else self.model
+
+    def _head(self) -> Any:
+        head: Any = self._causal().get_output_embeddings()
+        if not hasattr(head, "modules_to_save"):
+            return head
+        # A copy of it is trained, and is used while adapters are.
+        return head.original_module if head.disable_adapters else head.modules_to_save["default"]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Log-probability of each labelled token, given those before it.
@@ -262,7 +276,7 @@ class TokenLogps(nn.Module):
             own = logps.gather(-1, index).squeeze(-1)
             return torch.where(targets == -100, 0.0, own)
         hidden = self._hidden(input_ids, attention_mask)
-        head = self._causal().get_output_embeddings()
+        head = self._head()
         return linear_logps(
             hidden[:, :-1],
             head.weight,
@@ -307,7 +321,7 @@ class TokenLogps(nn.Module):
     def _head_is_plain(self, input_ids: Tensor, expected: Tensor) -> bool:
         causal = self._causal()
         hidden = self._hidden(input_ids, torch.ones_like(input_ids))
-        head = causal.get_output_embeddings()
+        head = self._head()
         if hidden.shape[-1] != head.weight.shape[1]:
             return False
         logits = head(hidden).double()
@@ -348,7 +362,7 @@ def model_digest(model: Any) -> str:
     weights = {
         plain_name(name): value
         for name, value in model.state_dict().items()
-        if ".lora_" not in name
+        if not of_adapter(name)
     }
     for name in sorted(weights):
         value = weights[name].detach().contiguous()

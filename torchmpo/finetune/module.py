@@ -95,9 +95,12 @@ class PreferenceModule(LightningModule):
         warmup: share of all steps in which the rate rises linearly to ``lr``, in [0, 1).
         schedule: after it, ``"constant"``, ``"linear"`` or ``"cosine"``; the last two end at 0.
         weight_decay: ≥ 0, of matrices only.
-        dtype: of the frozen weights: ``"float32"``, ``"bfloat16"`` or ``"auto"``, as saved. What
-            is trained, adapters or all weights, is float32: small steps are lost in bfloat16. Go
-            with ``Trainer(precision="bf16-mixed")`` for a bfloat16 base, and for speed.
+        dtype: of the frozen weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, as
+            saved. What is trained, adapters or all weights, is float32: small steps are lost in
+            bfloat16. Go with ``Trainer(precision="bf16-mixed")`` for a bfloat16 base, and for
+            speed.
+        attn_implementation, revision, quantization: see
+            :func:`torchmpo.finetune.models.load_model`; the last one needs ``lora``.
         activation_checkpointing: make activations twice instead of keeping them.
         allow_coupled: let a loss that couples the pairs of a batch (AOT, …) see micro-batches.
         chunk_size: tokens per tile of logits, see :func:`torchmpo.linear_logps`.
@@ -128,6 +131,9 @@ class PreferenceModule(LightningModule):
         schedule: str = "constant",
         weight_decay: float = 0.0,
         dtype: str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        quantization: dict[str, Any] | None = None,
         activation_checkpointing: bool = False,
         allow_coupled: bool = False,
         chunk_size: int | None = None,
@@ -140,7 +146,17 @@ class PreferenceModule(LightningModule):
         # Before the model: a misspelt loss should not have to wait for 17 GB of weights.
         self.objective = _objective(loss, loss_args or {})
         self.source = model if isinstance(model, (str, Path)) else None
-        loaded: Any = model if self.source is None else load_model(self.source, dtype=dtype)
+        if quantization is not None and lora is None:
+            raise UserError("quantization is of frozen weights: set lora, and train adapters")
+        self.revision = revision
+        loading: dict[str, Any] = {
+            "dtype": dtype,
+            "attn_implementation": attn_implementation,
+            "quantization": quantization,
+        }
+        loaded: Any = model
+        if self.source is not None:
+            loaded = load_model(self.source, revision=revision, **loading)
         adapters = lora is not None or is_adapted(loaded)
         if not adapters:
             loaded = _all_trained(loaded, convert=self.source is not None and dtype == "auto")
@@ -150,7 +166,7 @@ class PreferenceModule(LightningModule):
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
         if self.reference == "copy":
-            frozen = copy.deepcopy(loaded) if other is None else load_model(other, dtype=dtype)
+            frozen = copy.deepcopy(loaded) if other is None else load_model(other, **loading)
             frozen.requires_grad_(False).eval()
         if lora is not None:
             if is_adapted(loaded):
@@ -158,6 +174,7 @@ class PreferenceModule(LightningModule):
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
                 loaded = add_lora(loaded, lora)
+            loaded.peft_config["default"].revision = revision
         trained = _trained_base(loaded)
         self.trains_base = trained is not None
         if self.reference == "adapter_off" and trained is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.finetune.loading import of_adapter, plain_name
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -44,8 +45,10 @@ def weights_digest(model: Any) -> str:
     apart differ everywhere.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        if ".lora_" in name:
+    weights = model.state_dict()
+    for name in sorted(weights, key=plain_name):
+        value = weights[name]
+        if of_adapter(name):
             continue
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
         if not value.is_meta:
@@ -65,6 +68,8 @@ def adapter_words(model: Any) -> str:
     targets = config.target_modules
     if not isinstance(targets, str):
         targets = ", ".join(sorted({target.rsplit(".", 1)[-1] for target in targets or ()}))
+    if whole := getattr(config, "modules_to_save", None):
+        targets = f"{targets}, all of {', '.join(whole)}"
     return f"{' '.join(values)} on {targets}"
 
 
