@@ -8,11 +8,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
 )
 
 # Warnings that are no news of ours: `pytestmark = QUIET`.
@@ -88,6 +92,29 @@ def tiny_gemma2(seed: int = 0, softcap: float = 2.0) -> Gemma2ForCausalLM:
         vocab_size=320, initializer_range=0.2, final_logit_softcapping=softcap, **SIZES
     )
     return Gemma2ForCausalLM(config).eval()
+
+
+def tiny_gemma3(seed: int = 0) -> Gemma3ForConditionalGeneration:
+    """A model of pictures and text."""
+    torch.manual_seed(seed)
+    text = Gemma3TextConfig(vocab_size=320, initializer_range=0.2, **SIZES)
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    config = Gemma3Config(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        mm_tokens_per_image=4,
+        image_token_index=317,
+        boi_token_index=318,
+        eoi_token_index=319,
+    )
+    return Gemma3ForConditionalGeneration(config).eval()
 
 
 def save_tiny(folder: Path, model=None, tokenizer=None) -> Path:

@@ -1,9 +1,10 @@
 """The command line of fine-tuning, its data, and runs that are divided, cut short or gone wrong."""
 
 import errno
+import inspect
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -23,6 +24,7 @@ from torchmpo.finetune.__main__ import MORE_OPTIONS, OPTIONS, main
 from torchmpo.finetune.data import PreferenceData, StepSampler
 from torchmpo.finetune.models import LoraSettings
 from torchmpo.finetune.module import PreferenceModule
+from torchmpo.finetune.options import GROUPS
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 
@@ -267,6 +269,66 @@ def test_a_cached_reference_trains_the_same_adapter(config, tmp_path, capsys):
     assert "is of other data (17 pairs), or of another tokenizer" in capsys.readouterr().err
 
 
+FULL = ("--model.lora", "null", "--model.reference", "cache")
+
+
+def untrained(path, folder, count):
+    """What a table of the first pairs of a file must hold: the model alone says it."""
+    data = PreferenceData(str(path), tokenizer=str(folder), max_length=64, batch_size=count)
+    data.setup()
+    (batch,) = data.batches("train")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    labels = batch["labels"][:, 1:]
+    own = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return (own * (labels != -100)).sum(1).reshape(2, -1)
+
+
+def test_the_reference_of_full_training_is_the_untrained_model(config, tmp_path, base, pairs):
+    """Also where validation begins late, of a checkpoint, and of a resume that lost its cache."""
+    few = tmp_path / "v.jsonl"
+    few.write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=1)))
+    cache = tmp_path / "ref"
+    more = (*FULL, "--data.validation", str(few), "--data.reference_cache", str(cache))
+    late = ("--trainer.check_val_every_n_epoch", "2", "--trainer.num_sanity_val_steps", "0")
+    assert run("fit", config, *more, *late) == 0
+    expected = {"train": untrained(pairs, base, 17), "validation": untrained(few, base, 5)}
+
+    def check(names):
+        for name in names:
+            table = load_file(cache / f"{name}.safetensors")["logps"]
+            torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-4)
+
+    check(expected)
+    last = [row for row in metrics(tmp_path / "run") if row["val/loss"]][-1]
+    assert abs(float(last["val/rewards/margins"])) > 1e-3
+    shutil.rmtree(cache)
+    assert run("validate", config, *more, "--ckpt_path", f"{tmp_path}/run/last.ckpt") == 0
+    check(["validation"])
+    shutil.rmtree(cache)
+    assert run("fit", config, *more, *late, "--resume", "--trainer.max_epochs", "3") == 0
+    check(expected)
+
+
+def test_a_trained_model_makes_no_reference(tmp_path, base, pairs):
+    module = PreferenceModule(str(base), "dpo", reference="cache", lr=1e-2)
+
+    def trainer():
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        return Trainer(max_steps=1, accelerator="cpu", enable_checkpointing=False, **quiet)
+
+    def data(folder):
+        return PreferenceData(
+            str(pairs), str(pairs), max_length=64, reference_cache=str(tmp_path / folder)
+        )
+
+    trainer().fit(module, data("a"))
+    trainer().validate(module, data("a"), verbose=False)
+    with pytest.raises(UserError, match="has been trained, and so cannot be its own reference"):
+        trainer().validate(module, data("b"), verbose=False)
+
+
 # The experiments
 
 
@@ -339,15 +401,40 @@ def test_help_names_the_commands(capsys):
 @pytest.mark.parametrize("command", MORE_OPTIONS)
 def test_a_shell_completes_options_that_there_are(command, capsys):
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([command, "--help_all"])
     printed = capsys.readouterr().out.split()
     for option in {*OPTIONS, *MORE_OPTIONS[command]} - {"--loss"}:  # short for --model.loss
         assert option in {word.strip("[],") for word in printed}
 
 
+def test_help_is_short_and_needs_no_lightning():
+    code = (
+        "import sys, torchmpo.finetune.__main__ as m\n"
+        "try: m.main(['fit', '--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'lightning', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) < 150
+    first = [line.strip().split()[0] for line in lines if line.strip().startswith("--")]
+    assert first[0] == "--data.train"
+    assert set(first) >= set(OPTIONS)
+
+
+def test_help_names_every_option_of_model_and_data():
+    for group, kind in (("model", PreferenceModule), ("data", PreferenceData)):
+        own = set(inspect.signature(kind).parameters) - {"seed"}  # seed_everything is for both
+        assert {f"--{group}.{name}" for name in own} == set(GROUPS[group]) - {"--loss"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["fit", "--resum"], "--resum"),
+        (["fit", "--checkpoint", "5"], "--checkpoint"),
         (["fot"], "unknown command 'fot': did you mean 'fit'?"),
         ([], "unknown command '': choose from"),
         (["fit", "--model.loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
@@ -416,7 +503,7 @@ def test_a_missing_package_names_the_extra(config, capsys, monkeypatch):
     assert "peft is not installed: pip install 'torchmpo[llm]'" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(config, tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused(config, tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "ran"),))
@@ -425,8 +512,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(config, tmp_path):
     trainer = pl.Trainer(logger=False, enable_checkpointing=False)
     path = tmp_path / "run" / "last.ckpt"
     trainer.strategy.checkpoint_io.save_checkpoint({"state_dict": Evil()}, path)
-    with pytest.raises(Exception, match=re.compile("weights.only|Unsupported", re.I)):
-        run("fit", config, "--resume")
+    assert run("fit", config, "--resume") == 2
+    assert "is not a checkpoint that can be read" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
 
 

@@ -245,6 +245,14 @@ def test_another_model_may_be_the_reference_on_purpose(tmp_path):
     fit(module, epochs=1)
 
 
+def test_a_base_that_is_trained_is_no_reference():
+    model = PreferenceModule(tiny_llama(), "sft", lora=LORA).policy.model
+    model.base_model.model.model.norm.weight.requires_grad_(True)
+    with pytest.raises(UserError, match=r"adapter_off needs a frozen base, but .*norm.weight"):
+        PreferenceModule(model, "dpo")
+    assert PreferenceModule(model, "dpo", reference="copy").reference == "copy"
+
+
 def test_dropout_is_on_in_training_and_off_in_the_reference_and_validation():
     class Seen(Callback):
         def on_validation_batch_start(self, trainer, module, *_):
@@ -308,6 +316,64 @@ def test_accumulated_gradients_are_those_of_one_large_batch(lora):
         assert_close(weights, results[0][0], atol=2e-6)
         for mine, whole in zip(steps, results[0][1]):
             assert mine == pytest.approx(whole, rel=2e-4, abs=2e-5)
+
+
+@pytest.mark.parametrize("batches", [[4], [4, 4, 1]], ids=["fewer", "uneven"])
+def test_a_step_of_fewer_pairs_is_their_mean(batches):
+    """The last step of an epoch, or of a loader that gives its last pairs as a smaller batch."""
+    count = sum(batches)
+    data = rows(tiny_batch(pairs=9), range(count))
+    log, module = Log(), PreferenceModule(tiny_llama(), "sft", lora=LORA, lr=1e-3)
+    module.policy.train()
+    loss = module.losses(module.pair_logps(data)).mean()
+    loss.backward()
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    module.zero_grad()
+    fit(module, loader(data), epochs=1, accumulate_grad_batches=4, callbacks=[log])
+    assert len(log.steps) == 1
+    assert log.steps[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert log.steps[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def moved(dtype, lr=5e-7, **settings):
+    """The share of all weights that 20 steps of full training change."""
+    model = tiny_llama().bfloat16().to(dtype)
+    before = copy.deepcopy(model)
+    module = PreferenceModule(model, "sft", lr=lr, **settings)
+    fit(module, epochs=10)
+    pairs = zip(module.policy.model.parameters(), before.parameters(), strict=True)
+    changed = [(a != b).float().flatten() for a, b in pairs]
+    return torch.cat(changed).mean().item()
+
+
+def test_full_training_of_a_bfloat16_checkpoint_moves_what_float32_moves(tmp_path):
+    folder = save_tiny(tmp_path / "half", tiny_llama().bfloat16())
+    module = PreferenceModule(str(folder), "sft", lr=5e-7)
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    fit(module, epochs=10)
+    before = load_model(folder).float()
+    pairs = zip(module.policy.model.parameters(), before.parameters(), strict=True)
+    share = torch.cat([(a != b).float().flatten() for a, b in pairs]).mean().item()
+    assert share == pytest.approx(moved(torch.float32), abs=0.01)
+    assert share > 0.5
+    # the same at the speed of bfloat16
+    log = Log()
+    fit(PreferenceModule(str(folder), "dpo", lr=1e-3), callbacks=[log], precision="bf16-mixed")
+    assert log.steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert log.steps[-1]["loss"] < log.steps[0]["loss"]
+
+
+def test_training_in_bfloat16_is_refused(tmp_path):
+    folder = str(save_tiny(tmp_path / "half", tiny_llama().bfloat16()))
+    with pytest.raises(UserError, match="in bfloat16 small steps are lost: load them in float32"):
+        PreferenceModule(folder, "sft", dtype="bfloat16")
+    with pytest.raises(UserError, match="in bfloat16 small steps are lost"):
+        PreferenceModule(tiny_llama().bfloat16(), "sft")
+    for lora in (LORA, None):
+        module = PreferenceModule(folder, "sft", lora=lora)
+        with pytest.raises(UserError, match=r"would be trained in bfloat16.* bf16-mixed"):
+            fit(module, precision="bf16-true")
 
 
 class StopAt(Callback):
@@ -523,8 +589,8 @@ def test_folders_without_a_model_are_one_line(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(UserError, match=r"holds no \*.safetensors"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match="unknown dtype 'float16'"):
-        load_model(tmp_path, dtype="float16")
+    with pytest.raises(UserError, match="unknown dtype 'float8'"):
+        load_model(tmp_path, dtype="float8")
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_tokenizer(tmp_path)
 

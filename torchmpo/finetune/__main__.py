@@ -23,8 +23,8 @@ it is done, ``adapter/``, or ``model/`` where all weights were trained.
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 
+from torchmpo.finetune.options import FLAGS, GROUPS
 from torchmpo.runs.arguments import StrictParser
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.threads import wait_asleep
@@ -36,20 +36,11 @@ COMMANDS = {
     "inspect": "a pair, token by token",
     "export": "write the merged model of an adapter",
 }
-# Those of many that a shell completes: asking Lightning for all of them takes seconds.
-OPTIONS = (
-    *("--config", "--loss", "--out", "--resume", "--checkpoint_every", "--print_config"),
-    *("--model.model", "--model.loss", "--model.loss_args", "--model.lora", "--model.lr"),
-    *("--data.train", "--data.validation", "--data.batch_size", "--data.max_length"),
-    *("--trainer.max_epochs", "--trainer.max_steps", "--trainer.accumulate_grad_batches"),
-    *("--trainer.accelerator", "--trainer.devices", "--trainer.precision", "--trainer.logger"),
-)
-MORE = "These are some of the options. All of them, explained, need: pip install 'torchmpo[llm]'"
-FLAGS = ("--resume", "--print_config")
+OPTIONS = tuple(name for options in GROUPS.values() for name in options)
 MORE_OPTIONS = {
-    "fit": (),
-    "validate": ("--ckpt_path",),
-    "inspect": ("--index", "--split"),
+    "fit": {},
+    "validate": {"--ckpt_path": "checkpoint to look at"},
+    "inspect": {"--index": "which pair, from 0", "--split": "train or validation"},
 }
 
 
@@ -69,8 +60,9 @@ def _run(words: list[str]) -> None:
     if command == "export":
         _export(words[1:])
         return
-    if {"-h", "--help"} & set(words) and None in map(find_spec, ("jsonargparse", "lightning")):
-        parser().parse_args([command, "--help"])  # some of the options, and the end
+    if {"-h", "--help"} & set(words):
+        parser().parse_args([command, "--help"])
+    words = ["--help" if word == "--help_all" else word for word in words]
     wait_asleep()
     from torchmpo.finetune import command_line  # Lightning takes seconds
 
@@ -85,18 +77,33 @@ def _export(words: list[str]) -> None:
     given = export_parser().parse_args(words)
     from torchmpo.finetune.models import export_merged  # torch and transformers take seconds
 
-    export_merged(given.adapter, given.out)
-    print(f"wrote {given.out}")
+    gap = export_merged(given.adapter, given.out, dtype=given.dtype)
+    print(
+        f"wrote {given.out}: its log-probabilities are within {gap:.1g} nats per token of those of "
+        "base and adapter" + ("; --dtype float32 rounds less" if gap > 1e-3 else "")
+    )
 
 
 def parser() -> StrictParser:
-    """The commands and some of their options, for completion; ``fit --help`` lists them all."""
+    """The commands and the options used most; ``fit --help_all`` lists every one."""
     parser = StrictParser(prog=PROGRAM, description="Fine-tune a language model.")
     commands = parser.add_subparsers()
     for name, options in MORE_OPTIONS.items():
-        of_command = commands.add_parser(name, help=COMMANDS[name], epilog=MORE)
-        for option in (*OPTIONS, *options):
-            of_command.add_argument(option, action="store_true" if option in FLAGS else "store")
+        of_command = commands.add_parser(
+            name,
+            help=COMMANDS[name],
+            description=f"{COMMANDS[name]}.".capitalize(),
+            usage=f"{PROGRAM} {name} [options]",
+            epilog=f"{name} --help_all lists every option; trainer.* are those of Lightning's "
+            "Trainer. What is in parentheses is the default.",
+        )
+        for group, of_group in (GROUPS | {"command": options}).items():
+            titled = of_command.add_argument_group(group)
+            for option, text in of_group.items():
+                if option in FLAGS:
+                    titled.add_argument(option, help=text, action="store_true")
+                else:
+                    titled.add_argument(option, help=text, metavar="")
     commands.add_parser(
         "export", help=COMMANDS["export"], parents=[export_parser()], add_help=False
     )
@@ -110,6 +117,9 @@ def export_parser() -> StrictParser:
     )
     parser.add_argument("--adapter", required=True, help="folder of a run's adapter")
     parser.add_argument("--out", required=True, help="folder of the merged model")
+    parser.add_argument(
+        "--dtype", default="auto", help="of its weights: float32, bfloat16 or auto, as the base's"
+    )
     return parser
 
 

@@ -1,14 +1,16 @@
 """Fine-tuning's command line, on Lightning's; importing it takes seconds."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,19 +23,31 @@ from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.options import plain
 
 
-class LastStep(Callback):
-    """A checkpoint of the last step, made while the loop is in it.
+class LastStep(Checkpoint):
+    """A checkpoint where training ends: at its last step, or where something stops it early.
 
     Made after fit, it would say that the epoch was over, and a resume with more max_steps would
-    leave out the rest of it.
+    leave out the rest of it. A `Checkpoint`, so that Lightning calls it after those that stop.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == trainer.estimated_stepping_batches:
-            trainer.save_checkpoint(self.path)
+        if trainer.should_stop or trainer.global_step == trainer.estimated_stepping_batches:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_validation_end(self, trainer, *_):
+        self._if_stopped(trainer)
+
+    def on_train_epoch_end(self, trainer, *_):
+        # Where a batch in mid-epoch was the last one, the checkpoint is made already.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._if_stopped(trainer)
+
+    def _if_stopped(self, trainer):
+        if trainer.should_stop and not trainer.sanity_checking and trainer.state.fn == "fit":
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class CommandLine(LightningCLI):
@@ -70,8 +84,10 @@ class CommandLine(LightningCLI):
             return
         if self._get(self.config, "checkpoint_every") < 1:
             raise UserError("checkpoint_every must be at least 1")
-        if self.resume and not (self.out / "last.ckpt").is_file():
-            raise UserError(f"--resume: there is no last.ckpt in {self.out}")
+        if self.resume:
+            if not (self.out / "last.ckpt").is_file():
+                raise UserError(f"--resume: there is no last.ckpt in {self.out}")
+            check_checkpoint(self.out / "last.ckpt", training=True)
         # The other processes of a run find what the first one has begun.
         first = getattr(rank_zero_only, "rank", None) in (None, 0)
         if first and not self.resume and self.out.exists() and not self._only_logs():
@@ -83,8 +99,16 @@ class CommandLine(LightningCLI):
         """Whether the folder is what a run leaves that never came to a checkpoint."""
         return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {"log"}
 
+    def _parse_ckpt_path(self):
+        """Refuse what is no checkpoint; Lightning would look for settings in it."""
+        if self.config.get("subcommand") == "validate":
+            path = self.config["validate"].get("ckpt_path")
+            if path and Path(path).is_file():
+                check_checkpoint(path)
+
     def instantiate_trainer(self, **kwargs: Any):
         config = self._get(self.config_init, "trainer")
+        _check_devices(config["accelerator"], config["devices"])
         kwargs["default_root_dir"] = self.out
         if config["logger"] in (None, True):
             kwargs["logger"] = CSVLogger(self.out, name="log")
@@ -110,10 +134,48 @@ class CommandLine(LightningCLI):
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
             return
+        last = self.out / "last.ckpt"
+        if not last.is_file() and self.trainer.checkpoint_callback is not None:
+            self.trainer.save_checkpoint(last, weights_only=False)  # not a step was made
         if self.trainer.is_global_zero:
             name = "adapter" if is_adapted(self.model.policy.model) else "model"
             self.model.save(self.out / name, self.datamodule.tokenizer)
             print(f"wrote {self.out / name}")
+
+
+def check_checkpoint(path: str | Path, *, training: bool = False) -> None:
+    """Refuse a file that is no checkpoint of Lightning's, without reading its weights.
+
+    Args:
+        path: the file.
+        training: whether training is to go on from it.
+
+    Raises:
+        UserError: damaged, something else, or with objects in it that loading would have to run.
+    """
+    try:
+        # weights_only unpickles no objects; mapped, and to no device, no weight is read.
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)  # noqa: TID251
+    except Exception as error:  # what is no checkpoint fails in any way
+        raise UserError(
+            f"{path} is not a checkpoint that can be read: it is damaged, or holds more than "
+            "tensors and plain values"
+        ) from error
+    needed = {"state_dict": dict, "pytorch-lightning_version": str}
+    if training:
+        needed |= {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
+    for key, kind in needed.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise UserError(f"{path} is not a checkpoint of a run: it has no {key}")
+
+
+def _check_devices(accelerator: str, devices: Any) -> None:
+    """On CPUs, Lightning would start any number of processes, and hang."""
+    cores = os.cpu_count() or 1
+    number = int(devices) if str(devices).isdigit() else 0
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and number > cores:
+        raise UserError(f"trainer.devices {devices}: this machine has {cores} CPU cores")
 
 
 class Inspect(CommandLine):
@@ -166,11 +228,12 @@ def with_loss(words: list[str]) -> list[str]:
 
 
 def _settings(program: str) -> dict[str, Any]:
-    quiet = {"exit_on_error": False}
+    quiet = {"exit_on_error": False, "allow_abbrev": False}
     return {
         "model_class": PreferenceModule,
         "datamodule_class": PreferenceData,
         "seed_everything_default": 0,
+        "trainer_defaults": {"log_every_n_steps": 1},  # short runs have numbers, too
         "auto_configure_optimizers": False,
         "load_from_checkpoint_support": False,
         "parser_kwargs": quiet | {"prog": program, "fit": dict(quiet), "validate": dict(quiet)},
@@ -180,7 +243,13 @@ def _settings(program: str) -> dict[str, Any]:
 def _call(command_line: Callable[[], Any]) -> None:
     # The words are given and not read from sys.argv, which may begin with another command; the
     # processes that Lightning starts repeat the whole of it.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    for text in (
+        "LightningCLI's args parameter",
+        "Checkpoint directory .* exists and is not empty",  # a log, or a run that goes on
+        "`is_gradient_checkpointing` is deprecated",  # peft's and Lightning's own
+        "`isinstance.treespec, LeafSpec.` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=text)
     try:
         command_line()
     except Exception as error:

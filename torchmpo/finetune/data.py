@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchmpo.finetune.chat_template import check_variables, with_template
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
-from torchmpo.finetune.models import check_tokenizer, load_tokenizer
+from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import Pair, clean
 from torchmpo.finetune.reference import Batch, reference_table, with_reference
+from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
@@ -157,6 +158,8 @@ class PreferenceData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers must be zero or more; got {num_workers}")
         if max_length < 2:
             raise UserError(f"data.max_length must be at least 2; got {max_length}")
         # How the validation pairs are found: a share of the training pairs, or a source.
@@ -178,6 +181,7 @@ class PreferenceData(LightningDataModule):
         self.reference_cache = reference_cache
         self.datasets: dict[str, Any] = {}
         self._tables: dict[str, Tensor] = {}
+        self._digest: str | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Load, clean and tokenize what has not been yet.
@@ -186,7 +190,10 @@ class PreferenceData(LightningDataModule):
             UserError: an unreadable source, a tokenizer of another model, no pair left.
         """
         if self.tokenizer is None or isinstance(self.tokenizer, (str, Path)):
-            self.tokenizer = load_tokenizer(self._tokenizer_source())
+            module = None if self.trainer is None else self.trainer.lightning_module
+            own = self.tokenizer is None  # the model's, of the same revision
+            revision = getattr(module, "revision", None) if own else None
+            self.tokenizer = load_tokenizer(self._tokenizer_source(), revision=revision)
         if self.chat_template is not None:
             self.tokenizer = with_template(self.tokenizer, self.chat_template)
         check_variables(self.chat_template_kwargs, self.tokenizer)
@@ -199,6 +206,32 @@ class PreferenceData(LightningDataModule):
             # Validating needs no training data, but says so only by its stage.
             if name not in self.datasets and not (name == "train" and stage == "validate"):
                 self.datasets[name] = self._dataset(name, source, split)
+        if self.trainer is not None:
+            self._prepare(self.trainer.lightning_module)
+
+    def _prepare(self, module: Any) -> None:
+        """What needs the model as it is before a checkpoint is loaded or training begins."""
+        for dataset in self.datasets.values():
+            lengths = (len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in dataset)
+            check_length(module.policy.model, max(lengths))
+        if getattr(module, "reference", None) == "cache" and module.trains_base:
+            for name in self.datasets:
+                self._table(name)
+
+    def made_with(self) -> dict[str, Any]:
+        """What :mod:`torchmpo.finetune.resume` compares: pairs, their order, those of a step."""
+        trainer = self.trainer
+        if trainer is None or "train" not in self.datasets:
+            return {}
+        if self._digest is None:
+            self._digest = pairs_digest(self.datasets["train"])
+        accumulate = trainer.accumulate_grad_batches
+        return {
+            "data": self._digest,
+            "seed": self.seed,
+            "step": self.batch_size * accumulate * trainer.world_size,
+            "accumulate": accumulate,
+        }
 
     def _tokenizer_source(self) -> str | Path:
         if self.tokenizer is not None:
@@ -243,9 +276,14 @@ class PreferenceData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this process."""
-        trainer, dataset = self.trainer, self.datasets["train"]
+        trainer: Any = self.trainer
+        dataset = self.datasets["train"]
         if trainer is None:
             raise UserError("train_dataloader belongs to a Trainer; batches() needs none")
+        if trainer.overfit_batches:  # the same few batches in every epoch, so in their own order
+            return DataLoader(
+                dataset, batch_size=self.batch_size, collate_fn=self._with_table("train")
+            )
         progress = trainer.fit_loop.epoch_loop.batch_progress
         sampler = StepSampler(
             len(dataset),
@@ -295,6 +333,8 @@ class PreferenceData(LightningDataModule):
             args = (path, partial(self.batches, name), self._reference_logps, module.base_digest)
             assert trainer is not None
             if trainer.is_global_zero:
+                if not path.exists():
+                    module.check_untrained()
                 self._tables[name] = reference_table(*args)
             trainer.strategy.barrier(f"reference_{name}")
             if not trainer.is_global_zero:
@@ -305,6 +345,8 @@ class PreferenceData(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         module: Any = trainer.lightning_module
+        if module.trains_base:  # too early for Lightning to have moved it
+            module.policy.to(trainer.strategy.root_device)
         with trainer.precision_plugin.val_step_context():
             return module.reference_logps(trainer.strategy.batch_to_device(batch))
 

@@ -1,12 +1,12 @@
-"""Causal language models: loading, LoRA, the two halves of a model, and exporting.
+"""Causal language models: LoRA, the two halves of a model, and exporting.
 
 A model comes apart into a **body** (token ids → hidden states) and a **head** (hidden states →
 logits), so that log-probabilities can be computed where they count without making all the logits.
-Weights are read from safetensors only, and no code of a model's repository is run.
 """
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmpo.finetune.loading import (
+    TIED_WARNING,
+    adapter_base,
+    check_tokenizer,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    of_adapter,
+    plain_name,
+)
 from torchmpo.linear_logps import linear_logps
-from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
+from torchmpo.runs.errors import UserError, missing_package, one_line
 
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = [
+    "LoraSettings",
+    "TokenLogps",
+    "add_lora",
+    "check_length",
+    "check_tokenizer",
+    "export_merged",
+    "fresh_adapter",
+    "is_adapted",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "model_digest",
+    "positions",
+    "text_part",
+]
+
 # What a head applied by hand may differ by from the model's own logits, in units of the largest.
 HEAD_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 LOW_PRECISION_TOLERANCE = 2e-2
+# What an exported model's log-probabilities may differ by from its adapter's model, in nats. Adding
+# an adapter into bfloat16 weights rounds them: that much is told and not refused.
+EXPORT_TOLERANCE = 1e-4
+LOW_PRECISION_EXPORT_TOLERANCE = 0.5
+# peft refuses adapters on these layers of state-space models: their weights bypass `forward`.
+STATE_SPACE_MODELS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+STATE_SPACE_LAYERS = ("conv1d", "out_proj")
 
 
 @dataclass(frozen=True)
@@ -34,6 +67,8 @@ class LoraSettings:
         dropout: of the adapter's input in training, in [0, 1).
         targets: names of modules, such as ``["q_proj", "v_proj"]``, or ``"all-linear"`` for all but
             the LM head.
+        modules_to_save: modules to train as a whole beside the adapters, such as ``["lm_head"]``;
+            they are saved with them.
 
     Raises:
         UserError: a number out of range.
@@ -45,6 +80,7 @@ class LoraSettings:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self):
         if self.r < 1:
@@ -57,90 +93,97 @@ class LoraSettings:
             raise UserError("lora.targets is empty: name modules, or say all-linear")
 
 
-def load_model(model: str | Path, *, dtype: str = "auto") -> Any:
-    """A causal LM of transformers, in evaluation mode.
-
-    Args:
-        model: a folder with ``config.json`` and safetensors, or a hub id (only then is the network
-            used).
-        dtype: ``"float32"``, ``"bfloat16"``, or ``"auto"``, the one it was saved in.
-
-    Raises:
-        UserError: nothing there, no causal LM, weights that are no safetensors, an unknown dtype.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
-    transformers = _transformers()
-    _check_folder(model)
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=DTYPES[dtype], use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{model} cannot be loaded as a causal LM: {one_line(error)}") from error
+def positions(config: Any) -> int | None:
+    """The longest sequence, in tokens, that a model of transformers is made for; None if any is."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("factor") if isinstance(rope, dict) else None
+    start = rope.get("original_max_position_embeddings") or limit if factor else limit
+    return max(limit, int(start * (factor or 1)))
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a folder or hub id, with a padding token: EOS, where it has none of its own.
+def check_length(model: Any, longest: int) -> None:
+    """Refuse sequences with more tokens than the model has positions.
 
     Raises:
-        UserError: none there, or neither a padding nor an EOS token.
+        UserError: it has fewer.
     """
-    transformers = _transformers()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{source} has no readable tokenizer: {one_line(error)}") from error
-    if tokenizer.eos_token is None:
-        raise UserError(f"the tokenizer of {source} has no EOS token, so answers could not end")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def check_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for.
-
-    A model may have more rows than its tokenizer has tokens: many are padded to a round number.
-
-    Raises:
-        UserError: the tokenizer does not belong to the model.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if (highest := max(tokenizer.get_vocab().values())) >= rows:
+    limit = positions(model.config)
+    if limit is not None and longest > limit:
         raise UserError(
-            f"the tokenizer has ids up to {highest}, the model embeds {rows} tokens: "
-            "they do not belong together"
+            f"the longest pair has {longest} tokens, and the model is made for {limit}: set "
+            f"data.max_length to at most {limit}"
         )
 
 
 def add_lora(model: Any, settings: LoraSettings) -> Any:
     """The model with fresh adapters, everything else frozen: a ``peft.PeftModel``.
 
+    Layers that text does not reach, such as those of a vision tower, get none.
+
     Raises:
-        UserError: a target the model does not have.
+        UserError: a target the model does not have, or one that cannot be adapted.
     """
     try:
         import peft
     except ModuleNotFoundError as error:
         raise missing_package(error, "llm") from error
     targets = settings.targets
+    names = {name for name, _ in model.named_modules()}
+    named = [*([] if isinstance(targets, str) else targets), *(settings.modules_to_save or [])]
+    for target in named:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise _no_target(model, target)
     config = peft.LoraConfig(
         r=settings.r,
         # An integer where it is one: that is what adapter_config.json holds elsewhere.
         lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=_excluded(model, targets),
+        modules_to_save=settings.modules_to_save,
         task_type="CAUSAL_LM",
     )
     try:
-        return peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=TIED_WARNING)  # TokenLogps refuses it
+            return peft.get_peft_model(model, config)
     except ValueError as error:
-        names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if _linear(m)}
-        raise UserError(
-            f"lora.targets {targets!r} does not fit this model: its linear layers are "
-            f"{', '.join(sorted(names))}"
-        ) from error
+        if "not found in the base model" in str(error):
+            raise _no_target(model, targets) from error
+        raise UserError(f"lora.targets {targets!r}: {one_line(error)}") from error
+
+
+def _no_target(model: Any, targets: Any) -> UserError:
+    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if _linear(m)}
+    return UserError(
+        f"lora.targets {targets!r} does not fit this model: its linear layers are "
+        f"{', '.join(sorted(names))}"
+    )
+
+
+def _excluded(model: Any, targets: str | list[str]) -> str | None:
+    """A regular expression of the modules that get no adapters whatever the targets say."""
+    parts = []
+    if (text := text_part(model)) is not None:
+        parts.append(rf"(?!{re.escape(text)}\.).*")
+    if targets == "all-linear" and model.config.model_type in STATE_SPACE_MODELS:
+        parts.append(rf".*\.({'|'.join(STATE_SPACE_LAYERS)})")
+    return "|".join(parts) or None
+
+
+def text_part(model: Any) -> str | None:
+    """The name of the module that reads text in a model that reads pictures or sound, too.
+
+    None where the whole model reads text.
+    """
+    if model.config.get_text_config() is model.config or not hasattr(model, "get_decoder"):
+        return None
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder), "") or None
 
 
 def is_adapted(model: Any) -> bool:
@@ -159,7 +202,8 @@ class TokenLogps(nn.Module):
 
     Hidden states of all tokens are made, but logits only where there is a label. Models that
     do more to logits than a matrix product, a bias and soft-capping (a scale, a transform) are
-    found by a trial on four tokens, and take the plain path, which makes all logits.
+    found by a trial on four tokens, and take the plain path, which makes all logits. The same trial
+    finds models in which a token changes what was predicted before it.
 
     Args:
         model: a causal LM, with or without adapters; it is a submodule.
@@ -169,24 +213,43 @@ class TokenLogps(nn.Module):
         fused: whether logits are avoided; ``None`` before the first call.
 
     Raises:
-        UserError: adapters on the LM head.
+        UserError: no LM head, adapters on it or on embeddings that it shares, a chunk size below 1;
+            in the first call, a model that is not causal.
     """
 
     def __init__(self, model: Any, *, chunk_size: int | None = None):
         super().__init__()
+        if chunk_size is not None and chunk_size < 1:
+            raise UserError(f"chunk_size must be at least 1, or None; got {chunk_size}")
         self.model = model
         self.chunk_size = chunk_size
         self.fused: bool | None = None
-        head = self._causal().get_output_embeddings()
+        head = self._head()
         if head is None:
             raise UserError(f"{type(self._causal()).__name__} has no LM head: it is no causal LM")
         if hasattr(head, "base_layer"):
             raise UserError("adapters on the LM head are not supported: choose other targets")
+        embeddings = self._causal().get_input_embeddings()
+        adapted = getattr(embeddings, "base_layer", getattr(embeddings, "original_module", None))
+        if adapted is not None and self._causal().config.get_text_config().tie_word_embeddings:
+            # Merged into the weights, the adapter would change the head, too.
+            raise UserError(
+                "the LM head shares the embeddings' weights, so they cannot have adapters: choose "
+                "other targets"
+            )
+        self.positions = positions(self._causal().config)
         config = self._causal().config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def _causal(self) -> Any:
         return self.model.get_base_model() if is_adapted(self.model) else self.model
+
+    def _head(self) -> Any:
+        head: Any = self._causal().get_output_embeddings()
+        if not hasattr(head, "modules_to_save"):
+            return head
+        # A copy of it is trained, and is used while adapters are.
+        return head.original_module if head.disable_adapters else head.modules_to_save["default"]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Log-probability of each labelled token, given those before it.
@@ -200,8 +263,10 @@ class TokenLogps(nn.Module):
             ``[batch, time − 1]``, nats; position t belongs to ``labels[:, t + 1]``, 0 where it is
             −100. float32 or wider.
         """
+        if self.positions is not None and input_ids.shape[1] > self.positions:
+            check_length(self._causal(), input_ids.shape[1])
         if self.fused is None:
-            self.fused = self._head_is_plain(input_ids[:1, :4])
+            self.fused = self._try(input_ids[:1, :4])
         targets = labels[:, 1:]
         if not self.fused:
             logits = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
@@ -211,7 +276,7 @@ class TokenLogps(nn.Module):
             own = logps.gather(-1, index).squeeze(-1)
             return torch.where(targets == -100, 0.0, own)
         hidden = self._hidden(input_ids, attention_mask)
-        head = self._causal().get_output_embeddings()
+        head = self._head()
         return linear_logps(
             hidden[:, :-1],
             head.weight,
@@ -226,26 +291,43 @@ class TokenLogps(nn.Module):
         return body(input_ids, attention_mask=attention_mask, use_cache=False)[0]
 
     @torch.no_grad()
-    def _head_is_plain(self, input_ids: Tensor) -> bool:
-        causal = self._causal()
-        if causal.base_model is causal:  # a class that does not say which part is the body
-            return False
+    def _try(self, input_ids: Tensor) -> bool:
+        """Whether logits can be avoided; refuses a model that is not causal."""
         training = self.model.training
-        self.model.eval()  # dropout would make the two differ
+        self.model.eval()  # dropout would make any two passes differ
+        try:
+            causal, mask = self._causal(), torch.ones_like(input_ids)
+            expected = causal(input_ids, attention_mask=mask, use_cache=False).logits
+            self._check_causal(input_ids, expected)
+            # A class may not say which part is its body.
+            plain = causal.base_model is not causal and self._head_is_plain(input_ids, expected)
+        finally:
+            self.model.train(training)
+        return plain
+
+    def _check_causal(self, input_ids: Tensor, expected: Tensor) -> None:
+        """A later token changes nothing before it."""
+        other = input_ids.clone()
+        rows = expected.shape[-1]
+        other[:, -1] = (other[:, -1] + rows // 2) % rows
         mask = torch.ones_like(input_ids)
-        expected = causal(input_ids, attention_mask=mask, use_cache=False).logits
-        hidden = self._hidden(input_ids, mask)
-        self.model.train(training)
-        head = causal.get_output_embeddings()
+        changed = self._causal()(other, attention_mask=mask, use_cache=False).logits
+        if not self._close(changed[:, :-1], expected[:, :-1]):
+            raise UserError(
+                f"{type(self._causal()).__name__} is no causal LM as it is configured: a later "
+                "token changes the log-probabilities of those before it"
+            )
+
+    def _head_is_plain(self, input_ids: Tensor, expected: Tensor) -> bool:
+        causal = self._causal()
+        hidden = self._hidden(input_ids, torch.ones_like(input_ids))
+        head = self._head()
         if hidden.shape[-1] != head.weight.shape[1]:
             return False
         logits = head(hidden).double()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        low = expected.dtype not in HEAD_TOLERANCE or torch.is_autocast_enabled(hidden.device.type)
-        tolerance = LOW_PRECISION_TOLERANCE if low else HEAD_TOLERANCE[expected.dtype]
-        gap = (logits - expected.double()).abs().max()
-        plain = bool(gap <= tolerance * expected.double().abs().max())
+        plain = self._close(logits, expected)
         if not plain:
             warnings.warn(
                 f"{type(causal).__name__} does more to its logits than a matrix product: they are "
@@ -253,6 +335,14 @@ class TokenLogps(nn.Module):
                 stacklevel=2,
             )
         return plain
+
+    def _close(self, logits: Tensor, expected: Tensor) -> bool:
+        if not expected.numel():
+            return True
+        low = expected.dtype not in HEAD_TOLERANCE or torch.is_autocast_enabled(logits.device.type)
+        tolerance = LOW_PRECISION_TOLERANCE if low else HEAD_TOLERANCE[expected.dtype]
+        gap = (logits.double() - expected.double()).abs().max()
+        return bool(gap <= tolerance * expected.double().abs().max())
 
 
 def model_digest(model: Any) -> str:
@@ -270,9 +360,9 @@ def model_digest(model: Any) -> str:
     }
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     weights = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): value
+        plain_name(name): value
         for name, value in model.state_dict().items()
-        if ".lora_" not in name
+        if not of_adapter(name)
     }
     for name in sorted(weights):
         value = weights[name].detach().contiguous()
@@ -281,55 +371,60 @@ def model_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def export_merged(adapter: str | Path, folder: str | Path) -> None:
+def export_merged(adapter: str | Path, folder: str | Path, *, dtype: str = "auto") -> float:
     """Write an adapter's model as an ordinary one, the adapter added into its weights.
 
     Args:
         adapter: folder of an adapter; its ``adapter_config.json`` names the base model.
         folder: to be made; loads with ``AutoModelForCausalLM.from_pretrained``. The tokenizer goes
             with it, from the adapter's folder or the base model's.
+        dtype: of the weights written: ``"auto"``, as the base model was saved, ``"float32"`` or
+            ``"bfloat16"``.
+
+    Returns:
+        what log-probabilities of single tokens differ by from those of base and adapter, in nats,
+        at most over a few tokens: about 1e-6 in float32, and in bfloat16 what rounding costs.
 
     Raises:
-        UserError: no adapter there, its base model cannot be loaded, or ``folder`` is not empty.
+        UserError: no adapter there, its base model cannot be loaded, the merged model would be
+            another one, the tokenizer has more tokens than it, or ``folder`` is not empty.
     """
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "llm") from error
     adapter, folder = Path(adapter), Path(folder)
-    if not (adapter / "adapter_config.json").is_file():
-        raise UserError(f"{adapter} holds no adapter: adapter_config.json is missing")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(f"{adapter} holds no adapter_model.safetensors, and no pickle is read")
-    base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{adapter}/adapter_config.json does not name the base model")
-    model = peft.PeftModel.from_pretrained(load_model(base), str(adapter)).merge_and_unload()  # pyright: ignore[reportCallIssue]
-    model.save_pretrained(folder)
+    model = load_adapter(adapter, dtype=dtype)
     own = (adapter / "tokenizer_config.json").is_file()
-    load_tokenizer(adapter if own else base).save_pretrained(folder)
+    tokenizer = load_tokenizer(adapter if own else adapter_base(adapter))
+    check_tokenizer(model, tokenizer)
+    expected = _sample_logps(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=TIED_WARNING)  # refused below
+        merged = model.merge_and_unload()
+    gap = (_sample_logps(merged) - expected).abs().max().item()
+    low = merged.dtype not in HEAD_TOLERANCE
+    tolerance = LOW_PRECISION_EXPORT_TOLERANCE if low else EXPORT_TOLERANCE
+    if not gap <= tolerance * max(1.0, expected.abs().max().item() / 10):
+        raise UserError(
+            f"with the adapter in {adapter} added into its weights, the model is another one: "
+            f"log-probabilities change by up to {gap:.2g} nats per token. Use base and adapter as "
+            "they are"
+        )
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return gap
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "llm") from error
-    return transformers
-
-
-def _check_folder(model: str | Path) -> None:
-    """What transformers would say of a folder is a page about the hub."""
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{model} holds no model: config.json is missing")
-        if not any(path.glob("*.safetensors")):
-            raise UserError(f"{model} holds no *.safetensors: save the model with save_pretrained")
-    elif isinstance(model, Path) or path.is_absolute() or str(model).startswith((".", "~")):
-        raise UserError(f"there is no folder {model}")
+@torch.no_grad()
+def _sample_logps(model: Any) -> Tensor:
+    """Log-probabilities of all tokens after each of some, ``[8, vocabulary]``, nats."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.linspace(0, rows - 1, 8).long()[None]
+    return (
+        model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        .logits[0]
+        .double()
+        .log_softmax(-1)
+    )
 
 
 def _linear(module: nn.Module) -> bool:

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmpo.finetune import resume
+from torchmpo.finetune.loading import check_saved
 from torchmpo.finetune.models import (
     LoraSettings,
     TokenLogps,
@@ -33,6 +35,7 @@ from torchmpo.finetune.models import (
     is_adapted,
     load_model,
     model_digest,
+    text_part,
 )
 from torchmpo.metrics import implicit_rewards, preference_metrics
 from torchmpo.objectives.bound import Objective
@@ -44,6 +47,7 @@ from torchmpo.runs.seeding import derive_seed
 
 try:
     from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities import rank_zero_info
 except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
@@ -59,8 +63,9 @@ LOW_PRECISION_START_TOLERANCE = 1e-1
 class PreferenceModule(LightningModule):
     """A causal LM, a loss, and how they meet.
 
-    A training step's loss is the mean over its pairs. Numbers logged are means over all pairs of an
-    optimizer step, over micro-batches and processes: ``loss``, those of
+    A training step's loss is the mean over its pairs, also where the last step of an epoch has
+    fewer micro-batches than the others, or a micro-batch fewer pairs. Numbers logged are means over
+    all pairs of an optimizer step, over micro-batches and processes: ``loss``, those of
     :func:`torchmpo.metrics.preference_metrics`, ``grad_norm`` (before clipping) and ``lr``;
     validation logs the first two under ``val/``.
 
@@ -68,10 +73,14 @@ class PreferenceModule(LightningModule):
     an uninterrupted one draws; torch's global generator is set in every step.
 
     A checkpoint holds trainable weights only (adapters, under LoRA), and nothing but tensors and
-    plain values: ``weights_only=True`` loads it.
+    plain values: ``weights_only=True`` loads it. A run that goes on from it may have another
+    learning rate, schedule, weight decay, length and division into micro-batches and processes, and
+    these are what counts from there on; with another model, loss, reference, data or number of
+    pairs in a step it is refused.
 
     Args:
-        model: folder or hub id of a causal LM, or the model itself, adapters included or not.
+        model: folder or hub id of a causal LM, the folder of an adapter, or the model itself,
+            adapters included or not.
         loss: a name of ``torchmpo.losses.LOSSES``, ``"package.module:function"``, the folder of a
             saved objective, a function, or an objective.
         loss_args: hyper-parameters of the loss.
@@ -79,14 +88,19 @@ class PreferenceModule(LightningModule):
             those.
         reference: for losses that have one. ``"adapter_off"``, the model without its adapters;
             ``"copy"``, a second model, frozen as it was at the start; ``"cache"``, ``ref_logps`` in
-            the batches, computed once (see :class:`torchmpo.finetune.data.PreferenceData`); or the
+            the batches, computed once, before training (see
+            :class:`torchmpo.finetune.data.PreferenceData`); or the
             folder or hub id of another model. By default adapter_off with adapters, else copy.
         lr: peak learning rate of AdamW, > 0.
         warmup: share of all steps in which the rate rises linearly to ``lr``, in [0, 1).
         schedule: after it, ``"constant"``, ``"linear"`` or ``"cosine"``; the last two end at 0.
         weight_decay: ≥ 0, of matrices only.
-        dtype: of the frozen weights: ``"float32"``, ``"bfloat16"`` or ``"auto"``, as saved.
-            Adapters are float32; go with ``Trainer(precision="bf16-mixed")`` for a bfloat16 base.
+        dtype: of the frozen weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, as
+            saved. What is trained, adapters or all weights, is float32: small steps are lost in
+            bfloat16. Go with ``Trainer(precision="bf16-mixed")`` for a bfloat16 base, and for
+            speed.
+        attn_implementation, revision, quantization: see
+            :func:`torchmpo.finetune.models.load_model`; the last one needs ``lora``.
         activation_checkpointing: make activations twice instead of keeping them.
         allow_coupled: let a loss that couples the pairs of a batch (AOT, …) see micro-batches.
         chunk_size: tokens per tile of logits, see :func:`torchmpo.linear_logps`.
@@ -97,9 +111,11 @@ class PreferenceModule(LightningModule):
         policy: a :class:`~torchmpo.finetune.models.TokenLogps`; ``policy.model`` is the model.
         reference: one of the three words, or None if the loss has none.
         base_digest: of the model before training, where ``reference`` is ``"cache"``.
+        trains_base: whether weights are trained that the reference would have to keep.
 
     Raises:
-        UserError: an unknown loss or setting, no such model, a reference that cannot be had.
+        UserError: an unknown loss or setting, no such model, a reference that cannot be had,
+            weights that would be trained in bfloat16.
     """
 
     def __init__(
@@ -115,6 +131,9 @@ class PreferenceModule(LightningModule):
         schedule: str = "constant",
         weight_decay: float = 0.0,
         dtype: str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        quantization: dict[str, Any] | None = None,
         activation_checkpointing: bool = False,
         allow_coupled: bool = False,
         chunk_size: int | None = None,
@@ -127,13 +146,27 @@ class PreferenceModule(LightningModule):
         # Before the model: a misspelt loss should not have to wait for 17 GB of weights.
         self.objective = _objective(loss, loss_args or {})
         self.source = model if isinstance(model, (str, Path)) else None
-        loaded: Any = model if self.source is None else load_model(self.source, dtype=dtype)
+        if quantization is not None and lora is None:
+            raise UserError("quantization is of frozen weights: set lora, and train adapters")
+        self.revision = revision
+        loading: dict[str, Any] = {
+            "dtype": dtype,
+            "attn_implementation": attn_implementation,
+            "quantization": quantization,
+        }
+        loaded: Any = model
+        if self.source is not None:
+            loaded = load_model(self.source, revision=revision, **loading)
         adapters = lora is not None or is_adapted(loaded)
+        if not adapters:
+            loaded = _all_trained(loaded, convert=self.source is not None and dtype == "auto")
+        elif self.source is None:
+            check_saved(loaded)
         self.reference, other = self._choose_reference(reference, adapters)
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
         if self.reference == "copy":
-            frozen = copy.deepcopy(loaded) if other is None else load_model(other, dtype=dtype)
+            frozen = copy.deepcopy(loaded) if other is None else load_model(other, **loading)
             frozen.requires_grad_(False).eval()
         if lora is not None:
             if is_adapted(loaded):
@@ -141,8 +174,23 @@ class PreferenceModule(LightningModule):
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
                 loaded = add_lora(loaded, lora)
+            loaded.peft_config["default"].revision = revision
+        trained = _trained_base(loaded)
+        self.trains_base = trained is not None
+        if self.reference == "adapter_off" and trained is not None:
+            raise UserError(
+                f"reference: adapter_off needs a frozen base, but {trained} is trained: take copy"
+            )
         if activation_checkpointing:
             _checkpoint_activations(loaded)
+        self._made_with: dict[str, Any] = {
+            "model": resume.weights_digest(loaded),
+            "adapters": resume.adapter_words(loaded),
+            "loss": resume.loss_words(self.objective),
+            "loss_digest": resume.loss_digest(self.objective),
+        }
+        if other is not None:
+            self._made_with["reference"] = resume.weights_digest(frozen)
         self.policy = TokenLogps(loaded, chunk_size=chunk_size)
         self.reference_policy = (
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
@@ -150,7 +198,8 @@ class PreferenceModule(LightningModule):
         self._starts_at_reference = other is None and (not adapters or fresh_adapter(loaded))
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
-        self._micro_batches: list[dict[str, Tensor]] = []
+        self._resumed = False
+        self._micro_batches: list[tuple[int, dict[str, Tensor]]] = []
 
     def _choose_reference(self, reference: str | None, adapters: bool) -> tuple[Any, str | None]:
         """The word for it, and the folder or hub id of another model."""
@@ -178,7 +227,8 @@ class PreferenceModule(LightningModule):
     def reference_logps(self, batch: Batch) -> Tensor:
         """Summed log-probabilities under the reference, ``[2B]``, nats, without dropout.
 
-        With ``reference="cache"`` those of the batch, if it has any, else of the untrained model.
+        With ``reference="cache"`` those of the batch, if it has any, else those of the model as it
+        is, adapters off: see :meth:`check_untrained`.
         """
         if self.reference == "cache" and "ref_logps" in batch:
             return batch["ref_logps"]
@@ -186,6 +236,19 @@ class PreferenceModule(LightningModule):
             return self.logps(batch, self.reference_policy).sum(-1)
         with self._no_dropout(), self._adapter_off():
             return self.logps(batch).sum(-1)
+
+    def check_untrained(self) -> None:
+        """Refuse to compute a reference from weights that are not those training begins with.
+
+        Raises:
+            UserError: training, or a checkpoint, has changed them.
+        """
+        if self.trains_base and model_digest(self.policy.model) != self.base_digest:
+            raise UserError(
+                "reference: cache: the model has been trained, and so cannot be its own reference: "
+                "let the cache be made before, by a fit or validate that begins with the model as "
+                "it was"
+            )
 
     def pair_logps(self, batch: Batch) -> PairLogps:
         """Everything known of the batch's pairs, gradients included."""
@@ -245,8 +308,10 @@ class PreferenceModule(LightningModule):
         self._starts_at_reference = False
         loss, metrics = self._step(batch)
         self._refuse_nonfinite(loss, "the loss", batch_idx, batch)
-        self._micro_batches.append(metrics)
-        return loss
+        pairs = len(batch["input_ids"]) // 2
+        self._micro_batches.append((pairs, metrics))
+        first = self._micro_batches[0][0]
+        return loss if pairs == first else loss * (pairs / first)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the means over all validation pairs."""
@@ -285,7 +350,14 @@ class PreferenceModule(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Refuse what would silently train on something else."""
+        """Refuse what would silently train on something else, or not at all."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                raise UserError(
+                    f"{name} would be trained in {str(parameter.dtype).removeprefix('torch.')}, "
+                    "where small steps are lost: take trainer.precision bf16-mixed, and float32 "
+                    "for what is trained"
+                )
         batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.objective.coupled and batches > 1 and not self.allow_coupled:
             raise UserError(
@@ -298,19 +370,50 @@ class PreferenceModule(LightningModule):
         if self.reference_policy is not None:
             self.reference_policy.eval()
 
+    def on_train_start(self) -> None:
+        """After a resume, let this run's learning rate, schedule and weight decay count."""
+        self._micro_batches.clear()
+        if not self._resumed:
+            return
+        self._resumed = False
+        scheduled = self.trainer.lr_scheduler_configs
+        rate = self._rate(self.global_step, self._total_steps()) if scheduled else 1.0
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                before = group.get("initial_lr", group["lr"])
+                if before != self.lr and group is optimizer.param_groups[0]:
+                    rank_zero_info(f"the learning rate was {before:g}; from here on {self.lr:g}")
+                group["lr"] = self.lr * rate
+                if scheduled:
+                    group["initial_lr"] = self.lr
+                matrices = group["params"][0].dim() >= 2
+                group["weight_decay"] = self.weight_decay if matrices else 0.0
+        for config in scheduled:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [self.lr] * len(scheduler.base_lrs)
+            scheduler.last_epoch = self.global_step
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember the batch, for messages."""
         self._batch, self._batch_idx = batch, batch_idx
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the step's means; stop before NaN gradients reach the weights."""
-        keys = list(self._micro_batches[0])
-        rows = torch.stack([torch.stack([m[k].float() for k in keys]) for m in self._micro_batches])
+        pairs, metrics = zip(*self._micro_batches, strict=True)
+        keys = list(metrics[0])
+        rows = torch.stack([torch.stack([m[k].float() for k in keys]) for m in metrics])
         self._micro_batches.clear()
         means = rows.mean(0)
+        if len(set(pairs)) > 1:
+            means = (rows * rows.new_tensor(pairs)[:, None]).sum(0) / sum(pairs)
+        # Lightning has divided by the micro-batches of a whole step, all as large as the first.
+        part = self.trainer.accumulate_grad_batches * pairs[0] / sum(pairs)
         if self.trainer.world_size > 1:
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
         grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if part != 1:
+            for grad in grads:
+                grad.mul_(part)
         norm = torch.nn.utils.get_total_norm(grads)
         # A gradient scaler expects infinities now and then, and skips the step itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
@@ -364,18 +467,42 @@ class PreferenceModule(LightningModule):
         return {name for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what training does not change."""
+        """Leave out what training does not change; say what the run is."""
+        checkpoint[resume.KEY] = self._made_with | self._data_words()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in self._trained()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model's checkpoint, which non-strict loading would accept in part."""
-        stored, trained = set(checkpoint["state_dict"]), self._trained()
+        """Refuse a checkpoint of another run; go on with this one after its last whole step."""
+        weights, own = checkpoint["state_dict"], self.state_dict()
+        stored, trained = set(weights), self._trained()
         if absent := trained - stored or stored - trained:
             raise UserError(
                 f"the checkpoint was made with other settings of model or lora: {min(absent)} is "
                 f"{'missing' if trained - stored else 'not trained here'}"
             )
+        if other := sorted(k for k in trained if weights[k].shape != own[k].shape):
+            raise UserError(
+                f"the checkpoint was made with other settings of model or lora: {other[0]} has "
+                f"shape {tuple(weights[other[0]].shape)} there, {tuple(own[other[0]].shape)} here"
+            )
+        trainer = self._trainer
+        training = trainer is not None and trainer.state.fn == "fit"
+        made_with = checkpoint.get(resume.KEY, {})
+        now = self._made_with | (self._data_words() if training else {})
+        resume.refuse_other(made_with, now, training=training)
+        if training:
+            self._resumed = True
+            if {"accumulate"} <= made_with.keys() & now.keys():
+                loop = checkpoint["loops"]["fit_loop"]
+                resume.redivide(loop, made_with["accumulate"], now["accumulate"])
+            # trainer.max_time is of this process: counted on, a run it ended could not go on.
+            checkpoint.get("callbacks", {}).pop("Timer", None)
+
+    def _data_words(self) -> dict[str, Any]:
+        """What :mod:`torchmpo.finetune.resume` compares of a data module that says it."""
+        words = getattr(getattr(self.trainer, "datamodule", None), "made_with", None)
+        return {} if words is None else words()
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model.
@@ -431,6 +558,33 @@ def _check_numbers(lr: float, warmup: float, schedule: str, weight_decay: float)
         raise UserError(f"unknown schedule {schedule!r}: {nearest(schedule, SCHEDULES)}")
     if not 0 <= weight_decay < math.inf:
         raise UserError(f"weight_decay must be zero or positive; got {weight_decay}")
+
+
+def _all_trained(model: Any, *, convert: bool) -> Any:
+    """The model with float32 weights, and those frozen that text does not reach."""
+    if model.dtype in (torch.bfloat16, torch.float16):
+        if not convert:
+            raise UserError(
+                f"without lora, all weights are trained, and in {str(model.dtype)[6:]} small steps "
+                "are lost: load them in float32 (model.dtype: auto or float32), and take "
+                "trainer.precision bf16-mixed for speed"
+            )
+        model = model.float()
+    if (text := text_part(model)) is not None:
+        head = {id(p) for p in model.get_output_embeddings().parameters()}
+        for name, parameter in model.named_parameters():
+            if not name.startswith(f"{text}.") and id(parameter) not in head:
+                parameter.requires_grad_(False)
+    return model
+
+
+def _trained_base(model: Any) -> str | None:
+    """A weight that is trained and is not an adapter's; None without one."""
+    own = (getattr(getattr(model, "base_model", None), "prefix", "lora_"), "modules_to_save")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not (is_adapted(model) and any(o in name for o in own)):
+            return name
+    return None
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -1,0 +1,306 @@
+"""Loading a causal LM, its tokenizer or an adapter from a folder, and refusing what is none.
+
+Weights are read from safetensors only, and no code of a model's repository is run.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
+
+# peft's, where embeddings that the head shares have adapters: refused where it matters.
+TIED_WARNING = "Model (has|with) `tie_word_embeddings=True`"
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> Any:
+    """A causal LM of transformers, in evaluation mode.
+
+    Args:
+        model: a folder with ``config.json`` and safetensors, or a hub id (only then is the network
+            used); or the folder of an adapter, which names its base model.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``, the one it was saved in.
+        attn_implementation: a name that transformers knows, such as ``"sdpa"``; by default its
+            choice.
+        revision: branch, tag or commit of a hub id.
+        quantization: arguments of transformers' ``BitsAndBytesConfig``, such as
+            ``{"load_in_4bit": True}``; needs bitsandbytes.
+
+    Returns:
+        the model; a ``peft.PeftModel`` whose adapter can be trained, for an adapter's folder.
+
+    Raises:
+        UserError: nothing there, no causal LM, weights that are no safetensors or not those that
+            the configuration describes, an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
+    transformers = _transformers()
+    if (Path(model) / "adapter_config.json").is_file():
+        return load_adapter(
+            model,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+        )
+    _check_folder(model)
+    if revision is not None and Path(model).is_dir():
+        raise UserError(f"{model} is a folder, and a revision is of a hub id: leave it out")
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        if quantization is not None:
+            options["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
+        with _quiet(transformers):
+            loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+                model,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                **options,
+                ignore_mismatched_sizes=True,  # reported below, in a line
+                output_loading_info=True,
+            )
+    except Exception as error:  # a folder that is no model fails in any way
+        raise UserError(_not_loaded(model, "as a causal LM", error)) from error
+    _check_complete(model, loaded, report)
+    return loaded
+
+
+def _check_complete(source: str | Path, model: Any, report: dict[str, Any]) -> None:
+    """Refuse weights that transformers made up, left out or could not fit in."""
+    # Beside the body there may be more, such as the value head of a reward model.
+    body = f"{model.base_model_prefix}."
+    wrong = {
+        "is missing": report["missing_keys"],
+        "has another shape": [key for key, *_ in report["mismatched_keys"]],
+        "is left over": [k for k in report["unexpected_keys"] if k.startswith(body)],
+    }
+    for what, names in wrong.items():
+        if names:
+            raise UserError(
+                f"{source} is no complete {type(model).__name__}: {min(names)} {what}. Its weights "
+                "are not a causal LM's, or its config.json does not describe them"
+            )
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id, with a padding token: EOS, where it has none of its own.
+
+    Raises:
+        UserError: none there, or neither a padding nor an EOS token.
+    """
+    transformers = _transformers()
+    _check_path(source)
+    try:
+        with _quiet(transformers):
+            options = {} if revision is None else {"revision": revision}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # broken files fail in any way
+        if Path(source).is_dir():
+            line = f"{source} has no readable tokenizer: {one_line(error)}"
+        else:
+            line = _not_loaded(source, "as a tokenizer", error)
+        raise UserError(line) from error
+    if tokenizer.eos_token is None:
+        raise UserError(f"the tokenizer of {source} has no EOS token, so answers could not end")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for.
+
+    A model may have more rows than its tokenizer has tokens: many are padded to a round number.
+
+    Raises:
+        UserError: the tokenizer does not belong to the model.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (highest := max(tokenizer.get_vocab().values())) >= rows:
+        raise UserError(
+            f"the tokenizer has ids up to {highest}, the model embeds {rows} tokens: "
+            "they do not belong together"
+        )
+
+
+def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> Any:
+    """An adapter and its base model, which its ``adapter_config.json`` names: a ``PeftModel``.
+
+    Args:
+        folder: of the adapter.
+        dtype: of the base model; adapters are float32.
+        options: of the base model, see :func:`load_model`; its revision is the adapter's.
+
+    Raises:
+        UserError: no adapter there, one that does not fit, or its base model cannot be loaded.
+    """
+    try:
+        import peft
+        from peft.utils import get_peft_model_state_dict
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "llm") from error
+    from safetensors import safe_open
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds no adapter: adapter_config.json is missing")
+    if not (weights := folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder} holds no adapter_model.safetensors, and no pickle is read")
+    name, revision = adapter_base(folder), _setting(folder, "revision")
+    base = load_model(name, dtype=dtype, revision=revision, **options)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see below
+            warnings.filterwarnings("ignore", message=TIED_WARNING)
+            model: Any = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        with safe_open(str(weights), framework="pt") as file:
+            stored = set(file.keys())
+    except Exception as error:  # a damaged file or another configuration fails in any way
+        raise UserError(f"the adapter in {folder} cannot be loaded: {one_line(error)}") from error
+    own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if absent := own - stored or {name for name in stored - own if ".lora_" in name}:
+        raise UserError(
+            f"the adapter in {folder} is not what its adapter_config.json says: {min(absent)} is "
+            f"{'missing' if own - stored else 'left over'}"
+        )
+    return model.eval()
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The folder or hub id of an adapter's base model.
+
+    Raises:
+        UserError: ``adapter_config.json`` does not name one.
+    """
+    base = _setting(folder, "base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UserError(f"{Path(folder) / 'adapter_config.json'} does not name the base model")
+    return base
+
+
+def _setting(folder: str | Path, name: str) -> Any:
+    path = Path(folder) / "adapter_config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items()).get(name)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no adapter's configuration: {one_line(error)}") from error
+
+
+def check_saved(model: Any) -> None:
+    """Refuse to train adapters on weights that the model's folder does not hold.
+
+    An adapter is saved with the name of its base model, and is added to what is found there: not
+    to embeddings that were resized, or weights that were trained, in memory only. Looks at shapes
+    and at the first row of each weight; a hub id is not looked up.
+
+    Raises:
+        UserError: model and folder differ.
+    """
+    from safetensors import safe_open
+
+    folder = Path(model.name_or_path)
+    if not model.name_or_path or not folder.is_dir():
+        return
+    weights = {plain_name(name): value for name, value in model.state_dict().items()}
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name.startswith("adapter_"):
+            continue
+        with safe_open(str(path), framework="pt") as file:
+            for name in sorted(set(file.keys()) & weights.keys()):
+                stored, own = file.get_slice(name), weights[name]
+                if list(own.shape) != stored.get_shape() or not _same(own, stored):
+                    raise UserError(
+                        f"{name} is not as in {folder}, and an adapter's base model is read from "
+                        "there: save the model with save_pretrained, and train from that folder"
+                    )
+
+
+def _same(own: Tensor, stored: Any) -> bool:
+    if not own.dim() or not own.is_floating_point():
+        return True  # quantised weights are laid out in other ways
+    own, first = own[:1].detach().cpu(), stored[:1]
+    if torch.promote_types(own.dtype, first.dtype) == own.dtype:
+        return torch.equal(own.to(first.dtype), first)
+    return torch.allclose(own.to(first.dtype), first, rtol=1e-2)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "llm") from error
+    return transformers
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """What transformers would print is checked, and told in a line if it matters."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_path(source: str | Path) -> None:
+    """What cannot be a hub id is a folder."""
+    path = Path(source)
+    if path.is_file():
+        raise UserError(f"{source} is a file: name the folder it is in")
+    folder = isinstance(source, Path) or path.is_absolute() or str(source).startswith((".", "~"))
+    if not path.is_dir() and (folder or str(source).count("/") > 1):
+        raise UserError(f"there is no folder {source}")
+
+
+def _check_folder(model: str | Path) -> None:
+    """What transformers would say of a folder is a page about the hub."""
+    _check_path(model)
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{model} holds no model: config.json is missing")
+        if not any(path.glob("*.safetensors")):
+            raise UserError(f"{model} holds no *.safetensors: save the model with save_pretrained")
+
+
+def _not_loaded(source: str | Path, what: str, error: Exception) -> str:
+    if Path(source).is_dir():
+        return f"{source} cannot be loaded {what}: {one_line(error)}"
+    # A misspelt folder looks like a hub id.
+    return (
+        f"there is no folder {source}, and as a hub id it cannot be loaded {what}: "
+        f"{one_line(error)}"
+    )
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight without what peft adds to it."""
+    name = name.removeprefix("base_model.model.")
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def of_adapter(name: str) -> bool:
+    """Whether a weight is an adapter's, or a copy that is trained in place of one of the base's."""
+    return ".lora_" in name or ".modules_to_save." in name
