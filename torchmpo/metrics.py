@@ -36,11 +36,26 @@ def _f_dpo(log_ratio: Tensor, hyper: dict[str, Any]) -> Tensor:
     return hyper["beta"] * f_derivative(hyper["divergence"], hyper["alpha"])(log_ratio)
 
 
+def _chi_po(log_ratio: Tensor, hyper: dict[str, Any]) -> Tensor:
+    return hyper["beta"] * f_derivative("chi_squared", 0.0)(log_ratio)
+
+
+def _h_dpo(log_ratio: Tensor, hyper: dict[str, Any]) -> Tensor:
+    return hyper["beta"] * hyper["alpha"] * log_ratio
+
+
 # The losses whose reward is not β times the log-probability or log-ratio, by name in LOSSES.
 _EXCEPTIONS: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
     "orpo": _orpo,
     "alpha_po": _alpha_po,
     "f_dpo": _f_dpo,
+    "chi_po": _chi_po,
+    "h_dpo": _h_dpo,
+}
+# What multiplies the reference's log-probability, where it is neither 1 nor ``ref_coef``.
+_REF_COEFS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "h_dpo": lambda hyper: 1 / hyper["alpha"],
+    "alpha_dpo": lambda hyper: 0.0,  # its reference is in the margin only
 }
 
 
@@ -53,7 +68,9 @@ def implicit_rewards(
         without                      β·c
         ``orpo``                     po_coef·c̄
         ``alpha_po``                 β·(1 − e^{−αc̄})/α
-        ``f_dpo``                    β·f'(e^{c − c'})
+        ``f_dpo``, ``chi_po``        β·f'(e^{c − c'})
+        ``h_dpo``                    β·(αc − c')
+        ``alpha_dpo``                β·c̄
         mirror losses                φ⁻¹(c̄) [− φ⁻¹(c̄') in two steps], by Theorem 3.1
 
     and the same of r. c stands for **the unit that the loss compares**: sums; means if the loss
@@ -103,10 +120,15 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
     phi_inv = _phi_inv(objective, hyper, pair)
     if phi_inv is not None:
         return phi_inv(policy) if ref is None else phi_inv(policy) - phi_inv(ref)
-    score = policy if ref is None else policy - hyper.get("ref_coef", 1.0) * ref
-    for name, exception in _EXCEPTIONS.items():
-        if isinstance(objective, Objective) and LOSSES.get(name) is objective.source:
-            return exception(score, hyper)
+    source = objective.source if isinstance(objective, Objective) else None
+    name = next((n for n in {*_EXCEPTIONS, *_REF_COEFS} if LOSSES.get(n) is source), "")
+    if ref is None:
+        score = policy
+    else:
+        ref_coef = _REF_COEFS.get(name, lambda hyper: hyper.get("ref_coef", 1.0))
+        score = policy - ref_coef(hyper) * ref
+    if name in _EXCEPTIONS:
+        return _EXCEPTIONS[name](score, hyper)
     return hyper.get("beta", 1.0) * score
 
 

@@ -53,6 +53,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "reward_coef": Range(1e-4, 1.0),
         "eta": Range(10.0, 1e4),
         "threshold": Range(-5.0, 0.0, log=False),
+        "rejected_coef": Range(0.1, 1.0, log=False),
     },
 }
 # Where one name means something else.
@@ -65,6 +66,11 @@ OWN: dict[str, dict[str, Range]] = {
         "sharpness": Range(0.1, 100.0),
         "threshold": Range(-2.0, 2.0, log=False),  # of the margin
     },
+    "beta_dpo": {"alpha": Range(1e-4, 1.0), "baseline": Range(-100.0, 100.0, log=False)},
+    "bregman_po": {"power": Range(-0.5, 1.0, log=False)},
+    "focal_po": {"focus": Range(0.01, 2.0)},
+    "h_dpo": {"alpha": Range(0.5, 1.5, log=False)},
+    "mix_dpo": {"threshold": Range(0.0, 3000.0, log=False)},  # of returns
     "alpha_po": {"alpha": Range(-0.5, 0.5, log=False)},
     "f_dpo": {"alpha": Range(0.0, 1.0, log=False)},
     "r_dpo": {"alpha": Range(1e-4, 0.1)},
@@ -76,6 +82,11 @@ OWN: dict[str, dict[str, Range]] = {
         "sharpness": Range(0.1, 10.0),
         "tau": Range(0.5, 5.0),
     },
+}
+# What makes another loss of a loss once it is not 0, and is therefore tuned only where it is given.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "simpo": ("sft_coef", "label_smoothing"),
+    "cpo": ("label_smoothing",),
 }
 # The factor up and down from the default of a hyper-parameter that no table knows.
 SPREAD = 100.0
@@ -98,6 +109,8 @@ def ranges(objective: Objective) -> dict[str, Range]:
     unit = _unit(objective)
     for name, default in objective.hyper.items():
         if isinstance(default, (bool, str)) or not isinstance(default, (int, float)):
+            continue
+        if default == 0 and name in OPTIONS.get(objective.name, ()):
             continue
         for table in (OWN.get(objective.name, {}), RANGES[unit], RANGES["any"]):
             if name in table:

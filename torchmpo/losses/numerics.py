@@ -1,9 +1,10 @@
-"""Exponentials of log-probabilities that do not overflow."""
+"""Functions of log-probabilities that do not overflow."""
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 # Where an exponential that a loss takes of log-probabilities goes on as its tangent: e^30 squared,
 # and summed over parameters, is still far from float32's 3e38.
@@ -61,3 +62,19 @@ def q_logarithm(x: Tensor, k: float | Tensor) -> Tensor:
 def _expm1_then_line(x: Tensor) -> Tensor:
     line = math.exp(MAX_EXPONENT) * torch.relu(x - MAX_EXPONENT)
     return torch.expm1(at_most(x, MAX_EXPONENT)) + line
+
+
+def smoothed_logistic(x: Tensor, label_smoothing: float | Tensor) -> Tensor:
+    """−(1 − ε)·LS(x) − ε·LS(−x), where LS is the log of the logistic function.
+
+    Args:
+        x: ``[...]``.
+        label_smoothing: ε.
+
+    >>> smoothed_logistic(torch.tensor([0.0]), 0.25).tolist()            # log 2
+    [0.6931471824645996]
+    """
+    loss = -logsigmoid(x)
+    if not isinstance(label_smoothing, Tensor) and label_smoothing == 0:
+        return loss
+    return (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-x)
