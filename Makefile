@@ -24,7 +24,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-# The losses against TRL's own, in an environment that has nothing else.
+# The losses against TRL's and oxrl's own, in an environment that has nothing else.
 .PHONY: test-oracle
 test-oracle: $(ORACLE)/.installed
 	OMP_NUM_THREADS=1 $(ORACLE)/bin/python -m pytest tests/oracle $(ARGS)
@@ -124,6 +124,7 @@ $(TRL)/.installed: benchmarks/trl_requirements.txt
 $(ORACLE)/.installed: tests/oracle/requirements.txt
 	$(ORACLE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --disable-pip-version-check -r $<
+	$(ORACLE)/bin/python -m pip install --disable-pip-version-check --no-deps oxrl==1.7.2
 	@touch $@
 
 # NumPy is for TorchInductor.
