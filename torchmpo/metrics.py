@@ -17,6 +17,7 @@ from torchmpo.losses import LOSSES
 from torchmpo.losses.arguments import Scalar, check_positive, same_shape
 from torchmpo.losses.numerics import q_logarithm
 from torchmpo.losses.reference_based import f_derivative
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
@@ -79,7 +80,7 @@ def implicit_rewards(
     multiplies c'. The rule is read from the parameters' names, so it holds for one's own loss too.
     A loss of per-step values is measured on the sums. What a loss does to a pair as a whole, such
     as margins, weights or ``dpo_positive_reference``'s cut, is no part of a response's reward, nor
-    is an SFT term.
+    is an SFT term. A sum of losses has the rewards of the first one.
 
     Args:
         objective: the loss, with its hyper-parameters.
@@ -104,6 +105,10 @@ def implicit_rewards(
     >>> [x.tolist() for x in implicit_rewards(resolve("dpo", beta=0.5), pair)]
     [[2.0], [-3.0]]
     """
+    source = objective.source if isinstance(objective, Objective) else None
+    if isinstance(objective, Objective) and isinstance(source, WeightedSum):
+        name, loss = next(iter(source.parts.items()))
+        objective = Objective(loss, name=name, **source.own_hyper(name, objective.hyper))
     with torch.no_grad():
         chosen = _reward(objective, pair, "chosen")
         rejected = _reward(objective, pair, "rejected")

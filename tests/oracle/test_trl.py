@@ -311,7 +311,7 @@ WE_HAVE_NONE = {
 SETTINGS_WE_HAVE_NONE = {
     (DPOConfig, "use_weighting"): "WPO: pair weights from the policy's whole distribution",
     (DPOConfig, "ld_alpha"): "LD-DPO: discounts tokens beyond the shorter response's length",
-    (DPOConfig, "loss_weights"): "a sum of losses: add them up in a function of one's own",
+    (DPOConfig, "loss_weights"): "a sum of losses inside its step of training; weighted_sum here",
     (DPOConfig, "f_divergence_type"): "also in robust, exo_pair, hinge, ipo; ours is of DPO alone",
     (CPOConfig, "label_smoothing"): "also in AlphaPO; ours has none",
 }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 
@@ -88,6 +89,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "simpo": ("sft_coef", "label_smoothing"),
     "cpo": ("label_smoothing",),
 }
+# Of a loss in a sum of several.
+WEIGHT = Range(0.01, 10.0)
 # The factor up and down from the default of a hyper-parameter that no table knows.
 SPREAD = 100.0
 # What the step size of training is called among the settings of a loss, where it is tuned, where it
@@ -103,9 +106,16 @@ def ranges(objective: Objective) -> dict[str, Range]:
 
     A name without one in the tables is looked for between a hundredth and a hundred times its
     default; if that is not positive, or is an integer (a count, that ``range`` can take), the
-    default is kept.
+    default is kept. A sum of losses has the ranges of its parts, and one for each weight.
     """
     found = {}
+    if isinstance(objective.source, WeightedSum):
+        for name, loss in objective.source.parts.items():
+            own = objective.source.own_hyper(name, objective.hyper)
+            part = ranges(Objective(loss, name=name, **own))
+            found[f"{name}_weight"] = WEIGHT
+            found |= {f"{name}_{key}": span for key, span in part.items()}
+        return found
     unit = _unit(objective)
     for name, default in objective.hyper.items():
         if isinstance(default, (bool, str)) or not isinstance(default, (int, float)):

@@ -13,6 +13,7 @@ from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.other_tools import LOSSES_OF, known_to
+from torchmpo.objectives.weighted_sum import is_sum, parse, weighted_sum
 from torchmpo.runs.errors import nearest
 
 # What other libraries and papers call a loss of LOSSES.
@@ -98,6 +99,7 @@ def resolve(
     Args:
         loss: a name in ``torchmpo.losses.LOSSES`` or in :func:`discovered`,
             another tool's name for one, as in ``"trl:sigmoid_norm"``, with that tool's defaults,
+            a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``,
             ``"package.module:function"`` for one's own, the folder of a saved objective, a
             function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
@@ -128,6 +130,8 @@ def resolve(
         if colon and tool in LOSSES_OF and not path.exists():
             name, defaults = known_to(tool, theirs)
             return Objective(LOSSES[name], name=name, **{**defaults, **hyper})
+        if is_sum(text) and not path.exists():
+            return weighted_sum(parse(text), **hyper)
         if text in discovered():
             path = DISCOVERED / text
         elif ":" in text and not path.exists():
