@@ -9,6 +9,8 @@ READY := .venv/.installed
 ORACLE := .venv-oracle
 ALPACA := .venv-alpaca
 TRL := .venv-trl
+# Which torch `make test-torch` takes.
+TORCH ?= 2.14.1
 
 .PHONY: evolve finetune test bench lint docs
 
@@ -28,10 +30,16 @@ test: $(READY)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-# The losses against TRL's own, in an environment that has nothing else.
+# The losses against TRL's and oxrl's own, in an environment that has nothing else.
 .PHONY: test-oracle
 test-oracle: $(ORACLE)/.installed
 	OMP_NUM_THREADS=1 $(ORACLE)/bin/python -m pytest tests/oracle $(ARGS)
+
+# The losses under another torch, in an environment that has nothing else: make test-torch TORCH=2.14.1
+.PHONY: test-torch
+test-torch: .venv-torch-$(TORCH)/.installed
+	PYTHONPATH=. OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
+		.venv-torch-$(TORCH)/bin/python -m pytest tests/losses $(ARGS)
 
 # Win rates against alpaca_eval's own, in an environment that has nothing else.
 .PHONY: test-alpaca
@@ -122,6 +130,14 @@ $(TRL)/.installed: benchmarks/trl_requirements.txt
 $(ORACLE)/.installed: tests/oracle/requirements.txt
 	$(ORACLE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --disable-pip-version-check -r $<
+	$(ORACLE)/bin/python -m pip install --disable-pip-version-check --no-deps oxrl==1.7.2
+	@touch $@
+
+# NumPy is for TorchInductor.
+.venv-torch-%/.installed:
+	.venv-torch-$*/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-torch-$*
+	.venv-torch-$*/bin/python -m pip install --disable-pip-version-check \
+		torch==$* hypothesis numpy pytest safetensors
 	@touch $@
 
 $(ALPACA)/.installed: tests/oracle_alpaca/requirements.txt

@@ -53,6 +53,8 @@ SHOWN: dict[str, dict] = {
     "robust_dpo": {"label_smoothing": 0.2},
     "dpo_gamma": {"ref_coef": 0.5},
     "f_dpo": {"divergence": "js"},
+    "mix_dpo": {"threshold": 1.0},
+    "offset_dpo": {"target_margin": 2.0},
     "r_dpo": {"chosen_lengths": 90, "rejected_lengths": 10},
 }
 # The other pairs of the batch, for a loss that looks at them.

@@ -13,9 +13,12 @@ SETTINGS = {
     "rrhf": [{"sft_coef": 0.3}],
     "slic_hf": [{"delta": 1.7, "sft_coef": 0.3}, {"reduction": "mean"}],
     "lpo": [{"sft_coef": 0.3}, {"reduction": "mean"}],
-    "cpo": [{"beta": 0.4, "sft_coef": 0.7}],
+    "cpo": [{"beta": 0.4, "sft_coef": 0.7, "label_smoothing": 0.1}],
     "orpo": [{"po_coef": 0.6}],
-    "simpo": [{"beta": 1.3, "target_margin": 0.2}],
+    "simpo": [
+        {"beta": 1.3, "target_margin": 0.2, "sft_coef": 0.7, "label_smoothing": 0.1},
+        {"sft_coef": 0.7},
+    ],
     "alpha_po": [{"beta": 1.3, "alpha": 0.6, "target_margin": 0.2}],
     "colpo": [{"po_coef": 0.8, "delta": 1.5, "threshold": -2.0}],
     "closed_form": [
@@ -65,7 +68,33 @@ SETTINGS = {
         {"divergence": "forward_kl"},
         {"divergence": "js"},
         {"divergence": "alpha", "alpha": 0.4},
+        {"divergence": "chi_squared"},
     ],
+    "cpl": [{"beta": 0.3, "rejected_coef": 0.6}, {"reduction": "mean"}],
+    "dpo_shift": [{"beta": 0.3, "rejected_coef": 0.6}],
+    "dpop": [{"beta": 0.2, "penalty_coef": 3.0}],
+    "minor_dpo": [{"beta": 0.3}],
+    "bpo_min": [{"beta": 0.3, "balance": 0.6}],
+    "cal_dpo": [{"beta": 0.3, "calibration_coef": 0.6}],
+    "c2_dpo": [{"beta": 0.3, "constraint_coef": 0.01}],
+    "h_dpo": [{"beta": 0.3, "alpha": 0.7}],
+    "chi_po": [{"beta": 0.3, "max_margin": 1.3}],
+    "mix_dpo": [{"beta": 0.3, "threshold": -0.7, "sft_coef": 0.6}],
+    "gpo": [
+        {"beta": 0.3},
+        {"curve": "logistic"},
+        {"curve": "hinge"},
+        {"curve": "squared"},
+        {"curve": "truncated_quadratic"},
+        {"curve": "savage"},
+    ],
+    "sym_po": [{"beta": 0.3}, {"curve": "ramp"}, {"curve": "unhinged"}],
+    "bregman_po": [{"beta": 0.3, "power": 0.7}, {"power": 0.0}],
+    "focal_po": [{"beta": 0.3, "focus": 0.6}],
+    "offset_dpo": [{"beta": 0.3, "target_margin": 0.2}],
+    "dr_dpo": [{"beta": 0.3, "temperature": 0.6}],
+    "beta_dpo": [{"beta": 0.3, "alpha": 0.2, "baseline": 0.4}],
+    "alpha_dpo": [{"beta": 1.3, "alpha": 0.3, "target_margin": 0.2}],
     "discopop": [{"beta": 0.3, "tau": 0.2}],
     "padll": [{"beta": 0.3}],
     "cell": [{"beta": 0.3}],
@@ -79,6 +108,9 @@ SETTINGS = {
 CASES = [
     (name, setting) for name in SETTINGS for setting in ({}, *(s for s in SETTINGS[name] if s))
 ]
+# A part of these depends on the policy and sends no gradient into it: the function of that name in
+# oracles.py with ``_held`` behind it.
+STOPPED = ("beta_dpo", "alpha_dpo")
 POLICY = ("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps")
 
 

@@ -58,16 +58,20 @@ def lpo(c, r, nc=1, nr=1, *, sft_coef, reduction):
     return r - (1 + sft_coef) * c
 
 
-def cpo(c, r, c_mean, *, beta, sft_coef):
-    return -log_sigmoid(beta * (c - r)) - sft_coef * c_mean
+def smoothed_logistic(x, label_smoothing):
+    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+
+
+def cpo(c, r, c_mean, *, beta, sft_coef, label_smoothing):
+    return smoothed_logistic(beta * (c - r), label_smoothing) - sft_coef * c_mean
 
 
 def orpo(c, r, *, po_coef):
     return -c - po_coef * log_sigmoid(log_odds(c) - log_odds(r))
 
 
-def simpo(c, r, *, beta, target_margin):
-    return -log_sigmoid(beta * (c - r) - target_margin)
+def simpo(c, r, *, beta, target_margin, sft_coef, label_smoothing):
+    return smoothed_logistic(beta * (c - r) - target_margin, label_smoothing) - sft_coef * c
 
 
 def alpha_po(c, r, *, beta, alpha, target_margin):
@@ -242,9 +246,102 @@ def f_dpo(c, r, rc, rr, *, beta, divergence, alpha):
             return 1 - exp_then_line(-h)
         if divergence == "js":
             return math.log(2) + log_sigmoid(h)
+        if divergence == "chi_squared":
+            return exp_then_line(h) + h
         return (1 - exp_then_line(-alpha * h)) / alpha
 
     return -log_sigmoid(beta * (slope(c - rc) - slope(r - rr)))
+
+
+# Losses that treat the two responses, or two kinds of pairs, differently.
+
+
+def cpl(c, r, nc=1, nr=1, *, beta, rejected_coef, reduction):
+    if reduction == "mean":
+        c, r = c / nc, r / nr
+    return -log_sigmoid(beta * c - beta * rejected_coef * r)
+
+
+def dpo_shift(c, r, rc, rr, *, beta, rejected_coef):
+    return -log_sigmoid(beta * (c - rc) - beta * rejected_coef * (r - rr))
+
+
+def dpop(c, r, rc, rr, *, beta, penalty_coef):
+    return -log_sigmoid(beta * (margin(c, r, rc, rr) - penalty_coef * max(0.0, rc - c)))
+
+
+def minor_dpo(c, r, rc, rr, *, beta):
+    return -log_sigmoid(beta * (c - rc - max(0.0, r - rr)))
+
+
+def bpo_min(c, r, rc, rr, *, beta, balance):
+    return -log_sigmoid(beta * min(c - rc, balance * (rr - r)))
+
+
+def cal_dpo(c, r, rc, rr, *, beta, calibration_coef):
+    regression = sppo_hard(c, r, rc, rr, beta=beta)
+    return -log_sigmoid(margin(c, r, rc, rr)) + calibration_coef * regression
+
+
+def c2_dpo(c, r, rc, rr, *, beta, constraint_coef):
+    x = beta * margin(c, r, rc, rr)
+    return -log_sigmoid(x) + constraint_coef * (c - rc + r - rr) ** 2
+
+
+def h_dpo(c, r, rc, rr, *, beta, alpha):
+    return -log_sigmoid(beta * alpha * (c - r) - beta * (rc - rr))
+
+
+def chi_po(c, r, rc, rr, *, beta, max_margin):
+    chosen, rejected = (exp_then_line(h) + h for h in (c - rc, r - rr))
+    return -log_sigmoid(min(max(beta * (chosen - rejected), -max_margin), max_margin))
+
+
+def mix_dpo(c, r, rc, rr, c_mean, score_c, score_r, *, beta, threshold, sft_coef):
+    if score_c - score_r > threshold:
+        return -log_sigmoid(beta * margin(c, r, rc, rr))
+    return -sft_coef * c_mean
+
+
+# Other functions of the margin.
+
+
+def gpo(c, r, rc, rr, *, beta, curve):
+    x = beta * margin(c, r, rc, rr)
+    if curve == "logistic":
+        return -log_sigmoid(x)
+    if curve == "savage":
+        return math.exp(2 * log_sigmoid(-x))
+    if curve == "exponential":
+        return exp_then_line(-x)
+    gap = 1 - x if curve == "squared" else max(0.0, 1 - x)
+    return gap if curve == "hinge" else gap**2
+
+
+def sym_po(c, r, rc, rr, *, beta, curve):
+    x = beta * margin(c, r, rc, rr)
+    if curve == "sigmoid":
+        return sigmoid(-x)
+    return 1 - x if curve == "unhinged" else min(max((1 - x) / 2, 0.0), 1.0)
+
+
+def power_logarithm(x, k):
+    return (exp_then_line(k * x) - 1) / k if k else x
+
+
+def bregman_po(c, r, rc, rr, *, beta, power):
+    """h'(R)·R − h(R) − h'(1/R) for Basu's h at R = e^{−x}, scaled, less what it is at R = 1."""
+    x = beta * margin(c, r, rc, rr)
+    return (power_logarithm(-x, power + 1) - power_logarithm(x, power)) / 4
+
+
+def focal_po(c, r, rc, rr, *, beta, focus):
+    logistic = log_sigmoid(beta * margin(c, r, rc, rr))
+    return -math.exp(focus * logistic) * logistic
+
+
+def offset_dpo(c, r, rc, rr, *, beta, target_margin):
+    return -log_sigmoid(beta * margin(c, r, rc, rr) - target_margin)
 
 
 # Losses found by language models.
@@ -275,10 +372,6 @@ def pfl(c, r, rc, rr, *, beta):
 
 def margins(c, r, rc, rr):
     return [margin(*pair) for pair in zip(c, r, rc, rr, strict=True)]
-
-
-def smoothed_logistic(x, label_smoothing):
-    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
 
 
 def aot(c, r, rc, rr, *, beta, label_smoothing):
@@ -329,6 +422,34 @@ def dbaql(c, r, rc, rr, *, beta, tau):
         sigmoid(spread) * -log_sigmoid(v / 0.9) + sigmoid(-spread) * exp_then_line(-0.9 * v)
         for v in x
     ]
+
+
+def dr_dpo(c, r, rc, rr, *, beta, temperature):
+    scaled = [log_sigmoid(beta * d) / temperature for d in margins(c, r, rc, rr)]
+    top = max(scaled)
+    mean = fmean(math.exp(a - top) for a in scaled)
+    return [-temperature * (top + math.log(mean))] * len(scaled)
+
+
+def beta_dpo_held(c, r, rc, rr, *, beta, alpha, baseline):
+    return max(1e-3, beta * (1 + alpha * (fmean(margins(c, r, rc, rr)) - baseline)))
+
+
+def beta_dpo(c, r, rc, rr, *, held=None, **hyper):
+    used = beta_dpo_held(c, r, rc, rr, **hyper) if held is None else held
+    return [-log_sigmoid(used * d) for d in margins(c, r, rc, rr)]
+
+
+def alpha_dpo_held(c, r, rc, rr, *, beta, alpha, target_margin):
+    gaps = margins(c, r, rc, rr)
+    mean, spread = fmean(gaps), stdev(gaps) if len(gaps) > 1 else 0.0
+    return [target_margin + alpha * beta * ((d - mean) / spread if spread else 0.0) for d in gaps]
+
+
+def alpha_dpo(c, r, rc, rr, *, held=None, **hyper):
+    asked = alpha_dpo_held(c, r, rc, rr, **hyper) if held is None else held
+    pairs = zip(c, r, asked, strict=True)
+    return [-log_sigmoid(hyper["beta"] * (a - b) - m) for a, b, m in pairs]
 
 
 def kl(p, q):

@@ -83,11 +83,17 @@ REWARDS = {
     "dpo_norm": of_means(5.0),
     "ipo": of_means(0.1),
     "discopop": of_sums(0.05),
+    "cpl": (0.1 * C, 0.1 * R),
+    "dpop": of_sums(0.3),
+    "h_dpo": (0.1 * (0.95 * C - REF_C), 0.1 * (0.95 * R - REF_R)),
+    "chi_po": tuple(0.1 * (math.exp(h) + h) for h in (C - REF_C, R - REF_R)),
+    "alpha_dpo": (2.5 * CM, 2.5 * RM),
 }
 OF_SUMS = """
     dpo robust_dpo r_dpo rpo dpo_gamma dpo_positive_reference soft_label_dpo margin_dpo smpo madpo
     modpo vpo_offline hinge_dpo exo_pair nca_pair bco_pair sppo_hard apo_zero apo_down f_dpo padll
-    cell pfl aot aot_unpaired aql aqfl dbaql
+    cell pfl aot aot_unpaired aql aqfl dbaql dpo_shift minor_dpo bpo_min cal_dpo c2_dpo mix_dpo gpo
+    sym_po bregman_po focal_po offset_dpo dr_dpo beta_dpo
 """
 REWARDS |= {name: of_sums(0.1) for name in OF_SUMS.split()}
 

@@ -17,6 +17,7 @@ from torchmpo.losses import LOSSES
 from torchmpo.losses.arguments import Scalar, check_positive, same_shape
 from torchmpo.losses.numerics import q_logarithm
 from torchmpo.losses.reference_based import f_derivative
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
@@ -36,11 +37,26 @@ def _f_dpo(log_ratio: Tensor, hyper: dict[str, Any]) -> Tensor:
     return hyper["beta"] * f_derivative(hyper["divergence"], hyper["alpha"])(log_ratio)
 
 
+def _chi_po(log_ratio: Tensor, hyper: dict[str, Any]) -> Tensor:
+    return hyper["beta"] * f_derivative("chi_squared", 0.0)(log_ratio)
+
+
+def _h_dpo(log_ratio: Tensor, hyper: dict[str, Any]) -> Tensor:
+    return hyper["beta"] * hyper["alpha"] * log_ratio
+
+
 # The losses whose reward is not β times the log-probability or log-ratio, by name in LOSSES.
 _EXCEPTIONS: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
     "orpo": _orpo,
     "alpha_po": _alpha_po,
     "f_dpo": _f_dpo,
+    "chi_po": _chi_po,
+    "h_dpo": _h_dpo,
+}
+# What multiplies the reference's log-probability, where it is neither 1 nor ``ref_coef``.
+_REF_COEFS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "h_dpo": lambda hyper: 1 / hyper["alpha"],
+    "alpha_dpo": lambda hyper: 0.0,  # its reference is in the margin only
 }
 
 
@@ -53,7 +69,9 @@ def implicit_rewards(
         without                      β·c
         ``orpo``                     po_coef·c̄
         ``alpha_po``                 β·(1 − e^{−αc̄})/α
-        ``f_dpo``                    β·f'(e^{c − c'})
+        ``f_dpo``, ``chi_po``        β·f'(e^{c − c'})
+        ``h_dpo``                    β·(αc − c')
+        ``alpha_dpo``                β·c̄
         mirror losses                φ⁻¹(c̄) [− φ⁻¹(c̄') in two steps], by Theorem 3.1
 
     and the same of r. c stands for **the unit that the loss compares**: sums; means if the loss
@@ -62,7 +80,7 @@ def implicit_rewards(
     multiplies c'. The rule is read from the parameters' names, so it holds for one's own loss too.
     A loss of per-step values is measured on the sums. What a loss does to a pair as a whole, such
     as margins, weights or ``dpo_positive_reference``'s cut, is no part of a response's reward, nor
-    is an SFT term.
+    is an SFT term. A sum of losses has the rewards of the first one.
 
     Args:
         objective: the loss, with its hyper-parameters.
@@ -87,6 +105,10 @@ def implicit_rewards(
     >>> [x.tolist() for x in implicit_rewards(resolve("dpo", beta=0.5), pair)]
     [[2.0], [-3.0]]
     """
+    source = objective.source if isinstance(objective, Objective) else None
+    if isinstance(objective, Objective) and isinstance(source, WeightedSum):
+        name, loss = next(iter(source.parts.items()))
+        objective = Objective(loss, name=name, **source.own_hyper(name, objective.hyper))
     with torch.no_grad():
         chosen = _reward(objective, pair, "chosen")
         rejected = _reward(objective, pair, "rejected")
@@ -103,10 +125,15 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
     phi_inv = _phi_inv(objective, hyper, pair)
     if phi_inv is not None:
         return phi_inv(policy) if ref is None else phi_inv(policy) - phi_inv(ref)
-    score = policy if ref is None else policy - hyper.get("ref_coef", 1.0) * ref
-    for name, exception in _EXCEPTIONS.items():
-        if isinstance(objective, Objective) and LOSSES.get(name) is objective.source:
-            return exception(score, hyper)
+    source = objective.source if isinstance(objective, Objective) else None
+    name = next((n for n in {*_EXCEPTIONS, *_REF_COEFS} if LOSSES.get(n) is source), "")
+    if ref is None:
+        score = policy
+    else:
+        ref_coef = _REF_COEFS.get(name, lambda hyper: hyper.get("ref_coef", 1.0))
+        score = policy - ref_coef(hyper) * ref
+    if name in _EXCEPTIONS:
+        return _EXCEPTIONS[name](score, hyper)
     return hyper.get("beta", 1.0) * score
 
 

@@ -112,6 +112,15 @@ def test_one_name_may_mean_different_things():
     assert len(set(found.values())) == 3
 
 
+def test_an_option_of_a_loss_is_tuned_only_where_it_is_given():
+    """Older runs tuned what they tuned: a term that is off is not switched on."""
+    assert set(ranges(resolve("simpo"))) == {"beta", "target_margin"}
+    assert set(ranges(resolve("cpo"))) == {"beta", "sft_coef"}
+    assert set(ranges(resolve("simpo", sft_coef=0.5))) == {"beta", "target_margin", "sft_coef"}
+    assert "label_smoothing" in ranges(resolve("cpo", label_smoothing=0.1))
+    assert "label_smoothing" in ranges(resolve("dpo"))
+
+
 def test_hyper_parameters_of_ones_own_loss():
     """A count stays one: a loss may loop over it."""
     found = ranges(Objective(own))

@@ -60,7 +60,10 @@ def test_no_two_pictures_are_the_same():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_is_bounded_as_its_docstring_says(name):
+def test_loss_is_bounded_as_its_docstring_says(name, monkeypatch):
+    if name == "dr_dpo":  # a pair that is far wrong hides behind its companions
+        monkeypatch.setattr(make_losses, "COUPLED", frozenset())
+
     def extremes(lowest: float) -> tuple[float, float]:
         grid = torch.cat([torch.tensor([0.0]), -torch.logspace(-3, 0, 40) * abs(lowest)])
         value, *_ = make_losses.surface(name, grid, grid)

@@ -203,6 +203,15 @@ def test_colpo_with_the_gate_shut_is_rrhf():
     assert_same(gated, 0.4 * L.rrhf_loss(c, r, sft_coef=1 / 0.4), [c, r])
 
 
+def test_colpo_at_its_limits_is_slic_hf_and_rrhf():
+    c, r = columns(2)
+    for threshold, delta in ((-math.inf, 1.5), (math.inf, 0.0)):
+        for value in (threshold, torch.tensor(threshold, dtype=torch.float64)):
+            loss = L.colpo_loss(c, r, po_coef=0.4, delta=1.5, threshold=value)
+            hinge = L.slic_hf_loss(c, r, delta=delta, sft_coef=0.0)
+            assert_same(loss, 0.4 * hinge - c, [c, r])
+
+
 def test_colpo_without_preference_is_sft():
     c, r = columns(2)
     loss = L.colpo_loss(c, r, po_coef=0.0)
@@ -754,3 +763,175 @@ def test_dbaql_is_half_and_half_without_variance_and_logistic_with_much():
     assert_same(L.dbaql_loss(c, r, rc, rr, tau=1e9), halves, [c, r], rtol=1e-6, atol=1e-6)
     logistic = L.dpo_loss(c, r, rc, rr, beta=0.1 / 0.9)
     assert_same(L.dbaql_loss(c, r, rc, rr, tau=1e-3), logistic, [c, r])
+
+
+# Losses that treat the two responses, or two kinds of pairs, differently.
+
+
+def test_cpl_of_equal_sides_is_the_preference_term_of_cpo_and_simpo():
+    c, r = columns(2)
+    for other in (
+        L.cpo_loss(c, r, c, beta=0.3, sft_coef=0.0),
+        L.simpo_loss(c, r, beta=0.3, target_margin=0.0),
+    ):
+        assert_same(L.cpl_loss(c, r, beta=0.3, rejected_coef=1.0), other, [c, r])
+
+
+def test_simpo_with_an_sft_term_is_cpo_on_means():
+    c, r = columns(2)
+    options = {"beta": 0.3, "sft_coef": 0.7, "label_smoothing": 0.2}
+    assert_same(
+        L.simpo_loss(c, r, target_margin=0.0, **options), L.cpo_loss(c, r, c, **options), [c, r]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "low", "high"),
+    [
+        ("dpo_shift", {"rejected_coef": 1.0}, -6, 0),
+        ("dpop", {"penalty_coef": 0.0}, -6, 0),
+        ("dpop", {"penalty_coef": 50.0}, -12, -6),  # the chosen one above its reference
+        ("minor_dpo", {}, -12, -6),  # the rejected one above its reference
+        ("c2_dpo", {"constraint_coef": 0.0}, -6, 0),
+        ("h_dpo", {"alpha": 1.0}, -6, 0),
+        ("gpo", {"curve": "logistic"}, -6, 0),
+        ("focal_po", {"focus": 0.0}, -6, 0),
+        ("offset_dpo", {"target_margin": 0.0}, -6, 0),
+        ("beta_dpo", {"alpha": 0.0}, -6, 0),
+    ],
+)
+def test_what_becomes_dpo(name, hyper, low, high):
+    c, r = columns(2)
+    rc, rr = uniform(low, high), uniform(low, high, seed=3)
+    loss = L.LOSSES[name](c, r, rc, rr, beta=0.3, **hyper)
+    assert_same(loss, L.dpo_loss(c, r, rc, rr, beta=0.3), [c, r])
+
+
+def test_h_dpo_is_dpo_gamma_with_another_beta():
+    c, r, rc, rr = columns(4)
+    gamma = L.dpo_gamma_loss(c, r, rc, rr, beta=0.3 * 0.8, ref_coef=1 / 0.8)
+    assert_same(L.h_dpo_loss(c, r, rc, rr, beta=0.3, alpha=0.8), gamma, [c, r])
+
+
+def test_dpo_shift_without_its_rejected_side_is_minor_dpo_below_the_reference():
+    c, r = columns(2)
+    rc, rr = uniform(-6, 0), uniform(0, 1)
+    minor = L.minor_dpo_loss(c, r, rc, rr, beta=0.3)
+    assert_same(L.dpo_shift_loss(c, r, rc, rr, beta=0.3, rejected_coef=1e-12), minor, [c, r])
+
+
+def test_bpo_min_is_never_below_dpo_of_half_the_margin():
+    c, r, rc, rr = columns(4)
+    loss = L.bpo_min_loss(c, r, rc, rr, beta=0.3, balance=1.0)
+    half = L.dpo_loss(c, r, rc, rr, beta=0.15)
+    assert (loss >= half - 1e-12).all()
+    slopes = torch.stack(torch.autograd.grad(loss.sum(), [c, r]))
+    assert ((slopes != 0).sum(0) == 1).all()  # one side waits
+
+
+def test_cal_dpo_is_sppo_and_a_preference_term():
+    c, r, rc, rr = columns(4)
+    parts = L.sppo_hard_loss(c, r, rc, rr, beta=0.3) + L.dpo_loss(c, r, rc, rr, beta=1.0)
+    assert_same(L.cal_dpo_loss(c, r, rc, rr, beta=0.3), parts, [c, r])
+
+
+def test_chi_po_without_its_clip_is_f_dpo_in_chi_squared():
+    c, r, rc, rr = columns(4)
+    plain = L.f_dpo_loss(c, r, rc, rr, beta=0.3, divergence="chi_squared")
+    assert_same(L.chi_po_loss(c, r, rc, rr, beta=0.3, max_margin=1e9), plain, [c, r])
+
+
+def test_mix_dpo_is_dpo_below_every_margin_and_sft_above():
+    c, r, rc, rr = columns(4)
+    scores = uniform(-3, 3), uniform(-3, 3, seed=5)
+    low, high = (
+        L.mix_dpo_loss(c, r, rc, rr, c, *scores, beta=0.3, threshold=threshold)
+        for threshold in (-7.0, 7.0)
+    )
+    assert_same(low, L.dpo_loss(c, r, rc, rr, beta=0.3), [c, r])
+    torch.testing.assert_close(high, L.sft_loss(c))
+
+
+# Functions of the margin.
+
+
+def test_gpo_has_hinge_dpo_and_ipo_in_its_family():
+    c, r, rc, rr = columns(4)
+    hinge = L.gpo_loss(c, r, rc, rr, beta=0.3, curve="hinge")
+    assert_same(hinge, L.hinge_dpo_loss(c, r, rc, rr, beta=0.3), [c, r])
+    squared = L.gpo_loss(c, r, rc, rr, beta=0.3, curve="squared")
+    # (1 − βD)² = β²·(D − 1/(2·½β))²
+    assert_same(squared, 0.09 * L.ipo_loss(c, r, rc, rr, beta=0.15, reduction="sum"), [c, r])
+
+
+@pytest.mark.parametrize("curve", ["sigmoid", "ramp", "unhinged"])
+def test_sym_po_has_the_gradient_of_the_true_labels_when_some_are_flipped(curve):
+    """By enumeration: the label as it is with probability 0.7, the other one with 0.3."""
+    c, r, rc, rr = columns(4)
+    hyper = {"beta": 0.3, "curve": curve}
+    true, flipped = (L.sym_po_loss(*pair, **hyper) for pair in ((c, r, rc, rr), (r, c, rr, rc)))
+    constant = 2.0 if curve == "unhinged" else 1.0
+    torch.testing.assert_close(true + flipped, torch.full_like(true, constant))
+    mean, alone = 0.7 * true + 0.3 * flipped, 0.4 * L.sym_po_loss(c, r, rc, rr, **hyper)
+    assert_same(mean, alone, [c, r], offset=0.3 * constant)
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.0, 0.7, 1.0])
+def test_bregman_po_has_dpos_slope_at_the_reference_and_its_minimum_at_the_true_margin(power):
+    x = torch.tensor([0.0, 1.2], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros_like(x)
+    loss = L.bregman_po_loss(x, zero, zero, zero, beta=1.0, power=power)
+    (slope,) = torch.autograd.grad(loss.sum(), x)
+    assert slope[0].item() == pytest.approx(-0.5)
+    # Labels that follow a Bradley–Terry model whose margin is 1.2.
+    p = torch.sigmoid(torch.tensor(1.2, dtype=torch.float64))
+    kept = L.bregman_po_loss(x, zero, zero, zero, beta=1.0, power=power)
+    flipped = L.bregman_po_loss(zero, x, zero, zero, beta=1.0, power=power)
+    (slope,) = torch.autograd.grad((p * kept + (1 - p) * flipped).sum(), x)
+    assert slope[1].item() == pytest.approx(0, abs=1e-12)
+    assert slope[0].item() < -0.1
+
+
+def test_bregman_po_is_made_of_basus_divergence():
+    """h'(R)·R − h(R) − h'(1/R) at R = e^{−x} for h = (R^{λ+1} − R)/(4λ(λ+1)), by autograd."""
+    c, r, rc, rr = columns(4)
+    power, ratio = 0.7, torch.exp(-0.3 * ((c - r) - (rc - rr))).detach()
+
+    def h(x):
+        return (x ** (power + 1) - x) / (4 * power * (power + 1))
+
+    def slope(x):
+        return torch.func.grad(lambda x: h(x).sum())(x)
+
+    def whole(x):
+        return slope(x) * x - h(x) - slope(1 / x)
+
+    loss = L.bregman_po_loss(c, r, rc, rr, beta=0.3, power=power)
+    torch.testing.assert_close(loss, whole(ratio) - whole(torch.ones_like(ratio)))
+
+
+# Coupled ones.
+
+
+def test_dr_dpo_runs_from_the_smallest_loss_to_the_mean():
+    c, r, rc, rr = columns(4)
+    pairs = L.dpo_loss(c, r, rc, rr, beta=0.3)
+    mean = L.dr_dpo_loss(c, r, rc, rr, beta=0.3, temperature=1e6)
+    torch.testing.assert_close(mean, pairs.mean().expand(COUNT), atol=1e-5, rtol=0)
+    least = L.dr_dpo_loss(c, r, rc, rr, beta=0.3, temperature=1e-4)
+    torch.testing.assert_close(least, pairs.min().expand(COUNT), atol=1e-3, rtol=0)
+    one = [x[:1] for x in (c, r, rc, rr)]
+    torch.testing.assert_close(L.dr_dpo_loss(*one, beta=0.3), L.dpo_loss(*one, beta=0.3))
+
+
+def test_alpha_dpo_without_adaptation_is_simpo():
+    c, r, rc, rr = columns(4)
+    simpo = L.simpo_loss(c, r, beta=2.0, target_margin=0.3)
+    assert_same(
+        L.alpha_dpo_loss(c, r, rc, rr, beta=2.0, alpha=0.0, target_margin=0.3), simpo, [c, r]
+    )
+    equal = [torch.full((4,), v, dtype=torch.float64) for v in (-1.0, -2.0, -3.0, -3.0)]
+    torch.testing.assert_close(
+        L.alpha_dpo_loss(*equal, beta=2.0, target_margin=0.3),
+        L.simpo_loss(*equal[:2], beta=2.0, target_margin=0.3),
+    )

@@ -10,6 +10,7 @@ import torch
 from loss_cases import (
     CASES,
     SETTINGS,
+    STOPPED,
     call,
     case_id,
     defaults,
@@ -147,6 +148,60 @@ BY_HAND = [
     ("f_dpo", (0, -LOG3, -LOG3, 0), {"beta": 1, "divergence": "js"}, math.log(4 / 3)),
     # (½ − 1)/(−½) = 1 and (2 − 1)/(−½) = −2
     ("f_dpo", (0, -LOG4, -LOG4, 0), {"beta": 1, "divergence": "alpha"}, softplus(-3)),
+    # e⁰ + 0 and ¼ − log 4
+    (
+        "f_dpo",
+        (0, -LOG4, 0, 0),
+        {"beta": 1, "divergence": "chi_squared"},
+        softplus(-0.75 - LOG4),
+    ),
+    (
+        "cpo",
+        (0.0, -10.0, -1.0),
+        {"label_smoothing": 0.1},
+        0.9 * softplus(-1) + 0.1 * softplus(1) + 1,
+    ),
+    (
+        "simpo",
+        (-1.0, -2.0),
+        {"sft_coef": 2.0, "label_smoothing": 0.1},
+        0.9 * softplus(-1.5) + 0.1 * softplus(1.5) + 2,
+    ),
+    ("cpl", (-4.0, -18.0), {"beta": 0.2}, softplus(-1)),
+    ("cpl", (-4.0, -18.0, 2, 3), {"beta": 0.5, "reduction": "mean"}, softplus(-0.5)),
+    ("dpo_shift", PAIR, {"beta": 0.25, "rejected_coef": 0.5}, softplus(-1)),
+    ("dpop", PAIR, {"beta": 0.2}, softplus(-1)),
+    ("dpop", FLIPPED, {"beta": 0.2, "penalty_coef": 2.0}, softplus(1 + 0.8)),
+    ("minor_dpo", PAIR, {"beta": 0.2}, softplus(-0.6)),
+    ("minor_dpo", FLIPPED, {"beta": 0.2}, softplus(1)),
+    ("bpo_min", PAIR, {"beta": 0.5, "balance": 0.5}, softplus(-0.5)),
+    ("bpo_min", PAIR, {"beta": 0.5, "balance": 2.0}, softplus(-1.5)),
+    ("cal_dpo", PAIR, {"beta": 0.5, "calibration_coef": 2.0}, softplus(-5) + 2 * (4 + 1)),
+    ("c2_dpo", PAIR, {"beta": 0.2, "constraint_coef": 3.0}, softplus(-1) + 3),
+    ("h_dpo", PAIR, {"beta": 0.2, "alpha": 0.5}, softplus(-0.2 * (0.5 + 4))),
+    ("chi_po", (0, -LOG4, 0, 0), {"beta": 1, "max_margin": 3.0}, softplus(-0.75 - LOG4)),
+    ("chi_po", (0, -LOG4, 0, 0), {"beta": 1, "max_margin": 2.0}, softplus(-2)),
+    ("mix_dpo", (*PAIR, -2.5, 3.0, 1.0), {"beta": 0.2}, softplus(-1)),
+    ("mix_dpo", (*PAIR, -2.5, 3.0, 1.0), {"threshold": 2.0, "sft_coef": 0.5}, 1.25),
+    ("gpo", PAIR, {"beta": 0.2}, math.exp(-1)),
+    ("gpo", FLIPPED, {"beta": 20.0}, math.exp(30) * 71),
+    ("gpo", PAIR, {"beta": 0.2, "curve": "logistic"}, softplus(-1)),
+    ("gpo", PAIR, {"beta": 0.1, "curve": "hinge"}, 0.5),
+    ("gpo", PAIR, {"beta": 0.6, "curve": "squared"}, 4.0),
+    ("gpo", PAIR, {"beta": 0.6, "curve": "truncated_quadratic"}, 0.0),
+    ("gpo", FLIPPED, {"beta": 0.2, "curve": "truncated_quadratic"}, 4.0),
+    ("gpo", PAIR, {"beta": LOG3 / 5, "curve": "savage"}, 1 / 16),
+    ("sym_po", PAIR, {"beta": LOG3 / 5}, 0.25),
+    ("sym_po", PAIR, {"beta": 0.1, "curve": "ramp"}, 0.25),
+    ("sym_po", FLIPPED, {"beta": 0.4, "curve": "ramp"}, 1.0),
+    ("sym_po", FLIPPED, {"beta": 0.4, "curve": "unhinged"}, 3.0),
+    # R = e^{−x} = ¼: R²/2 − 1/R, less what it is at R = 1
+    ("bregman_po", PAIR, {"beta": LOG4 / 5, "power": 1.0}, (1 / 32 - 4 + 0.5) / 4),
+    ("bregman_po", PAIR, {"beta": LOG4 / 5, "power": 0.0}, (1 / 4 - 1 - LOG4) / 4),
+    ("bregman_po", PAIR, {"beta": LOG4 / 5, "power": -0.5}, 1 / 2 - 1),
+    # σ = ¾
+    ("focal_po", PAIR, {"beta": LOG3 / 5, "focus": 2.0}, 9 / 16 * math.log(4 / 3)),
+    ("offset_dpo", PAIR, {"beta": 0.2, "target_margin": 0.25}, softplus(-0.75)),
     # m = ¾ and e^{−x} = ⅓
     (
         "discopop",
@@ -168,6 +223,10 @@ BY_HAND = [
     ("aql", (-1.0, -1.0, -1.0, -1.0), {}, s(0.5) * LOG2 + s(-0.5)),
     ("aqfl", (-1.0, -1.0, -1.0, -1.0), {}, s(0.0025) * LOG2 + s(-0.0025)),
     ("dbaql", PAIR, {"beta": 0.18}, (softplus(-1) + math.exp(-0.81)) / 2),
+    ("dr_dpo", PAIR, {"beta": 0.2, "temperature": 3.0}, softplus(-1)),
+    ("beta_dpo", PAIR, {"beta": 0.2, "alpha": 0.5, "baseline": 3.0}, softplus(-2)),
+    ("beta_dpo", FLIPPED, {"beta": 0.2}, softplus(5e-3)),  # β̂ ends at 0.001
+    ("alpha_dpo", PAIR, {"beta": 2.0, "target_margin": 0.5}, softplus(-1.5)),
 ]
 
 
@@ -225,12 +284,25 @@ def test_losses_of_a_batch_by_hand():
         assert LOSSES[name](c, zero, zero, zero, **hyper).tolist() == pytest.approx(values)
 
 
+def test_new_losses_of_a_batch_by_hand():
+    """D = 2, −2: mean 0, standard deviation √8."""
+    c, zero = tensor(-1.0, -5.0), tensor(-3.0, -3.0)
+    robust = LOSSES["dr_dpo"](c, zero, zero, zero, beta=0.5, temperature=1.0)
+    assert robust.tolist() == pytest.approx([-math.log((s(1) + s(-1)) / 2)] * 2)  # ½
+    dynamic = LOSSES["beta_dpo"](c, zero, zero, zero, beta=0.5, alpha=2.0, baseline=-1.0)
+    assert dynamic.tolist() == pytest.approx([softplus(-3), softplus(3)])
+    hyper = {"beta": 0.5, "alpha": 1.0, "target_margin": 0.25}
+    m = 0.5 * 2 / math.sqrt(8)
+    adaptive = LOSSES["alpha_dpo"](c, zero, zero, zero, **hyper)
+    assert adaptive.tolist() == pytest.approx([softplus(-0.75 + m), softplus(1.25 - m)])
+
+
 # Against an independent twin.
 
 
-def twin(name, columns, hyper):
+def twin(name, columns, hyper, **held):
     """The twin's losses of a batch given as lists, one per input."""
-    hyper = defaults(name) | hyper
+    hyper = defaults(name) | hyper | held
     function = getattr(oracles, name)
     if name in COUPLED:
         return function(*columns, **hyper)
@@ -252,10 +324,15 @@ def test_gradient_is_the_twins_central_difference(name, hyper, spread):
     columns = {field: x.tolist() for field, x in data.items()}
     step = 1e-5
 
+    held = {}
+    if name in STOPPED:
+        constant = getattr(oracles, f"{name}_held")
+        held["held"] = constant(*columns.values(), **defaults(name) | hyper)
+
     def total(field, i, shift):
         moved = list(columns[field])
         moved[i] += shift
-        return math.fsum(twin(name, [*(columns | {field: moved}).values()], hyper))
+        return math.fsum(twin(name, [*(columns | {field: moved}).values()], hyper, **held))
 
     expected = [
         [(total(field, i, step) - total(field, i, -step)) / (2 * step) for i in range(5)]
@@ -282,6 +359,7 @@ MAY_LOWER_CHOSEN = {
     *("apo_down", "nca_pair"),
     *("soft_label_dpo", "smpo"),
     *("discopop", "aql", "aqfl", "dbaql"),
+    *("cal_dpo", "c2_dpo"),
 }
 
 

@@ -5,7 +5,9 @@ import torch
 from oracles import gaussian_logp
 
 from torchmpo.control.policy import gaussian_step_logps
-from torchmpo.losses.numerics import exp_then_line, q_logarithm
+from torchmpo.losses.numerics import at_most, exp_then_line, q_logarithm
+from torchmpo.losses.potentials import LOGIT_MAX_LOGP, logit
+from torchmpo.objectives.mirror import _density
 
 
 def test_gaussian_step_logps_match_the_density_written_out():
@@ -29,6 +31,40 @@ def value_and_slope(function, x):
     return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
 
+CLAMP = torch.Tensor.clamp
+
+
+def flat_at_its_bounds(x, min=None, max=None):
+    """``clamp`` as torch has it from 2.14 on: no slope at the bounds themselves."""
+    inside = (x > (-math.inf if min is None else min)) & (x < (math.inf if max is None else max))
+    return torch.where(inside, x, CLAMP(x, min, max).detach())
+
+
+@pytest.fixture(params=[CLAMP, flat_at_its_bounds], ids=["this torch", "torch 2.14"])
+def any_clamp(request, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "clamp", request.param)
+
+
+JOINTS = {
+    "exp_then_line": (exp_then_line, 30.0, math.exp(30)),
+    "q_logarithm": (lambda x: q_logarithm(x, 0.5), 60.0, math.exp(30)),
+    "q_logarithm of a tensor": (lambda x: q_logarithm(x, torch.tensor(0.5)), 60.0, math.exp(30)),
+    "series of q_logarithm": (lambda x: q_logarithm(x, torch.tensor(1.0)), 1e-2, math.exp(1e-2)),
+    "logit": (logit, LOGIT_MAX_LOGP, -1 / math.expm1(LOGIT_MAX_LOGP)),
+    "density": (_density, 0.0, 1.0),
+    "at_most": (lambda x: at_most(x, 2.0), 2.0, 1.0),
+}
+
+
+@pytest.mark.usefixtures("any_clamp")
+@pytest.mark.parametrize("name", JOINTS)
+def test_slope_at_a_joint_is_the_one_before_it(name):
+    function, joint, expected = JOINTS[name]
+    _, slope = value_and_slope(function, torch.tensor([joint], dtype=torch.float64))
+    assert slope.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.usefixtures("any_clamp")
 def test_exponential_goes_on_as_its_tangent():
     x = torch.tensor([-50.0, 0.0, 30.0, 31.0, 1e4], dtype=torch.float64)
     value, slope = value_and_slope(exp_then_line, x)

@@ -133,6 +133,8 @@ def _dpo_cases(beta):
 def _cpo_cases():
     for beta in (0.05, 0.7):
         yield Case("cpo", {"beta": beta, "sft_coef": 0.0}, cpo("sigmoid", beta=beta))
+        smoothed = {"beta": beta, "label_smoothing": 0.1}
+        yield Case("cpo", smoothed | {"sft_coef": 0.0}, cpo("sigmoid", **smoothed))
         # relu(1 − βΔ) = β·relu(1/β − Δ).
         hyper = {"delta": 1 / beta, "sft_coef": 0.0}
         divided = {"after": lambda losses, pair, beta=beta: losses / beta}
@@ -144,6 +146,8 @@ def _cpo_cases():
         hyper = {"beta": beta, "target_margin": margin}
         settings = {"unit": "mean", "beta": beta, "simpo_gamma": margin}
         yield Case("simpo", hyper, cpo("simpo", **settings))
+        smoothed = cpo("simpo", label_smoothing=0.1, **settings)
+        yield Case("simpo", hyper | {"label_smoothing": 0.1}, smoothed)
         for alpha in (0.25, 0.02, -0.3):
             yield Case("alpha_po", hyper | {"alpha": alpha}, cpo("simpo", alpha=alpha, **settings))
 
@@ -270,6 +274,24 @@ TRL_HAS_NONE = {
     "aql": "of DiscoPOP's losses TRL has the log-ratio modulated one alone",
     "aqfl": "of DiscoPOP's losses TRL has the log-ratio modulated one alone",
     "dbaql": "of DiscoPOP's losses TRL has the log-ratio modulated one alone",
+    "cpl": "both responses count alike",
+    "dpo_shift": "both responses count alike",
+    "dpop": "no fine for a chosen response below its reference",
+    "minor_dpo": "both responses count alike",
+    "bpo_min": "both responses count",
+    "cal_dpo": "SPPO's targets are there, without a preference term",
+    "c2_dpo": "no constraint on the sum of the log-ratios",
+    "h_dpo": "no entropy parameter",
+    "chi_po": "no χ² among its divergences",
+    "mix_dpo": "no reward of a response reaches a loss",
+    "gpo": "of the family it has the logistic function and the hinge, held as dpo and hinge_dpo",
+    "sym_po": "no symmetric function",
+    "bregman_po": "no ratio matching",
+    "focal_po": "no weight by the margin",
+    "offset_dpo": "no margin in a loss with a reference",
+    "dr_dpo": "the mean of a batch is the only sum over it",
+    "beta_dpo": "β is fixed",
+    "alpha_dpo": "SimPO's margin is fixed",
 }
 # Loss methods: held against ours above, and not.
 HELD = {
@@ -289,9 +311,9 @@ WE_HAVE_NONE = {
 SETTINGS_WE_HAVE_NONE = {
     (DPOConfig, "use_weighting"): "WPO: pair weights from the policy's whole distribution",
     (DPOConfig, "ld_alpha"): "LD-DPO: discounts tokens beyond the shorter response's length",
-    (DPOConfig, "loss_weights"): "a sum of losses: add them up in a function of one's own",
+    (DPOConfig, "loss_weights"): "a sum of losses inside its step of training; weighted_sum here",
     (DPOConfig, "f_divergence_type"): "also in robust, exo_pair, hinge, ipo; ours is of DPO alone",
-    (CPOConfig, "label_smoothing"): "in cpo, simpo and AlphaPO; ours have none",
+    (CPOConfig, "label_smoothing"): "also in AlphaPO; ours has none",
 }
 
 

@@ -99,7 +99,7 @@ def test_a_named_loss_has_no_functions_to_show(tmp_path, capsys):
     assert main(["simpo", "--out", str(tmp_path), "--beside", "sft"]) == 0
     assert drawn(tmp_path, ["gradients", "pull"])
     assert not (tmp_path / "functions.png").exists()
-    assert "Objective(simpo, beta=2.0, target_margin=0.5)" in capsys.readouterr().out
+    assert "Objective(simpo, beta=2.0, target_margin=0.5, sft_coef=0.0, " in capsys.readouterr().out
 
 
 def test_a_temporal_objective_is_shown_at_three_times(tmp_path):

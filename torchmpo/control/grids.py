@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 
@@ -53,6 +54,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "reward_coef": Range(1e-4, 1.0),
         "eta": Range(10.0, 1e4),
         "threshold": Range(-5.0, 0.0, log=False),
+        "rejected_coef": Range(0.1, 1.0, log=False),
     },
 }
 # Where one name means something else.
@@ -65,6 +67,11 @@ OWN: dict[str, dict[str, Range]] = {
         "sharpness": Range(0.1, 100.0),
         "threshold": Range(-2.0, 2.0, log=False),  # of the margin
     },
+    "beta_dpo": {"alpha": Range(1e-4, 1.0), "baseline": Range(-100.0, 100.0, log=False)},
+    "bregman_po": {"power": Range(-0.5, 1.0, log=False)},
+    "focal_po": {"focus": Range(0.01, 2.0)},
+    "h_dpo": {"alpha": Range(0.5, 1.5, log=False)},
+    "mix_dpo": {"threshold": Range(0.0, 3000.0, log=False)},  # of returns
     "alpha_po": {"alpha": Range(-0.5, 0.5, log=False)},
     "f_dpo": {"alpha": Range(0.0, 1.0, log=False)},
     "r_dpo": {"alpha": Range(1e-4, 0.1)},
@@ -77,6 +84,13 @@ OWN: dict[str, dict[str, Range]] = {
         "tau": Range(0.5, 5.0),
     },
 }
+# What makes another loss of a loss once it is not 0, and is therefore tuned only where it is given.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "simpo": ("sft_coef", "label_smoothing"),
+    "cpo": ("label_smoothing",),
+}
+# Of a loss in a sum of several.
+WEIGHT = Range(0.01, 10.0)
 # The factor up and down from the default of a hyper-parameter that no table knows.
 SPREAD = 100.0
 # What the step size of training is called among the settings of a loss, where it is tuned, where it
@@ -92,12 +106,21 @@ def ranges(objective: Objective) -> dict[str, Range]:
 
     A name without one in the tables is looked for between a hundredth and a hundred times its
     default; if that is not positive, or is an integer (a count, that ``range`` can take), the
-    default is kept.
+    default is kept. A sum of losses has the ranges of its parts, and one for each weight.
     """
     found = {}
+    if isinstance(objective.source, WeightedSum):
+        for name, loss in objective.source.parts.items():
+            own = objective.source.own_hyper(name, objective.hyper)
+            part = ranges(Objective(loss, name=name, **own))
+            found[f"{name}_weight"] = WEIGHT
+            found |= {f"{name}_{key}": span for key, span in part.items()}
+        return found
     unit = _unit(objective)
     for name, default in objective.hyper.items():
         if isinstance(default, (bool, str)) or not isinstance(default, (int, float)):
+            continue
+        if default == 0 and name in OPTIONS.get(objective.name, ()):
             continue
         for table in (OWN.get(objective.name, {}), RANGES[unit], RANGES["any"]):
             if name in table:

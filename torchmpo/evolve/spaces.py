@@ -34,6 +34,7 @@ from torchmpo.losses import LOSSES, closed_form_loss
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import GAIN, MirrorObjective
 from torchmpo.objectives.resolve import resolve
+from torchmpo.objectives.weighted_sum import is_sum
 from torchmpo.runs.errors import UserError, nearest
 
 SPACES = ("network", "closed_form", "hyper")
@@ -287,13 +288,11 @@ def _closed_form(start: str | None) -> CoefficientSpace:
 def _hyper(start: str | None) -> CoefficientSpace:
     if start is None:
         raise UserError("--space hyper needs --start: the loss whose hyper-parameters are searched")
-    if start in LOSSES:
-        objective = resolve(start)
-    else:
-        objective = _saved(start, nearest(start, LOSSES))
+    named = start in LOSSES or (is_sum(start) and not Path(start).is_dir())
+    objective = resolve(start) if named else _saved(start, nearest(start, LOSSES))
     if not isinstance(objective, Objective):
         raise UserError(f"start {start} is a learned objective: --space network searches those")
-    title = TITLES.get(start, start) if start in LOSSES else _folder_name(start)
+    title = TITLES.get(start, start) if named else _folder_name(start)
     return CoefficientSpace(objective, start_name=title)
 
 

@@ -10,7 +10,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from torchmpo.losses.coupled import aot_loss, aot_unpaired_loss, aqfl_loss, aql_loss, dbaql_loss
+from torchmpo.losses.coupled import (
+    alpha_dpo_loss,
+    aot_loss,
+    aot_unpaired_loss,
+    aqfl_loss,
+    aql_loss,
+    beta_dpo_loss,
+    dbaql_loss,
+    dr_dpo_loss,
+)
 from torchmpo.losses.discopop import cell_loss, discopop_loss, padll_loss, pfl_loss
 from torchmpo.losses.logistic import (
     dpo_gamma_loss,
@@ -27,6 +36,13 @@ from torchmpo.losses.logistic import (
     smpo_loss,
     soft_label_dpo_loss,
     vpo_offline_loss,
+)
+from torchmpo.losses.margin_functions import (
+    bregman_po_loss,
+    focal_po_loss,
+    gpo_loss,
+    offset_dpo_loss,
+    sym_po_loss,
 )
 from torchmpo.losses.mirror import one_step_mirror_loss, two_step_mirror_loss
 from torchmpo.losses.reference_based import (
@@ -51,6 +67,18 @@ from torchmpo.losses.reference_free import (
     sft_loss,
     simpo_loss,
     slic_hf_loss,
+)
+from torchmpo.losses.two_sides import (
+    bpo_min_loss,
+    c2_dpo_loss,
+    cal_dpo_loss,
+    chi_po_loss,
+    cpl_loss,
+    dpo_shift_loss,
+    dpop_loss,
+    h_dpo_loss,
+    minor_dpo_loss,
+    mix_dpo_loss,
 )
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -88,6 +116,21 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         apo_zero_loss,
         apo_down_loss,
         f_dpo_loss,
+        cpl_loss,
+        dpo_shift_loss,
+        dpop_loss,
+        minor_dpo_loss,
+        bpo_min_loss,
+        cal_dpo_loss,
+        c2_dpo_loss,
+        h_dpo_loss,
+        offset_dpo_loss,
+        chi_po_loss,
+        mix_dpo_loss,
+        gpo_loss,
+        sym_po_loss,
+        bregman_po_loss,
+        focal_po_loss,
         discopop_loss,
         padll_loss,
         cell_loss,
@@ -97,14 +140,20 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         aql_loss,
         aqfl_loss,
         dbaql_loss,
+        dr_dpo_loss,
+        beta_dpo_loss,
+        alpha_dpo_loss,
     )
 }
 
-COUPLED = frozenset({"aot", "aot_unpaired", "aql", "aqfl", "dbaql"})
+COUPLED = frozenset(
+    {"aot", "aot_unpaired", "aql", "aqfl", "dbaql", "dr_dpo", "beta_dpo", "alpha_dpo"}
+)
 
 __all__ = [
     "COUPLED",
     "LOSSES",
+    "alpha_dpo_loss",
     "alpha_po_loss",
     "aot_loss",
     "aot_unpaired_loss",
@@ -113,9 +162,16 @@ __all__ = [
     "aqfl_loss",
     "aql_loss",
     "bco_pair_loss",
+    "beta_dpo_loss",
+    "bpo_min_loss",
+    "bregman_po_loss",
+    "c2_dpo_loss",
+    "cal_dpo_loss",
     "cell_loss",
+    "chi_po_loss",
     "closed_form_loss",
     "colpo_loss",
+    "cpl_loss",
     "cpo_loss",
     "dbaql_loss",
     "discopop_loss",
@@ -123,16 +179,25 @@ __all__ = [
     "dpo_loss",
     "dpo_norm_loss",
     "dpo_positive_reference_loss",
+    "dpo_shift_loss",
+    "dpop_loss",
+    "dr_dpo_loss",
     "exo_pair_loss",
     "f_dpo_loss",
+    "focal_po_loss",
+    "gpo_loss",
+    "h_dpo_loss",
     "hinge_dpo_loss",
     "ipo_loss",
     "logistic_preference_loss",
     "lpo_loss",
     "madpo_loss",
     "margin_dpo_loss",
+    "minor_dpo_loss",
+    "mix_dpo_loss",
     "modpo_loss",
     "nca_pair_loss",
+    "offset_dpo_loss",
     "one_step_mirror_loss",
     "orpo_loss",
     "padll_loss",
@@ -147,6 +212,7 @@ __all__ = [
     "smpo_loss",
     "soft_label_dpo_loss",
     "sppo_hard_loss",
+    "sym_po_loss",
     "two_step_mirror_loss",
     "vpo_offline_loss",
 ]

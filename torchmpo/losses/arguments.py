@@ -95,6 +95,16 @@ def check_within(low: float, high: float, **values: Scalar) -> None:
     _check(lambda v: low < v < high, f"in ({low:g}, {high:g})", values)
 
 
+def check_fraction(**values: Scalar) -> None:
+    """Refuse what is outside (0, 1]."""
+    _check(lambda v: 0 < v <= 1, "in (0, 1]", values)
+
+
+def check_not_nan(**values: Scalar) -> None:
+    """Refuse NaN only."""
+    _check(lambda v: -math.inf <= v <= math.inf, "a number", values)
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a word that is not one of ``choices``."""
     if value not in choices:

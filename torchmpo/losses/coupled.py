@@ -7,25 +7,24 @@ taken over the batch (Var with n − 1, and 0 for a batch of one), S is the logi
 its log. All are minimised. The reference's log-probabilities are data: no gradient reaches them.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from torchmpo.losses.arguments import (
     Scalar,
+    check_finite,
     check_label_smoothing,
+    check_non_negative,
     check_positive,
     log_ratio,
     log_ratios,
     same_shape,
     scaled_margin,
 )
-from torchmpo.losses.numerics import exp_then_line
-
-
-def _logistic(d: Tensor, beta: Scalar, label_smoothing: Scalar) -> Tensor:
-    x = beta * d
-    return -(1 - label_smoothing) * logsigmoid(x) - label_smoothing * logsigmoid(-x)
+from torchmpo.losses.numerics import exp_then_line, smoothed_logistic
 
 
 def aot_loss(
@@ -82,7 +81,7 @@ def aot_loss(
     check_label_smoothing(label_smoothing)
     margin = torch.sort(chosen_logps - rejected_logps, dim=-1).values
     ref_margin = torch.sort(ref_chosen_logps - ref_rejected_logps, dim=-1).values
-    return _logistic(log_ratio(margin, ref_margin), beta, label_smoothing)
+    return smoothed_logistic(beta * log_ratio(margin, ref_margin), label_smoothing)
 
 
 def aot_unpaired_loss(
@@ -135,7 +134,7 @@ def aot_unpaired_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     d = torch.sort(chosen, dim=-1).values - torch.sort(rejected, dim=-1).values
-    return _logistic(d, beta, label_smoothing)
+    return smoothed_logistic(beta * d, label_smoothing)
 
 
 def _variance(x: Tensor) -> Tensor:
@@ -307,3 +306,177 @@ def dbaql_loss(
     variance = _variance(x / tau)
     logistic = -torch.sigmoid(variance) * logsigmoid(x / 0.9)
     return logistic + torch.sigmoid(-variance) * exp_then_line(-0.9 * x)
+
+
+def dr_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    temperature: Scalar = 1.0,
+) -> Tensor:
+    """Distributionally robust DPO: pairs with a large loss count less, as flipped ones should.
+
+    loss = −b·log mean e^{LS(x)/b}, the same for every pair
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        temperature: b > 0 (the paper's β').
+
+    Returns:
+        ``[batch]``: the batch's loss in every place, so that its mean is the published one.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, DPO's; b 1, the authors'.
+
+    Limits:
+        b → ∞ is the mean of DPO's losses, b → 0 the smallest of them. A batch of one is DPO.
+
+    Pitfalls:
+        The weights are a softmax over the batch: what a pair counts depends on its companions.
+
+    Source: Wu et al., arXiv 2407.07880, and the authors' code.
+
+    >>> x = torch.tensor([-20.0])
+    >>> dr_dpo_loss(x, x, x, x).tolist()                 # log 2
+    [0.6931471824645996]
+    """
+    check_positive(temperature=temperature)
+    x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    total = torch.logsumexp((logsigmoid(x) / temperature).flatten(), 0)
+    return temperature * (math.log(x.numel()) - total).expand_as(x)
+
+
+def beta_dpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    alpha: Scalar = 0.6,
+    baseline: Scalar = 0.0,
+) -> Tensor:
+    """β-DPO: a batch with large margins is regularised more.
+
+    loss = −LS(β̂D),    β̂ = max(0.001, β·(1 + α·(mean(D) − D₀)))
+
+    No gradient flows through β̂.
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+        alpha: α ≥ 0, per nat.
+        baseline: D₀, nats, finite.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 0.1, DPO's; α 0.6; D₀ 0, what it is at the start of training.
+
+    Limits:
+        α = 0 is DPO.
+
+    Pitfalls:
+        The paper's D₀ is a running mean of mean(D), a state which a pure function does not have:
+        with a fixed one β̂ grows as training goes on. Nor does it draw the pairs with likely
+        margins out of each batch, as the paper does.
+
+    Source: Wu et al., arXiv 2407.08639, eq. 7, and the authors' code, without the two states.
+
+    >>> x = torch.tensor([-20.0])
+    >>> beta_dpo_loss(x, x, x, x).tolist()               # log 2
+    [0.6931471824645996]
+    """
+    check_positive(beta=beta)
+    check_non_negative(alpha=alpha)
+    check_finite(baseline=baseline)
+    chosen, rejected = log_ratios(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
+    d = chosen - rejected
+    dynamic = (beta * (1 + alpha * (d.detach().mean() - baseline))).clamp(min=1e-3)
+    return -logsigmoid(dynamic * d)
+
+
+def alpha_dpo_loss(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    ref_chosen_mean_logps: Tensor,
+    ref_rejected_mean_logps: Tensor,
+    *,
+    beta: Scalar = 2.5,
+    alpha: Scalar = 0.2,
+    target_margin: Scalar = 1.5,
+) -> Tensor:
+    """α-DPO: SimPO that asks for more where the policy already departs from its reference.
+
+    loss = −LS(βΔ̄ − target_margin − αβ·M),    M = (D̄ − mean(D̄))/std(D̄)
+
+    Δ̄ = c̄ − r̄ and D̄ = Δ̄ − Δ̄₀ are per step. No gradient flows through M.
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
+        ref_chosen_mean_logps, ref_rejected_mean_logps: ``[batch]``, of the reference policy.
+        beta: β > 0.
+        alpha: α ≥ 0.
+        target_margin: SimPO's γ itself, finite.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0.
+
+    Defaults:
+        β 2.5, α 0.2 and γ/β 0.6, the authors' first for Llama 3 8B.
+
+    Limits:
+        α = 0 is SimPO, and so is a batch of one, or of equal margins: there M is 0.
+
+    Pitfalls:
+        The authors take running means of mean and std, a state which a pure function does not
+        have; small batches are therefore noisier here.
+
+    Source: Wu et al., arXiv 2410.10148, and the authors' code.
+
+    >>> x = torch.tensor([-2.0])
+    >>> alpha_dpo_loss(x, x, x, x, target_margin=0.0).tolist()           # log 2
+    [0.6931471824645996]
+    """
+    same_shape(
+        chosen_mean_logps=chosen_mean_logps,
+        rejected_mean_logps=rejected_mean_logps,
+        ref_chosen_mean_logps=ref_chosen_mean_logps,
+        ref_rejected_mean_logps=ref_rejected_mean_logps,
+    )
+    check_positive(beta=beta)
+    check_non_negative(alpha=alpha)
+    check_finite(target_margin=target_margin)
+    margin = chosen_mean_logps - rejected_mean_logps
+    d = (margin - (ref_chosen_mean_logps - ref_rejected_mean_logps)).detach()
+    spread = _standard_deviation(d)
+    varied = spread > 0
+    m = torch.where(varied, (d - d.mean()) / torch.where(varied, spread, 1.0), 0.0)
+    return -logsigmoid(beta * margin - target_margin - alpha * beta * m)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from torchmpo.losses.numerics import q_logarithm
+from torchmpo.losses.numerics import at_most, q_logarithm
 
 Potential: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -37,13 +37,13 @@ def log(logps: Tensor) -> Tensor:
 def logit(logps: Tensor) -> Tensor:
     """φ⁻¹(p) = log p − log(1 − p), the log-odds that ORPO compares.
 
-    ``logps`` above −1e-6 (a Gaussian density may exceed 1) count as −1e-6. The gradient is that of
-    the clamped function: 1/(1 − p) ≤ 1e6 up to the clamp and 0 above it, never NaN.
+    ``logps`` above −1e-6 (a Gaussian density may exceed 1) count as −1e-6. The gradient is
+    1/(1 − p) ≤ 1e6 up to that value, and at it, and 0 above, never NaN.
 
     >>> logit(torch.tensor([0.5]).log()).tolist()
     [0.0]
     """
-    logps = logps.clamp(max=LOGIT_MAX_LOGP)
+    logps = at_most(logps, LOGIT_MAX_LOGP)
     # For p → 0 the second term is rounded to 0, which beside logp is exact.
     return logps - torch.log(-torch.expm1(logps))
 

@@ -430,7 +430,7 @@ def apo_down_loss(
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
 
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
+DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha", "chi_squared")
 
 
 def f_derivative(divergence: str, alpha: Scalar) -> Callable[[Tensor], Tensor]:
@@ -441,6 +441,8 @@ def f_derivative(divergence: str, alpha: Scalar) -> Callable[[Tensor], Tensor]:
         return lambda h: math.log(2) + logsigmoid(h)
     if divergence == "alpha":
         return lambda h: q_logarithm(h, -alpha)
+    if divergence == "chi_squared":
+        return lambda h: exp_then_line(h) + h
     return lambda h: h
 
 
@@ -462,6 +464,7 @@ def f_dpo_loss(
         forward_kl   f' = 1 − e^{−h}
         js           f' = log 2 + LS(h)
         alpha        f' = (1 − e^{−αh})/α
+        chi_squared  f' = eʰ + h
 
     Exponentials go on as their tangent line beyond the exponent 30, so that nothing overflows.
 
@@ -469,7 +472,7 @@ def f_dpo_loss(
         chosen_logps, rejected_logps: ``[batch]``, nats.
         ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
         beta: β > 0.
-        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"js"`` or ``"alpha"``.
+        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"js"``, ``"alpha"`` or ``"chi_squared"``.
         alpha: α, finite, of ``divergence="alpha"``; the others ignore it.
 
     Returns:
@@ -485,14 +488,16 @@ def f_dpo_loss(
         β 0.1, DPO's divergence, α ½.
 
     Limits:
-        reverse_kl is DPO, and so is alpha as α → 0; α = 1 is forward_kl.
+        reverse_kl is DPO, and so is alpha as α → 0; α = 1 is forward_kl. chi_squared, which is
+        χ² mixed with the reverse KL, is :func:`chi_po_loss` without its clip.
 
     Pitfalls:
-        forward_kl and α > 0 answer a response that fell far below its reference with a gradient
+        chi_squared has an exponentially large gradient far above the reference, and forward_kl and
+        α > 0 answer a response that fell far below its reference with a gradient
         that grows exponentially. js cannot raise a response much above it: f' ends at log 2. α is
         named as in the paper and in TRL; other texts call 1 − α by that name.
 
-    Source: Wang et al., arXiv 2309.16240.
+    Source: Wang et al., arXiv 2309.16240; chi_squared after Huang et al., arXiv 2407.13399.
 
     >>> x = torch.tensor([-20.0])
     >>> f_dpo_loss(x, x, x, x, divergence="js").tolist()         # log 2

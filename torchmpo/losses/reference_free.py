@@ -14,12 +14,14 @@ from torch.nn.functional import logsigmoid
 from torchmpo.losses.arguments import (
     Scalar,
     check_finite,
+    check_label_smoothing,
     check_non_negative,
+    check_not_nan,
     check_positive,
     reduce_steps,
     same_shape,
 )
-from torchmpo.losses.numerics import q_logarithm
+from torchmpo.losses.numerics import q_logarithm, smoothed_logistic
 from torchmpo.losses.potentials import logit
 
 
@@ -209,16 +211,18 @@ def cpo_loss(
     *,
     beta: Scalar = 0.1,
     sft_coef: Scalar = 1.0,
+    label_smoothing: Scalar = 0.0,
 ) -> Tensor:
     """Contrastive preference optimisation: DPO without its reference, and an SFT term.
 
-    loss = −LS(βΔ) − sft_coef·c̄
+    loss = −(1 − ε)·LS(βΔ) − ε·LS(−βΔ) − sft_coef·c̄
 
     Args:
         chosen_logps, rejected_logps: ``[batch]``, nats: sums inside the sigmoid.
         chosen_mean_logps: ``[batch]``, nats per step: the mean in the SFT term.
         beta: β > 0.
         sft_coef: ≥ 0.
+        label_smoothing: ε in [0, ½), the assumed share of flipped labels.
 
     Returns:
         ``[batch]``.
@@ -230,7 +234,7 @@ def cpo_loss(
         bounded below by 0 while log-probabilities are ≤ 0.
 
     Defaults:
-        β 0.1 and an SFT term of weight 1, as published.
+        β 0.1 and an SFT term of weight 1, as published; ε 0.
 
     Limits:
         On means throughout it is the one-step mirror loss with φ⁻¹ = β·log; sft_coef = 0 is DPO
@@ -252,7 +256,9 @@ def cpo_loss(
     )
     check_positive(beta=beta)
     check_non_negative(sft_coef=sft_coef)
-    return -logsigmoid(beta * (chosen_logps - rejected_logps)) - sft_coef * chosen_mean_logps
+    check_label_smoothing(label_smoothing)
+    preference = smoothed_logistic(beta * (chosen_logps - rejected_logps), label_smoothing)
+    return preference - sft_coef * chosen_mean_logps
 
 
 def orpo_loss(
@@ -306,15 +312,19 @@ def simpo_loss(
     *,
     beta: Scalar = 2.0,
     target_margin: Scalar = 0.5,
+    sft_coef: Scalar = 0.0,
+    label_smoothing: Scalar = 0.0,
 ) -> Tensor:
     """Simple preference optimisation: a logistic loss on length-normalised log-probabilities.
 
-    loss = −LS(β·Δ̄ − target_margin)
+    loss = −(1 − ε)·LS(z) − ε·LS(−z) − sft_coef·c̄,    z = β·Δ̄ − target_margin
 
     Args:
         chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
         beta: β > 0.
         target_margin: the paper's γ itself (some libraries take γ/β).
+        sft_coef: ≥ 0; with it the loss is known as CPO-SimPO.
+        label_smoothing: ε in [0, ½), the assumed share of flipped labels.
 
     Returns:
         ``[batch]``.
@@ -323,16 +333,17 @@ def simpo_loss(
         ValueError: shapes differ, or a hyper-parameter is out of range.
 
     Bounds:
-        bounded below by 0.
+        bounded below by 0 at the defaults, and with an SFT term while log-probabilities are ≤ 0.
 
     Defaults:
-        β 2 and target_margin 0.5; the paper tunes 2 to 2.5 and 0.3 to 1.6.
+        β 2 and target_margin 0.5; the paper tunes 2 to 2.5 and 0.3 to 1.6. No SFT term and no
+        smoothing, as published.
 
     Limits:
         With target_margin = 0 the preference term of CPO, on means; the limit α → 0 of AlphaPO.
 
     Pitfalls:
-        Nothing anchors the policy, neither a reference nor an SFT term: both likelihoods may fall
+        Without sft_coef nothing anchors the policy: both likelihoods may fall
         together, and it is the first to break under flipped labels (arXiv 2411.06568, Table 2).
 
     Source: Meng et al., arXiv 2405.14734, eq. 6; arXiv 2411.06568, Table 1.
@@ -343,7 +354,13 @@ def simpo_loss(
     same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
     check_positive(beta=beta)
     check_finite(target_margin=target_margin)
-    return -logsigmoid(beta * (chosen_mean_logps - rejected_mean_logps) - target_margin)
+    check_non_negative(sft_coef=sft_coef)
+    check_label_smoothing(label_smoothing)
+    z = beta * (chosen_mean_logps - rejected_mean_logps) - target_margin
+    loss = smoothed_logistic(z, label_smoothing)
+    if not isinstance(sft_coef, Tensor) and sft_coef == 0:
+        return loss
+    return loss - sft_coef * chosen_mean_logps
 
 
 def alpha_po_loss(
@@ -406,7 +423,7 @@ def colpo_loss(
     delta: Scalar = 10.0,
     threshold: Scalar = -1.2,
 ) -> Tensor:
-    """Conservative linear preference optimisation: push past equality only while c̄ is high.
+    """Constrained linear preference optimisation: push past equality only while c̄ is high.
 
     loss = −c̄ + po_coef·max(0, δ·1[c̄ > threshold] − Δ̄)
 
@@ -417,7 +434,7 @@ def colpo_loss(
         chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step.
         po_coef: ≥ 0.
         delta: δ ≥ 0, nats per step.
-        threshold: nats per step.
+        threshold: nats per step; −∞ and ∞ are its limits.
 
     Returns:
         ``[batch]``.
@@ -445,7 +462,7 @@ def colpo_loss(
     """
     same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
     check_non_negative(po_coef=po_coef, delta=delta)
-    check_finite(threshold=threshold)
+    check_not_nan(threshold=threshold)
     margin = chosen_mean_logps - rejected_mean_logps
     wanted = delta * (chosen_mean_logps > threshold).to(margin.dtype)
     return -chosen_mean_logps + po_coef * torch.relu(wanted - margin)

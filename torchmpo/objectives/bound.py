@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.losses import COUPLED, LOSSES
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.inputs import PairLogps, made_up, take
 from torchmpo.runs.files import write_atomic
 
@@ -83,7 +84,12 @@ class Objective:
         self.inputs = frozenset(self._inputs)
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
         library = {LOSSES[coupled] for coupled in COUPLED}
-        self.coupled = self.source in library or getattr(self.source, "coupled", False)
+        parts = self.source.parts.values() if isinstance(self.source, WeightedSum) else ()
+        self.coupled = (
+            self.source in library
+            or getattr(self.source, "coupled", False)
+            or any(part in library for part in parts)
+        )
         self._try()
 
     def _try(self) -> None:
@@ -133,9 +139,13 @@ class Objective:
             card: how the objective was found and what it scores; anything JSON can hold.
 
         Raises:
-            ValueError: the function is none of ``LOSSES`` itself: a file can hold no other.
+            ValueError: the function is none of ``LOSSES`` itself, nor a sum of them: a file can
+                hold no other.
         """
         name = next((name for name, loss in LOSSES.items() if loss is self.function), None)
+        parts = self.function.parts if isinstance(self.function, WeightedSum) else {}
+        if parts and all(LOSSES.get(part) is loss for part, loss in parts.items()):
+            name = self.name
         if name is None:
             raise ValueError(
                 f"{self.name} cannot be saved: it is not one of the library's losses, "
@@ -144,7 +154,7 @@ class Objective:
         hyper = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.hyper.items()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"loss": name, "hyper": hyper}
+        content = {"loss": name, "hyper": hyper} | ({"sum_of": list(parts)} if parts else {})
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
         write_atomic(folder / "objective.json", json.dumps(content, indent=2) + "\n")
 
@@ -159,7 +169,9 @@ class Objective:
         try:
             content = json.loads((folder / "objective.json").read_bytes())
             name, hyper = content["loss"], content["hyper"]
-            objective = Objective(LOSSES[name], name=name, **hyper)
+            parts = content.get("sum_of")
+            function = WeightedSum({n: LOSSES[n] for n in parts}) if parts else LOSSES[name]
+            objective = Objective(function, name=name, **hyper)
             objective.card = json.loads((folder / "card.json").read_bytes())
         except (OSError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())

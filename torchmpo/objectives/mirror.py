@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from torchmpo.losses import one_step_mirror_loss, two_step_mirror_loss
+from torchmpo.losses.numerics import at_most
 from torchmpo.losses.potentials import logit
 from torchmpo.objectives.inputs import PairLogps, take
 from torchmpo.objectives.monotone import ACTIVATIONS, MonotoneNetwork
@@ -29,7 +30,7 @@ MAX_GAIN_EXPONENT = 7.0
 
 def _density(logps: Tensor) -> Tensor:
     """p = e^{logp} where it is a probability, 1 + logp beyond, so that densities stay tame."""
-    return torch.exp(logps.clamp(max=0.0)) + torch.relu(logps)
+    return torch.exp(at_most(logps, 0.0)) + torch.relu(logps)
 
 
 class MirrorObjective(nn.Module):

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.objectives.other_tools import LOSSES_OF, known_to
+from torchmpo.objectives.weighted_sum import is_sum, parse, weighted_sum
 from torchmpo.runs.errors import nearest
 
 # What other libraries and papers call a loss of LOSSES.
@@ -32,6 +34,19 @@ OTHER_NAMES = {
     "exo": "exo_pair",
     "nca": "nca_pair",
     "slic": "slic_hf",
+    "cposimpo": "simpo",
+    "alphapo": "alpha_po",
+    "dposhift": "dpo_shift",
+    "caldpo": "cal_dpo",
+    "hdpo": "h_dpo",
+    "chipo": "chi_po",
+    "drdpo": "dr_dpo",
+    "betadpo": "beta_dpo",
+    "alphadpo": "alpha_dpo",
+    "focalpo": "focal_po",
+    "sympo": "sym_po",
+    "c2dpo": "c2_dpo",
+    "bpo": "bregman_po",
 }
 
 
@@ -83,6 +98,8 @@ def resolve(
 
     Args:
         loss: a name in ``torchmpo.losses.LOSSES`` or in :func:`discovered`,
+            another tool's name for one, as in ``"trl:sigmoid_norm"``, with that tool's defaults,
+            a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``,
             ``"package.module:function"`` for one's own, the folder of a saved objective, a
             function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
@@ -93,6 +110,8 @@ def resolve(
 
     >>> resolve("dpo", beta=0.5)
     Objective(dpo, beta=0.5, label_smoothing=0.0)
+    >>> resolve("oxrl:cdpo")
+    Objective(dpo, beta=0.1, label_smoothing=0.1)
     >>> resolve("simp")
     Traceback (most recent call last):
     ValueError: unknown loss 'simp': did you mean 'simpo'?
@@ -107,6 +126,12 @@ def resolve(
     if not isinstance(loss, Path):
         if text in LOSSES:
             return Objective(LOSSES[text], name=text, **hyper)
+        tool, colon, theirs = text.partition(":")
+        if colon and tool in LOSSES_OF and not path.exists():
+            name, defaults = known_to(tool, theirs)
+            return Objective(LOSSES[name], name=name, **{**defaults, **hyper})
+        if is_sum(text) and not path.exists():
+            return weighted_sum(parse(text), **hyper)
         if text in discovered():
             path = DISCOVERED / text
         elif ":" in text and not path.exists():

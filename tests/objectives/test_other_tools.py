@@ -1,0 +1,120 @@
+"""The losses of other tools, by the names that their users know."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import ones
+
+from torchmpo import PairLogps, resolve
+from torchmpo.losses import LOSSES
+from torchmpo.objectives.other_tools import LOSSES_OF, MISSING
+
+# Read from the tools' own sources in November 2026: TRL 1.16.0 (`loss_type` of DPOConfig, and of
+# the CPO, KTO and TPO trainers behind their names), LLaMA-Factory 0.9.5 (`pref_loss`, and the stage
+# kto), OpenRLHF 0.11.0 (train_dpo), Liger-Kernel 0.8.5 (chunked_loss; without those of rewards and
+# of distillation), oxrl 1.7.2 (`alg_name` of main_sl.py, without cpt, kd, rm, online_dpo and rft,
+# which are no losses of preferences).
+NAMES = {
+    "trl": """
+        sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero
+        apo_down discopop sft sigmoid_norm cpo.sigmoid cpo.hinge cpo.ipo cpo.simpo orpo kto.kto
+        kto.apo_zero_unpaired tpo.sigmoid tpo.hinge tpo.ipo tpo.tpo-l
+    """,
+    "llamafactory": "sigmoid hinge ipo kto_pair orpo simpo kto",
+    "openrlhf": "dpo ipo",
+    "liger": """
+        dpo.sigmoid dpo.hinge dpo.exo_pair dpo.nca_pair dpo.robust dpo.bco_pair dpo.sppo_hard
+        dpo.apo_zero dpo.apo_down dpo.discopop cpo orpo simpo kto
+    """,
+    "oxrl": """
+        sft dpo orpo kto spin ipo simpo cpo alphapo rdpo cdpo betadpo caldpo sppo aot apo nca hinge
+        robust_dpo exo discopop bco odpo dpop focalpo gpo wpo fdpo hdpo dposhift cposimpo sampo
+        drdpo chipo spo dpnll minor_dpo c2dpo alpha_dpo bpo
+    """,
+}
+# What is not here: a name leaves this list when its loss comes.
+NOT_YET = {
+    "trl": """
+        cpo.hinge cpo.ipo kto.kto kto.apo_zero_unpaired tpo.sigmoid tpo.hinge tpo.ipo tpo.tpo-l
+    """,
+    "llamafactory": "kto_pair kto",
+    "openrlhf": "",
+    "liger": "kto",
+    "oxrl": "kto wpo sampo spo",
+}
+KNOWN = [(tool, name) for tool, names in LOSSES_OF.items() for name in names]
+
+
+def test_every_name_of_every_tool_is_known_or_has_its_reason():
+    assert LOSSES_OF.keys() == MISSING.keys() == NAMES.keys() == NOT_YET.keys()
+    for tool, names in NAMES.items():
+        assert set(names.split()) - set(LOSSES_OF[tool]) == set(NOT_YET[tool].split()), tool
+        assert set(LOSSES_OF[tool]) <= set(names.split()), tool
+        assert set(MISSING[tool]) == set(NOT_YET[tool].split()), tool
+
+
+@pytest.mark.parametrize(("tool", "name"), KNOWN)
+def test_a_tools_name_gives_ours_with_the_tools_defaults(tool, name):
+    loss, theirs = LOSSES_OF[tool][name]
+    objective = resolve(f"{tool}:{name}")
+    assert objective.name == loss
+    assert objective.function is LOSSES[loss]
+    assert theirs.items() <= objective.hyper.items()
+    # Every number of theirs is written down, so that a change of our default does not reach it.
+    pair = PairLogps(**{field: -ones(2) for field in objective.inputs if "logps" in field})
+    fields = {field: ones(2) for field in objective.inputs if "logps" not in field}
+    assert objective(pair._replace(**fields)).shape == (2,)
+
+
+def test_ones_own_numbers_replace_the_tools():
+    assert resolve("trl:sigmoid_norm", beta=3.0).hyper["beta"] == 3.0
+    assert resolve("trl:cpo.simpo").hyper["sft_coef"] == 1.0
+    assert resolve("openrlhf:ipo").hyper["reduction"] == "sum"
+    assert resolve("trl:ipo").hyper["reduction"] == "mean"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trl:kto.kto", "trl:kto.kto is not here yet: it needs unpaired data"),
+        ("oxrl:wpo", "oxrl:wpo is not here yet: it needs log-probabilities per token"),
+        ("trl:sigmiod", "trl has no loss 'sigmiod': did you mean 'sigmoid'?"),
+    ],
+)
+def test_what_is_not_here_is_said_in_one_line(name, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")) as caught:
+        resolve(name)
+    assert str(caught.value) == message
+
+
+def test_what_the_page_shows():
+    page = (Path(__file__).parents[2] / "docs" / "choose.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(block, {})
+
+
+CORE_ONLY = """
+import sys
+import numpy, safetensors.torch, torch
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in {*sys.stdlib_module_names, "torchmpo", "torch", "numpy", "safetensors"}:
+            raise ImportError(f"{name} is not a core dependency")
+
+sys.meta_path.insert(0, Refuse())
+from torchmpo import resolve
+from torchmpo.losses import LOSSES
+from torchmpo.objectives.resolve import discovered
+assert {"tla_noisy", "tla_mixed", "hopper_noisy"} <= set(discovered())
+for name in [*LOSSES, *discovered(), "trl:sigmoid_norm"]:
+    resolve(name)
+"""
+
+
+def test_torch_and_safetensors_are_enough_to_resolve_every_name():
+    subprocess.run([sys.executable, "-c", CORE_ONLY], check=True)
