@@ -15,6 +15,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from torchmpo.runs.errors import UserError
@@ -40,11 +42,14 @@ FIRST = ["Blue", "The capital of France is Paris, and so on, and so on.", "Go aw
 SECOND = ["Red is one as well, and so is blue.", "Paris", "Go away!"]
 
 
-def reward_model(folder, *, labels=1, template=True, positions=256):
+def reward_model(folder, *, labels=1, template=True, positions=256, pad=0, tokenizer_pad="<pad>"):
     torch.manual_seed(0)
-    config = LlamaConfig(num_labels=labels, max_position_embeddings=positions, **SIZES)
+    sizes = SIZES | {"pad_token_id": pad}
+    config = LlamaConfig(num_labels=labels, max_position_embeddings=positions, **sizes)
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    tiny_tokenizer(template=template).save_pretrained(folder)
+    tokenizer = tiny_tokenizer(template=template)
+    tokenizer.pad_token = tokenizer_pad
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -129,6 +134,25 @@ def test_a_reward_model_scores_the_chat_as_its_template_writes_it(tmp_path):
     assert len({round(r, 4) for r in got}) == 3
 
 
+@pytest.mark.parametrize("pad", [None, 0, 2, -1])
+@pytest.mark.parametrize("tokenizer_pad", ["<pad>", "</s>", None])
+def test_rewards_are_those_of_the_model_alone_whatever_pads(tmp_path, pad, tokenizer_pad):
+    """Where nothing pads, the model reads the last token, which is EOS here."""
+    source = reward_model(tmp_path, pad=pad, tokenizer_pad=tokenizer_pad)
+    model = LlamaForSequenceClassification.from_pretrained(source)
+    assert model.config.pad_token_id == pad
+    tokenizer = tiny_tokenizer()
+    want = []
+    for prompt, answer in zip(PROMPTS, FIRST, strict=True):
+        text = f"<s><|user|>{prompt}</s><|assistant|>{answer}</s>"
+        with torch.no_grad():
+            want.append(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item())
+    for size in (1, 2, 8):
+        judge = RewardModelJudge(source, batch_size=size, device="cpu")
+        assert judge.rewards(PROMPTS, FIRST) == pytest.approx(want, abs=1e-5)
+        assert judge.rewards(PROMPTS[::-1], FIRST[::-1]) == pytest.approx(want[::-1], abs=1e-5)
+
+
 def test_special_tokens_are_not_doubled(tmp_path):
     """Llama's tokenizers put a BOS before any text, and so does their template."""
     source = reward_model(tmp_path)
@@ -173,6 +197,26 @@ def test_an_encoder_gets_a_text_pair(tmp_path):
     assert judge.rewards(["Hello", "x"], ["Go away!", "y"])[0] == pytest.approx(want, abs=1e-5)
     judge.rewards(["Hello " * 40], ["Go away!"])
     assert judge.cut == 1
+
+
+def test_positions_that_an_encoder_cannot_use(tmp_path):
+    """RoBERTa's positions begin behind its padding token: 34 of them hold 32 tokens."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"pad_token_id": 1}
+    config = RobertaConfig(num_labels=1, max_position_embeddings=34, **sizes)
+    model = RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer(template=False)
+    tokenizer.sep_token = "</s>"
+    tokenizer.save_pretrained(tmp_path)
+    judge = RewardModelJudge(tmp_path, device="cpu")
+    assert judge.max_length == 32
+    long, short = judge.rewards(["Hello " * 40, "Hello"], ["Go away!", "Go away!"])
+    assert judge.cut == 1
+    ids = torch.tensor([tokenizer("Hello", "Go away!")["input_ids"]])
+    with torch.no_grad():
+        assert short == pytest.approx(model(ids).logits.item(), abs=1e-5)
+    assert long != pytest.approx(short, abs=1e-4)
 
 
 def test_models_that_are_no_reward_models(tmp_path):

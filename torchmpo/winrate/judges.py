@@ -190,10 +190,11 @@ class RewardModelJudge(ScoreJudge):
         self.chat = bool(self.tokenizer.chat_template)
         if not self.chat and self.tokenizer.sep_token is None:
             raise UserError(f"the tokenizer of {source} has no chat template")
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.pad = model.config.pad_token_id
-        self.max_length = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self.config = model.config.get_text_config()
+        # Of the model, and not of the tokenizer: it is by this that the model finds a text's end.
+        pad, known = self.config.pad_token_id, model.get_input_embeddings().weight.shape[0]
+        self.pad: int | None = pad if pad is not None and 0 <= pad < known else None
+        self.max_length = _positions(model)
         self.model = model.eval().to(self.device)
 
     def rewards(self, prompts: Texts, answers: Texts) -> list[float]:
@@ -202,10 +203,9 @@ class RewardModelJudge(ScoreJudge):
 
         encoded = [self._encode(p, a) for p, a in zip(prompts, answers, strict=True)]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-        size = self.batch_size if self.pad is not None else 1
         rewards = [0.0] * len(encoded)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
             with torch.inference_mode():
                 out = self.model(**self._padded([encoded[i] for i in rows]))
             for i, reward in zip(rows, out.logits.squeeze(-1).float().tolist(), strict=True):
@@ -239,12 +239,29 @@ class RewardModelJudge(ScoreJudge):
         import torch
 
         longest = max(len(row["input_ids"]) for row in rows)
+        pad = self.pad
+        if pad is None:
+            # The model alone reads the last token, whatever it is: what stands for padding must
+            # not be the last token of any text, or the model would look one place before it.
+            ends = {row["input_ids"][-1] for row in rows}
+            pad = next(i for i in range(len(ends) + 1) if i not in ends)
+            self.config.pad_token_id = pad
         batch = {}
         for name in rows[0]:
-            fill = self.pad if name == "input_ids" and self.pad is not None else 0
+            fill = pad if name == "input_ids" else 0
             padded = [row[name] + [fill] * (longest - len(row[name])) for row in rows]
             batch[name] = torch.tensor(padded, device=self.device)
         return batch
+
+
+def _positions(model: Any) -> float:
+    """How many tokens the model can read."""
+    for name, module in model.named_modules():
+        # Some encoders (RoBERTa's kind) count positions from behind the place of padding.
+        skipped = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and skipped is not None:
+            return module.num_embeddings - skipped - 1
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def _import(reference: str) -> Any:
