@@ -2,7 +2,9 @@
 
 import json
 import math
+import signal
 import sys
+import threading
 import types
 
 import pytest
@@ -93,6 +95,78 @@ def test_a_symmetric_function_is_asked_once():
 def test_a_function_that_is_no_judge(given, message):
     with pytest.raises(UserError, match=f"mine {message}"):
         FunctionJudge(lambda *_: given, name="mine")(PROMPTS, FIRST, SECOND)
+
+
+def asked_by_pair(function):
+    judge = FunctionJudge(function)
+    assert judge(PROMPTS, FIRST, SECOND) == [1.0, 0.0, 0.5]
+    return judge
+
+
+def test_a_function_of_one_pair_is_a_judge_too():
+    def scalar(prompt, a, b):
+        return 0.5 if len(a) == len(b) else float(len(b) > len(a))
+
+    def fails_on_lists(prompt, a, b):
+        return scalar(prompt.lower(), a.strip(), b.strip())
+
+    def annotated(texts: str, a: str, b: str):
+        assert isinstance(texts, str)
+        return scalar(texts, a, b)
+
+    def says_so(prompts, a, b):
+        return scalar(prompts, a, b)
+
+    says_so.per_example = True
+    for function in (scalar, fails_on_lists, annotated, says_so):
+        assert asked_by_pair(function).per_example is True
+    for function in (longer, lambda p, a, b: longer(p, a, b), lambda *texts: longer(*texts)):
+        assert asked_by_pair(function).per_example is not True
+
+
+def test_a_mean_of_a_batch_is_not_taken_for_one_pair():
+    """In silence it would be asked for the letters of each text."""
+    with pytest.raises(UserError, match="must give a list of probabilities"):
+        FunctionJudge(lambda prompts, a, b: 0.5, name="mine")(PROMPTS, FIRST, SECOND)
+
+
+def raises(prompt, a, b):
+    raise KeyError("score")
+
+
+def raises_in_a_library(prompts, a, b):
+    return json.loads("{")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (raises, r"mine raised KeyError: 'score' \(.*test_judges.py, line \d+\)"),
+        (raises_in_a_library, r"mine raised JSONDecodeError: .* \(.*test_judges.py, line \d+\)"),
+    ],
+)
+def test_a_judge_that_raises_is_one_line_that_says_where(function, message):
+    with pytest.raises(UserError, match=message) as caught:
+        FunctionJudge(function, name="mine")(PROMPTS, FIRST, SECOND)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, (KeyError, ValueError))
+
+
+def test_a_judge_that_never_ends_is_stopped():
+    def never(prompts, a, b):
+        while True:
+            try:
+                threading.Event().wait(5)
+            except Exception:
+                continue
+
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match=r"mine did not end within 0.1 s: --timeout"):
+        FunctionJudge(never, name="mine", timeout=0.1)(PROMPTS, FIRST, SECOND)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert FunctionJudge(longer, timeout=100)(PROMPTS, FIRST, SECOND) == [1.0, 0.0, 0.5]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_annotations_are_found_in_either_order():
