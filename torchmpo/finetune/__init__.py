@@ -4,10 +4,11 @@
 
 :mod:`.module` is what Lightning trains, :mod:`.models` loads and adapts it, :mod:`.reference` keeps
 the reference's log-probabilities; :mod:`.data` serves pairs, which :mod:`.pairs` reads and
-:mod:`.tokenize` turns into tokens; :mod:`.inspect` shows one of them.
+:mod:`.tokenize` turns into tokens; :mod:`.inspect` shows one of them. :mod:`.answers` lets a model
+answer, :mod:`.samples` does so while it is trained, and :mod:`.model_card` says what was trained.
 
 Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
-:mod:`torchmpo.metrics` and :mod:`torchmpo.runs`; nothing of robots.
+:mod:`torchmpo.metrics`, :mod:`torchmpo.winrate` and :mod:`torchmpo.runs`; nothing of robots.
 """
 
 import importlib
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from torchmpo.finetune.data import PreferenceData as PreferenceData
     from torchmpo.finetune.models import LoraSettings as LoraSettings
     from torchmpo.finetune.module import PreferenceModule as PreferenceModule
+    from torchmpo.finetune.samples import Samples as Samples
 
-__all__ = ["LoraSettings", "PreferenceData", "PreferenceModule"]
+__all__ = ["LoraSettings", "PreferenceData", "PreferenceModule", "Samples"]
 _WHERE = {
     "LoraSettings": "torchmpo.finetune.models",
     "PreferenceData": "torchmpo.finetune.data",
     "PreferenceModule": "torchmpo.finetune.module",
+    "Samples": "torchmpo.finetune.samples",
 }
 
 

@@ -37,6 +37,7 @@ COMMANDS = {
 # Those of many that a shell completes: asking Lightning for all of them takes seconds.
 OPTIONS = (
     *("--config", "--loss", "--out", "--resume", "--checkpoint_every", "--print_config"),
+    "--push_to_hub",
     *("--model.model", "--model.loss", "--model.loss_args", "--model.lora", "--model.lr"),
     *("--data.train", "--data.validation", "--data.batch_size", "--data.max_length"),
     *("--trainer.max_epochs", "--trainer.max_steps", "--trainer.accumulate_grad_batches"),
@@ -81,6 +82,10 @@ def _export(words: list[str]) -> None:
 
     export_merged(given.adapter, given.out)
     print(f"wrote {given.out}")
+    if given.push_to_hub is not None:
+        from torchmpo.finetune.model_card import push
+
+        print(f"pushed to {push(given.out, given.push_to_hub)}")
 
 
 def parser() -> StrictParser:
@@ -104,6 +109,7 @@ def export_parser() -> StrictParser:
     )
     parser.add_argument("--adapter", required=True, help="folder of a run's adapter")
     parser.add_argument("--out", required=True, help="folder of the merged model")
+    parser.add_argument("--push_to_hub", help="user/name on the hub: upload the folder")
     return parser
 
 

@@ -122,6 +122,7 @@ class PreferenceData(LightningDataModule):
 
     Attributes:
         datasets: by ``"train"`` and ``"validation"``, after :meth:`setup`.
+        chat: whether the pairs are messages, after :meth:`setup`.
 
     Raises:
         UserError: a number out of range.
@@ -157,6 +158,7 @@ class PreferenceData(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.reference_cache = reference_cache
         self.datasets: dict[str, Any] = {}
+        self.chat = False
         self._tables: dict[str, Tensor] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -187,6 +189,7 @@ class PreferenceData(LightningDataModule):
 
     def _dataset(self, name: str, source: Any, split: str) -> Any:
         pairs, counts = clean(load_pairs(source, split=split))
+        self.chat = any(not isinstance(pair.prompt, str) for pair in pairs[:1])
         dataset = PairDataset(
             pairs,
             self.tokenizer,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmpo.finetune.model_card import carry_card
 from torchmpo.linear_logps import linear_logps
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
@@ -310,6 +311,7 @@ def export_merged(adapter: str | Path, folder: str | Path) -> None:
     model.save_pretrained(folder)
     own = (adapter / "tokenizer_config.json").is_file()
     load_tokenizer(adapter if own else base).save_pretrained(folder)
+    carry_card(adapter, folder)
 
 
 def _transformers() -> Any:

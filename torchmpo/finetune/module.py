@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmpo.finetune.model_card import write_card
 from torchmpo.finetune.models import (
     LoraSettings,
     TokenLogps,
@@ -378,7 +379,8 @@ class PreferenceModule(LightningModule):
             )
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
-        """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model.
+        """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model;
+        and its card.
 
         Args:
             folder: made if it does not exist.
@@ -392,6 +394,7 @@ class PreferenceModule(LightningModule):
             model.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        write_card(folder, self)
 
     @contextmanager
     def _no_dropout(self) -> Iterator[None]:
