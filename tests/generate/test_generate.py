@@ -10,7 +10,6 @@ from tiny_llm import QUIET, save_tiny, tiny_llama, tiny_tokenizer
 from torchmpo.finetune.models import LoraSettings, add_lora
 from torchmpo.generate import __main__ as generate
 from torchmpo.generate import run as generation
-from torchmpo.runs.errors import UserError
 
 pytestmark = QUIET
 PROMPTS = ["Name a colour.", "What is the capital of France?", "Hi", "Hi", "Go away! " * 4]
@@ -130,6 +129,16 @@ def test_a_resume_writes_only_what_is_left(folder, monkeypatch, capsys):
     assert "the answers in out are to other prompts" in capsys.readouterr().err
 
 
+def test_too_little_memory_is_one_line(folder, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr("torchmpo.finetune.answers.AnswerWriter._write", full)
+    assert generate.main([*ARGS, "--batch_size", "3"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: 3 answers at a time do not fit into memory")
+
+
 def test_an_endpoint_answers(folder, endpoint, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("MY_KEY", "secret")
     endpoint.answer = lambda body: completion(
@@ -215,4 +224,3 @@ def test_a_summary_counts_empty_answers():
     text = generation.summary(rows, "m", generation.Path("out"), 8)
     assert "1 of them are empty" in text
     assert "cut" not in text
-    assert UserError

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from torchmpo.finetune.answers import Answer, AnswerWriter, Sampling, batches
 from torchmpo.finetune.models import check_tokenizer, load_model, load_tokenizer
 from torchmpo.finetune.pairs import Message
@@ -24,10 +26,9 @@ def local_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sampl
     """A model loaded here.
 
     Raises:
-        UserError: no such model, a prompt too long for it, or no way to format a conversation.
+        UserError: no such model, a prompt too long for it, or no way to format a conversation. From
+            the source: too little memory.
     """
-    import torch
-
     model, tokenizer = load_answering(str(config.model), config.dtype)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -45,7 +46,13 @@ def local_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sampl
 
     def source(rows: Sequence[int]) -> Iterator[tuple[int, Answer]]:
         for batch in batches([len(ids) for ids in encoded], rows, config.batch_size):
-            answers = writer([encoded[i] for i in batch], batch)
+            try:
+                answers = writer([encoded[i] for i in batch], batch)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{len(batch)} answers at a time do not fit into memory: use a "
+                    "smaller --batch_size"
+                ) from error
             yield from zip(batch, answers, strict=True)
 
     return source
