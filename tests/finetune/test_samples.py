@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +122,23 @@ def test_a_resume_compares_with_what_the_run_began_with(folder):
     (folder / "run").rename("moved")
     (folder / "parts").rename("run")
     assert logged(folder, 0) | logged(folder, 1) == whole
+
+
+def test_one_of_two_processes_answers(folder):
+    (folder / "my_sample_judge.py").write_text(JUDGE)
+    path = config(folder, samples(judge="my_sample_judge:longer"), devices=2, strategy="ddp")
+    command = [sys.executable, "-m", "torchmpo.finetune", "fit", "--config", path]
+    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    done = subprocess.run(
+        [*command, "--data.batch_size", "2"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,  # only a hang takes so long
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(logged(folder)) == [0, 2, 4]
+    assert logged(folder)[0] == 50.0
 
 
 def test_from_python_with_a_reference_and_a_function(folder):

@@ -125,11 +125,12 @@ class Samples(Callback):
 
     def _write(self, trainer: Any, module: Any) -> None:
         self._written = trainer.global_step
+        folder = _folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._answers(trainer, module)
+            self._answers(trainer, module, folder)
         trainer.strategy.barrier("samples")
 
-    def _answers(self, trainer: Any, module: Any) -> None:
+    def _answers(self, trainer: Any, module: Any, folder: Path) -> None:
         step = trainer.global_step
         tokenizer = trainer.datamodule.tokenizer
         chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
@@ -149,7 +150,6 @@ class Samples(Callback):
             {"instruction": prompt, "output": written[i].text, "generator": name}
             for i, prompt in enumerate(self.prompts)
         ]
-        folder = _folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / f"step_{step:06d}.json", annotations_text(rows))
         if step == 0 and self.reference is None:
@@ -176,9 +176,9 @@ class Samples(Callback):
 
     def _recall(self, trainer: Any) -> None:
         """The answers that an interrupted run began with, from its own log."""
+        folder = _folder(trainer)
         if self.reference is not None or self.judge is None or not trainer.loggers:
             return
-        folder = _folder(trainer)
         for path in sorted(folder.parent.parent.glob("*/samples/step_000000.json"), reverse=True):
             rows = json.loads(path.read_text(encoding="utf-8"))
             if [row["instruction"] for row in rows] == self.prompts:
@@ -191,4 +191,5 @@ class Samples(Callback):
 
 
 def _folder(trainer: Any) -> Path:
+    """Where answers are; all processes must ask, because Lightning lets the first one say."""
     return Path(trainer.log_dir or trainer.default_root_dir) / "samples"
