@@ -124,6 +124,21 @@ def test_a_resume_compares_with_what_the_run_began_with(folder):
     assert logged(folder, 0) | logged(folder, 1) == whole
 
 
+def test_a_judge_that_fails_is_found_out_at_once_and_later_loses_no_training(folder, capsys):
+    (folder / "my_bad_judge.py").write_text("def fails(prompts, a, b):\n    return {}['x']\n")
+    assert main(["fit", "--config", config(folder, samples(judge="my_bad_judge:fails"))]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: my_bad_judge:fails raised KeyError: 'x'")
+    later = "calls = []\ndef later(prompts, a, b):\n"
+    later += "    calls.append(a)\n    return [0.5] if len(calls) < 3 else {}['x']\n"
+    (folder / "my_later_judge.py").write_text(later)
+    path = config(folder, samples(judge="my_later_judge:later"))
+    with pytest.warns(UserWarning, match="no win rate of step [24]: my_later_judge:later raised"):
+        assert main(["fit", "--config", path]) == 0
+    assert logged(folder, 1) == {0: 50.0}
+    assert (folder / "run/adapter/adapter_model.safetensors").is_file()
+
+
 def test_one_of_two_processes_answers(folder):
     (folder / "my_sample_judge.py").write_text(JUDGE)
     path = config(folder, samples(judge="my_sample_judge:longer"), devices=2, strategy="ddp")

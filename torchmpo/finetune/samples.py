@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
 START = "the start"
+JUDGE_TIMEOUT = 600.0  # seconds of a call
 # Strategies under which no process has the whole model.
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -61,8 +62,9 @@ class Samples(Callback):
         shown: answers that are printed each time.
 
     Raises:
-        UserError: a file, the judge or a number cannot be used. In training: the strategy leaves no
-            process with the whole model.
+        UserError: a file, the judge or a number cannot be used. As training begins: the judge
+            fails, or the strategy leaves no process with the whole model. A judge that fails later
+            is a warning.
     """
 
     def __init__(
@@ -88,9 +90,9 @@ class Samples(Callback):
         self.prompts = [row["instruction"] for row in read_prompts(prompts)][:count]
         self.judge: Judge | None = None
         if isinstance(judge, str):
-            self.judge = resolve_judge(judge, batch_size=batch_size)
+            self.judge = resolve_judge(judge, batch_size=batch_size, timeout=JUDGE_TIMEOUT)
         elif judge is not None:
-            self.judge = FunctionJudge(judge)
+            self.judge = FunctionJudge(judge, timeout=JUDGE_TIMEOUT)
         self.reference: list[Row] | None = None
         if reference is not None:
             known = {row["instruction"]: row for row in read_outputs(reference, "the reference")}
@@ -156,7 +158,13 @@ class Samples(Callback):
             self.reference = rows
         numbers = {"samples/length": sum(len(row["output"]) for row in rows) / len(rows)}
         if self.judge is not None and self.reference is not None:
-            numbers["samples/win_rate"] = self._win_rate(rows, self.judge, self.reference)
+            try:
+                numbers["samples/win_rate"] = self._win_rate(rows, self.judge, self.reference)
+            except UserError as error:
+                if step == 0:
+                    raise
+                # A judge that fails is no reason to lose a training.
+                warnings.warn(f"no win rate of step {step}: {error}", stacklevel=2)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)
         for row in rows[: self.shown]:
@@ -165,6 +173,8 @@ class Samples(Callback):
 
     def _win_rate(self, rows: list[Row], judge: Judge, reference: list[Row]) -> float:
         if reference is rows:
+            row = rows[0]  # a judge that cannot be used is found out before training
+            judge([row["instruction"]], [row["output"]], [row["output"]])
             return 50.0
         compared = compare(reference, rows, empty="lose")
         todo = [row for row in compared if "preference" not in row]
