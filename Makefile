@@ -41,6 +41,11 @@ test-torch: .venv-torch-$(TORCH)/.installed
 	PYTHONPATH=. OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
 		.venv-torch-$(TORCH)/bin/python -m pytest tests/losses $(ARGS)
 
+# Any loss in TRL's own trainer, in the environment of `make bench-llm`.
+.PHONY: test-trl
+test-trl: $(TRL)/.installed
+	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest tests/oracle_trl $(ARGS)
+
 # Win rates against alpaca_eval's own, in an environment that has nothing else.
 .PHONY: test-alpaca
 test-alpaca: $(ALPACA)/.installed

@@ -1,13 +1,15 @@
 """Adapters: the three tensors are right, and what does not fit is refused with a way out."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 from torchmpo import MirrorObjective, Objective, resolve
-from torchmpo.adapters import trl_signature
+from torchmpo.adapters import trl_signature, trl_trainer
 from torchmpo.losses import dpo_loss
+from torchmpo.runs.errors import UserError
 
 POLICY_CHOSEN = [-20.0, -35.0, -8.0]
 POLICY_REJECTED = [-25.0, -30.0, -8.0]
@@ -165,6 +167,27 @@ def test_what_does_not_fit_is_refused_at_once_in_one_line(loss, hyper, message):
     with pytest.raises(ValueError, match=message) as caught:
         trl_signature(loss, **hyper)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("release", "ignores"), [("0.28.0", False), ("0.29rc1", True), ("1.0", True)]
+)
+def test_a_trl_that_never_calls_a_dpo_loss_is_told(release, ignores, monkeypatch):
+    monkeypatch.setattr("torchmpo.adapters.metadata.version", lambda name: release)
+    if ignores:
+        with pytest.raises(ValueError, match=rf"TRL {release} never .*: use .*trainer"):
+            trl_signature("dpo")
+    else:
+        trl_signature("dpo")
+    trl_signature("dpo", trl=False)  # whoever calls it
+
+
+def test_a_trainer_of_trl_needs_trl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UserError, match=r"trl is not installed: pip install 'trl>=1,<2'"):
+        trl_trainer("dpo")
+    with pytest.raises(ValueError, match="unknown loss 'dpoo'"):
+        trl_trainer("dpoo")
 
 
 def test_shapes_that_differ_are_refused():

@@ -80,6 +80,7 @@ def test_version(capsys):
         ("finetune fot", "unknown command 'fot': did you mean 'fit'?"),
         ("finetune export", "the following arguments are required: --adapter, --out"),
         ("winrate --resume", "there is no run in runs/winrate"),
+        ("generate", "--model: a model's or an adapter's folder"),
     ],
 )
 def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
@@ -157,6 +158,7 @@ def test_help_without_the_parser(command, missing):
         "evolve": "population: losses per generation",
         "diagnose": "losses: names, references to functions",
         "winrate": "judge: an annotations file",
+        "generate": "prompts: JSON list",
         "show": "--distill",
         "finetune": "torchmpo.finetune fit",
     }
@@ -223,6 +225,12 @@ def test_threads_wait_asleep_unless_told_otherwise(words, given, seen, tmp_path,
         ("lightning", "finetune fit", "lightning is not installed: {llm}"),
         ("peft", "finetune export --adapter a --out b", "peft is not installed: {llm}"),
         ("transformers", "winrate --judge a/b {answers}", "transformers is not installed: {llm}"),
+        (
+            "transformers",
+            "generate --model m --prompts mine.json",
+            "transformers is not installed: {llm}",
+        ),
+        ("tqdm", "generate --model m --prompts mine.json", "tqdm is not installed: {llm}"),
         ("shtab", "completion bash", "shtab is not installed: {completion}"),
     ],
 )

@@ -320,7 +320,7 @@ def test_losses_and_found_objectives_work_after_a_plain_install(clean, tmp_path)
     assert values == pytest.approx([0.31326169] * 2 + [-0.026894142] * 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("command", ["evolve", "diagnose", "show", "winrate"])
+@pytest.mark.parametrize("command", ["evolve", "diagnose", "show", "generate", "winrate"])
 def test_help_works_after_a_plain_install(clean, command):
     assert command in run(clean / "python", "-m", f"torchmpo.{command}", "--help")
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "diagnose": "how good is a preference loss, and on which data does it break?",
     "show": "look at an objective: its functions, its gradients, its closed form",
     "finetune": "fine-tune a language model on preference pairs with any loss",
+    "generate": "a model's answers to prompts",
     "winrate": "how often a model's answers are preferred to a reference's",
 }
 SHELLS = ("bash", "zsh")

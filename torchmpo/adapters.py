@@ -1,18 +1,24 @@
 """Any loss of torchmpo, or one's own, behind the signatures that other code bases call."""
 
+import copy
+import importlib
 import inspect
+import re
 from collections.abc import Callable
+from dataclasses import MISSING, fields
+from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchmpo.metrics import implicit_rewards
+from torchmpo.metrics import implicit_rewards, preference_metrics
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import PairLogps, made_up
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.errors import UserError
 
 Bound: TypeAlias = Objective | MirrorObjective
 Logps: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -30,10 +36,24 @@ _CALLER = {
     "sum": "sums over the response",
     "mean": "per-token means (average_log_prob=True)",
 }
+# The first TRL whose DPOTrainer computes its losses inside one method and calls no ``dpo_loss``.
+WITHOUT_DPO_LOSS = (0, 29)
+# What a batch of TRL's DPOTrainer has beside the arguments of the model.
+_NOT_OF_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
+_NOT_IN_TRL = ("chosen_rewards", "rejected_rewards", "preference_probs")
+# Settings of DPOConfig that belong to TRL's own losses.
+_OF_TRL_LOSSES = (
+    *("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "ld_alpha"),
+    *("f_alpha_divergence_coef", "use_weighting", "discopop_tau"),
+)
 
 
 def trl_signature(
-    loss: str | Path | Callable[..., Tensor] | Bound, *, unit: str = "sum", **hyper: object
+    loss: str | Path | Callable[..., Tensor] | Bound,
+    *,
+    unit: str = "sum",
+    trl: bool = True,
+    **hyper: object,
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """A loss as the function that DPO trainers have a method for.
 
@@ -42,8 +62,9 @@ def trl_signature(
             → (losses, chosen_rewards, rejected_rewards)
 
     all ``[batch]``; the rewards are :func:`~torchmpo.metrics.implicit_rewards`, detached. A
-    reference-free loss may be given ``None`` for the reference's, or nothing. In TRL (up to the
-    versions that have ``DPOTrainer.dpo_loss``; 0.24 passes two more arguments)::
+    reference-free loss may be given ``None`` for the reference's, or nothing. TRL 0.29 and later
+    never call a ``dpo_loss``: use :func:`trl_trainer` there. In TRL up to 0.28 (which may pass more
+    arguments), and in trainers derived from it::
 
         loss = trl_signature("dpo", beta=0.1)
 
@@ -56,9 +77,12 @@ def trl_signature(
             objective.
         unit: what the caller's log-probabilities are: ``"sum"`` over the response, or ``"mean"``
             per token. A loss with ``reduction="mean"`` is given means as they are.
+        trl: whether TRL's trainer is to call it. False says that another one does, or you do, and
+            that it does not matter which TRL is installed.
         **hyper: hyper-parameters of the loss; an objective has its own.
 
     Raises:
+        UserError: the TRL that is installed would never call it.
         ValueError: the loss needs what this signature cannot carry, another ``unit``,
             hyper-parameters for an objective, or what :func:`torchmpo.resolve` refuses. From the
             function: a reference that is ``None`` and needed, or shapes that differ.
@@ -75,6 +99,8 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
     """
     if unit not in _FIELDS:
         raise ValueError(f"unit must be 'sum' or 'mean'; got {unit!r}")
+    if trl:
+        _refuse_a_trl_that_ignores_it()
     objective = resolve(loss, **hyper)
     missing = _missing(objective, unit)
     if missing:
@@ -102,6 +128,175 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
         return objective(pair), *implicit_rewards(objective, pair)
 
     return signature
+
+
+def trl_trainer(loss: str | Path | Callable[..., Tensor] | Bound, **hyper: object) -> Any:
+    """TRL's ``DPOTrainer`` with another loss: a subclass, for TRL 1.x.
+
+        Trainer = trl_trainer("simpo", beta=2.0)
+        Trainer(model, args=DPOConfig(…), train_dataset=…, processing_class=…).train()
+
+    Data, reference, precision, accumulation and checkpoints are TRL's. The loss may ask for all of
+    :class:`torchmpo.PairLogps` but scores, which TRL's batches do not carry; a reference-free one
+    keeps no reference model. Logged are ``loss`` and :func:`torchmpo.metrics.preference_metrics`.
+
+    Args:
+        loss: whatever :func:`torchmpo.resolve` takes, a function like those it finds, or an
+            objective.
+        **hyper: hyper-parameters of the loss; an objective has its own.
+
+    Raises:
+        UserError: TRL is not installed or too old, or the loss needs what TRL's batches do not
+            carry. From the trainer: a setting of ``DPOConfig`` that belongs to TRL's own losses,
+            or a loss that couples the pairs of a batch, and a step of several batches.
+        ValueError: what :func:`torchmpo.resolve` refuses.
+    """
+    objective = resolve(loss, **hyper)
+    try:
+        module: Any = importlib.import_module("trl.trainer.dpo_trainer")
+    except ModuleNotFoundError as error:
+        raise UserError("trl is not installed: pip install 'trl>=1,<2'") from error
+    if hasattr(module.DPOTrainer, "dpo_loss"):
+        raise UserError("trl_trainer needs TRL 1.x; for older ones there is trl_signature")
+    _refuse_scores(objective)
+    if isinstance(objective, MirrorObjective):
+        objective = copy.deepcopy(objective).requires_grad_(False)
+    fused = hasattr(module, "add_fused_lm_head")  # since 1.15: no logits are made
+    with_model = "model" in inspect.signature(module.DPOTrainer.compute_ref_log_probs).parameters
+
+    class PreferenceTrainer(module.DPOTrainer):
+        """TRL's trainer of preference pairs with a loss of torchmpo."""
+
+        _name, _paper, _tag_names = objective.name, {}, ("trl", "torchmpo")
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            _check_trl_settings(self.args, objective)
+            if isinstance(objective, MirrorObjective):
+                objective.to(self.accelerator.device)
+            if not objective.needs_reference and not self.args.sync_ref_model:
+                self.ref_model = None
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            routed = getattr(self, "aux_loss_enabled", False)
+            mask = inputs["completion_mask"][:, 1:] != 0
+            out, logps = _forward(model, inputs, fused, routed)
+            ref = None
+            if objective.needs_reference:
+                ref = [inputs.get(f"ref_{side}_logps") for side in ("chosen", "rejected")]
+                if ref[0] is None:
+                    asked = (self.ref_model or self.model, inputs) if with_model else (inputs,)
+                    ref = self.compute_ref_log_probs(*asked)
+            progress = self.state.global_step / max(1, self.state.max_steps)
+            pair = _pair_of_batch(logps[:, -mask.shape[1] :].float(), mask, ref, progress)
+            with torch.autocast(mask.device.type, enabled=False):
+                value = objective(pair).mean()
+            log = self._metrics["train" if self.model.training else "eval"]
+            for name, number in _metrics(objective, pair).items():
+                log[name].append(self.accelerator.gather(number).mean().item())
+            if routed:
+                value = value + self.router_aux_loss_coef * out.aux_loss
+            if return_outputs:  # with logits, which a fused head does not make
+                return value, _forward(model, inputs, False, routed)[0]
+            return value
+
+    return PreferenceTrainer
+
+
+def _refuse_a_trl_that_ignores_it() -> None:
+    """A method that is never called would train on TRL's own loss, without a word."""
+    try:
+        release = metadata.version("trl")
+    except metadata.PackageNotFoundError:
+        return
+    if tuple(int(part) for part in re.findall(r"\d+", release)[:2]) >= WITHOUT_DPO_LOSS:
+        raise UserError(
+            f"TRL {release} never calls a dpo_loss: use torchmpo.adapters.trl_trainer(loss); if "
+            "another trainer calls this function, or you do, pass trl=False"
+        )
+
+
+def _refuse_scores(objective: Bound) -> None:
+    carried = [n for n in PairLogps._fields if n in objective.inputs and n not in _NOT_IN_TRL]
+    absent = sorted(objective.inputs - set(carried))
+    try:
+        objective(PairLogps(**made_up(carried, pairs=2, steps=3)))
+    except ValueError as error:
+        if not absent:
+            raise
+        raise UserError(
+            f"{objective.name} needs {', '.join(absent)}, which TRL's batches do not carry: "
+            "torchmpo.finetune has them"
+        ) from error
+
+
+def _check_trl_settings(args: Any, objective: Bound) -> None:
+    for field in fields(args):
+        if field.name not in _OF_TRL_LOSSES:
+            continue
+        usual = field.default if field.default_factory is MISSING else field.default_factory()
+        if getattr(args, field.name) != usual:
+            raise UserError(
+                f"DPOConfig's {field.name} belongs to TRL's own losses and would change nothing: "
+                "leave it out, and give hyper-parameters to trl_trainer"
+            )
+    batches = args.gradient_accumulation_steps * args.world_size
+    if objective.coupled and batches > 1:
+        raise UserError(
+            f"{objective.name} couples the pairs of a batch, and each of the {batches} parts of a "
+            "step would be a batch of its own: raise per_device_train_batch_size instead"
+        )
+
+
+def _forward(model: Any, inputs: Any, fused: bool, routed: bool) -> tuple[Any, Tensor]:
+    """What the model gives, and the log-probabilities ``[2 × pairs, time]``, with those of tokens
+    that prompt-learning adapters put before the others."""
+    given = {k: v for k, v in inputs.items() if k not in _NOT_OF_THE_MODEL} | {"use_cache": False}
+    if routed:
+        given["output_router_logits"] = True
+    targets = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    if fused:
+        out = model(**given, labels=targets, fused_lm_head=True)
+        return out, out.log_probs
+    out = model(**given)
+    return out, _token_logps(out.logits, targets)
+
+
+@torch.no_grad()
+def _metrics(objective: Bound, pair: PairLogps) -> dict[str, Tensor]:
+    return preference_metrics(pair, *implicit_rewards(objective, pair))
+
+
+def _token_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target but the first ``[batch, time − 1]``, 0 where it is −100."""
+    targets = targets[:, 1:]
+    logits = logits[:, -targets.shape[1] - 1 : -1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), targets, reduction="none", ignore_index=-100
+    )
+    return -losses
+
+
+def _pair_of_batch(logps: Tensor, mask: Tensor, ref: Any, progress: float) -> PairLogps:
+    """A batch of the chosen responses before the rejected ones, as pairs.
+
+    Args:
+        logps, mask: ``[2 × pairs, time]``, nats, and whether a token counts.
+        ref: the reference's sums of both sides, ``[pairs]`` each, or None.
+        progress: fraction of training done.
+    """
+    sums, lengths = logps.sum(-1), mask.sum(-1)
+    values = {"logps": sums, "mean_logps": sums / lengths.clamp(min=1), "lengths": lengths}
+    values |= {"step_logps": logps, "mask": mask}
+    if ref is not None:
+        ref_sums = torch.cat([side.to(sums) for side in ref])
+        values |= {"ref_logps": ref_sums, "ref_mean_logps": ref_sums / lengths.clamp(min=1)}
+    named = {"progress": sums.new_tensor(progress)}
+    for name, both in values.items():
+        prefix = "ref_" if name.startswith("ref_") else ""
+        for side, value in zip(("chosen", "rejected"), both.chunk(2), strict=True):
+            named[f"{prefix}{side}_{name.removeprefix(prefix)}"] = value
+    return PairLogps(**named)
 
 
 def _pair(objective: Bound, unit: str, logps: Logps) -> PairLogps:

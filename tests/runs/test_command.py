@@ -190,6 +190,25 @@ def test_a_file_that_cannot_be_read_is_named(capsys):
     assert capsys.readouterr().err == "error: No such file or directory: absent\n"
 
 
+def test_a_run_that_failed_before_any_work_does_not_claim_its_folder(capsys):
+    def fails(config, out):
+        raise UserError("no such server")
+
+    def fails_later(config, out):
+        (out / "work").touch()
+        raise UserError("gone")
+
+    assert run("", fails) == 2
+    assert not Path("runs/mine/config.yaml").exists()
+    assert run("--resume", fails) == 2
+    assert "there is no run in runs/mine; start one without --resume" in capsys.readouterr().err
+    assert run("", fails_later) == 2
+    assert run("") == 2
+    assert "runs/mine has a run: go on with --resume" in capsys.readouterr().err
+    assert run("--resume", fails) == 2  # what has been done is not given up
+    assert run("--resume") == 0
+
+
 def test_bugs_are_not_hidden():
     def body(config, out):
         raise ZeroDivisionError

@@ -2,7 +2,9 @@
 
 import json
 import math
+import signal
 import sys
+import threading
 import types
 
 import pytest
@@ -15,6 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from torchmpo.runs.errors import UserError
@@ -40,11 +44,14 @@ FIRST = ["Blue", "The capital of France is Paris, and so on, and so on.", "Go aw
 SECOND = ["Red is one as well, and so is blue.", "Paris", "Go away!"]
 
 
-def reward_model(folder, *, labels=1, template=True, positions=256):
+def reward_model(folder, *, labels=1, template=True, positions=256, pad=0, tokenizer_pad="<pad>"):
     torch.manual_seed(0)
-    config = LlamaConfig(num_labels=labels, max_position_embeddings=positions, **SIZES)
+    sizes = SIZES | {"pad_token_id": pad}
+    config = LlamaConfig(num_labels=labels, max_position_embeddings=positions, **sizes)
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    tiny_tokenizer(template=template).save_pretrained(folder)
+    tokenizer = tiny_tokenizer(template=template)
+    tokenizer.pad_token = tokenizer_pad
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -90,6 +97,78 @@ def test_a_function_that_is_no_judge(given, message):
         FunctionJudge(lambda *_: given, name="mine")(PROMPTS, FIRST, SECOND)
 
 
+def asked_by_pair(function):
+    judge = FunctionJudge(function)
+    assert judge(PROMPTS, FIRST, SECOND) == [1.0, 0.0, 0.5]
+    return judge
+
+
+def test_a_function_of_one_pair_is_a_judge_too():
+    def scalar(prompt, a, b):
+        return 0.5 if len(a) == len(b) else float(len(b) > len(a))
+
+    def fails_on_lists(prompt, a, b):
+        return scalar(prompt.lower(), a.strip(), b.strip())
+
+    def annotated(texts: str, a: str, b: str):
+        assert isinstance(texts, str)
+        return scalar(texts, a, b)
+
+    def says_so(prompts, a, b):
+        return scalar(prompts, a, b)
+
+    says_so.per_example = True
+    for function in (scalar, fails_on_lists, annotated, says_so):
+        assert asked_by_pair(function).per_example is True
+    for function in (longer, lambda p, a, b: longer(p, a, b), lambda *texts: longer(*texts)):
+        assert asked_by_pair(function).per_example is not True
+
+
+def test_a_mean_of_a_batch_is_not_taken_for_one_pair():
+    """In silence it would be asked for the letters of each text."""
+    with pytest.raises(UserError, match="must give a list of probabilities"):
+        FunctionJudge(lambda prompts, a, b: 0.5, name="mine")(PROMPTS, FIRST, SECOND)
+
+
+def raises(prompt, a, b):
+    raise KeyError("score")
+
+
+def raises_in_a_library(prompts, a, b):
+    return json.loads("{")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (raises, r"mine raised KeyError: 'score' \(.*test_judges.py, line \d+\)"),
+        (raises_in_a_library, r"mine raised JSONDecodeError: .* \(.*test_judges.py, line \d+\)"),
+    ],
+)
+def test_a_judge_that_raises_is_one_line_that_says_where(function, message):
+    with pytest.raises(UserError, match=message) as caught:
+        FunctionJudge(function, name="mine")(PROMPTS, FIRST, SECOND)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, (KeyError, ValueError))
+
+
+def test_a_judge_that_never_ends_is_stopped():
+    def never(prompts, a, b):
+        while True:
+            try:
+                threading.Event().wait(5)
+            except Exception:
+                continue
+
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match=r"mine did not end within 0.1 s: --timeout"):
+        FunctionJudge(never, name="mine", timeout=0.1)(PROMPTS, FIRST, SECOND)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert FunctionJudge(longer, timeout=100)(PROMPTS, FIRST, SECOND) == [1.0, 0.0, 0.5]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
 def test_annotations_are_found_in_either_order():
     rows = [
         {"instruction": "a", "output_1": "x", "output_2": "y", "preference": 1.75},
@@ -127,6 +206,25 @@ def test_a_reward_model_scores_the_chat_as_its_template_writes_it(tmp_path):
         with torch.no_grad():
             assert reward == pytest.approx(model(ids).logits.item(), abs=1e-5)
     assert len({round(r, 4) for r in got}) == 3
+
+
+@pytest.mark.parametrize("pad", [None, 0, 2, -1])
+@pytest.mark.parametrize("tokenizer_pad", ["<pad>", "</s>", None])
+def test_rewards_are_those_of_the_model_alone_whatever_pads(tmp_path, pad, tokenizer_pad):
+    """Where nothing pads, the model reads the last token, which is EOS here."""
+    source = reward_model(tmp_path, pad=pad, tokenizer_pad=tokenizer_pad)
+    model = LlamaForSequenceClassification.from_pretrained(source)
+    assert model.config.pad_token_id == pad
+    tokenizer = tiny_tokenizer()
+    want = []
+    for prompt, answer in zip(PROMPTS, FIRST, strict=True):
+        text = f"<s><|user|>{prompt}</s><|assistant|>{answer}</s>"
+        with torch.no_grad():
+            want.append(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item())
+    for size in (1, 2, 8):
+        judge = RewardModelJudge(source, batch_size=size, device="cpu")
+        assert judge.rewards(PROMPTS, FIRST) == pytest.approx(want, abs=1e-5)
+        assert judge.rewards(PROMPTS[::-1], FIRST[::-1]) == pytest.approx(want[::-1], abs=1e-5)
 
 
 def test_special_tokens_are_not_doubled(tmp_path):
@@ -173,6 +271,26 @@ def test_an_encoder_gets_a_text_pair(tmp_path):
     assert judge.rewards(["Hello", "x"], ["Go away!", "y"])[0] == pytest.approx(want, abs=1e-5)
     judge.rewards(["Hello " * 40], ["Go away!"])
     assert judge.cut == 1
+
+
+def test_positions_that_an_encoder_cannot_use(tmp_path):
+    """RoBERTa's positions begin behind its padding token: 34 of them hold 32 tokens."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"pad_token_id": 1}
+    config = RobertaConfig(num_labels=1, max_position_embeddings=34, **sizes)
+    model = RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer(template=False)
+    tokenizer.sep_token = "</s>"
+    tokenizer.save_pretrained(tmp_path)
+    judge = RewardModelJudge(tmp_path, device="cpu")
+    assert judge.max_length == 32
+    long, short = judge.rewards(["Hello " * 40, "Hello"], ["Go away!", "Go away!"])
+    assert judge.cut == 1
+    ids = torch.tensor([tokenizer("Hello", "Go away!")["input_ids"]])
+    with torch.no_grad():
+        assert short == pytest.approx(model(ids).logits.item(), abs=1e-5)
+    assert long != pytest.approx(short, abs=1e-4)
 
 
 def test_models_that_are_no_reward_models(tmp_path):

@@ -319,3 +319,12 @@ def test_few_comparisons_have_no_length_controlled_rate(files, tmp_path, capsys)
     assert "needs at least 5 comparisons" in capsys.readouterr().out
     with open(tmp_path / "out" / "leaderboard.csv", newline="") as file:
         assert next(csv.DictReader(file))["length_controlled_winrate"] == ""
+
+
+def test_a_run_of_before_there_were_endpoints_goes_on(files, tmp_path):
+    assert winrate.main(ARGS) == 0
+    path = tmp_path / "out" / "config.yaml"
+    newer = ("endpoint", "template", "key_variable", "timeout")
+    lines = [line for line in path.read_text().splitlines(True) if line.split(":")[0] not in newer]
+    path.write_text("".join(lines))
+    assert winrate.main(["--out", "out", "--resume"]) == 0

@@ -82,6 +82,10 @@ def _export(words: list[str]) -> None:
         f"wrote {given.out}: its log-probabilities are within {gap:.1g} nats per token of those of "
         "base and adapter" + ("; --dtype float32 rounds less" if gap > 1e-3 else "")
     )
+    if given.push_to_hub is not None:
+        from torchmpo.finetune.model_card import push
+
+        print(f"pushed to {push(given.out, given.push_to_hub)}")
 
 
 def parser() -> StrictParser:
@@ -120,6 +124,7 @@ def export_parser() -> StrictParser:
     parser.add_argument(
         "--dtype", default="auto", help="of its weights: float32, bfloat16 or auto, as the base's"
     )
+    parser.add_argument("--push_to_hub", help="user/name on the hub: upload the folder")
     return parser
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from torchmpo.finetune.data import PreferenceData
 from torchmpo.finetune.inspect import show_pair
+from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.runs.errors import UserError, nearest, one_line
@@ -65,6 +66,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--out", default="runs/finetune", help="folder of the run")
         parser.add_argument("--resume", action="store_true", help="go on with it")
+        parser.add_argument("--push_to_hub", type=str, help="user/name: upload what was trained")
         parser.add_argument(
             "--checkpoint_every", type=int, default=100, help="optimizer steps, at least 1"
         )
@@ -141,6 +143,9 @@ class CommandLine(LightningCLI):
             name = "adapter" if is_adapted(self.model.policy.model) else "model"
             self.model.save(self.out / name, self.datamodule.tokenizer)
             print(f"wrote {self.out / name}")
+            print(next_command(self.out / name, self.datamodule))
+            if (repository := self._get(self.config, "push_to_hub")) is not None:
+                print(f"pushed to {push(self.out / name, repository)}")
 
 
 def check_checkpoint(path: str | Path, *, training: bool = False) -> None:

@@ -131,6 +131,7 @@ class PreferenceData(LightningDataModule):
 
     Attributes:
         datasets: by ``"train"`` and ``"validation"``, after :meth:`setup`.
+        chat: whether the pairs are messages, after :meth:`setup`.
 
     Raises:
         UserError: a number out of range.
@@ -180,6 +181,7 @@ class PreferenceData(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.reference_cache = reference_cache
         self.datasets: dict[str, Any] = {}
+        self.chat = False
         self._tables: dict[str, Tensor] = {}
         self._digest: str | None = None
 
@@ -254,6 +256,7 @@ class PreferenceData(LightningDataModule):
 
     def _dataset(self, name: str, source: Any, split: str) -> Any:
         pairs = self._pairs(name, source, split)
+        self.chat = any(not isinstance(pair.prompt, str) for pair in pairs[:1])
         dataset = PairDataset(
             pairs,
             self.tokenizer,

@@ -25,6 +25,7 @@ from torchmpo.finetune.loading import (
     of_adapter,
     plain_name,
 )
+from torchmpo.finetune.model_card import carry_card
 from torchmpo.linear_logps import linear_logps
 from torchmpo.runs.errors import UserError, missing_package, one_line
 
@@ -411,6 +412,7 @@ def export_merged(adapter: str | Path, folder: str | Path, *, dtype: str = "auto
         )
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    carry_card(adapter, folder)
     return gap
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from torchmpo.finetune import resume
 from torchmpo.finetune.loading import check_saved
+from torchmpo.finetune.model_card import write_card
 from torchmpo.finetune.models import (
     LoraSettings,
     TokenLogps,
@@ -505,7 +506,8 @@ class PreferenceModule(LightningModule):
         return {} if words is None else words()
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
-        """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model.
+        """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model;
+        and its card.
 
         Args:
             folder: made if it does not exist.
@@ -519,6 +521,7 @@ class PreferenceModule(LightningModule):
             model.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        write_card(folder, self)
 
     @contextmanager
     def _no_dropout(self) -> Iterator[None]:

@@ -136,7 +136,13 @@ class Command:
                 if hasattr(module, "check"):
                     module.check(prepared, out)
                 write_atomic(out / "config.yaml", _text(config))
-                return module.run(prepared, out)
+                try:
+                    return module.run(prepared, out)
+                except Exception:
+                    # A run that failed before any work does not claim its folder.
+                    if not resumed and [p.name for p in _visible(out)] == ["config.yaml"]:
+                        (out / "config.yaml").unlink()
+                    raise
 
         def interrupted() -> str:
             begun = out is not None and (out / "config.yaml").exists()

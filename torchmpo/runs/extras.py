@@ -16,7 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "scipy": ("diagnose", "evolve"),
     "tensordict": ("diagnose", "evolve"),
     "torchrl": ("diagnose", "evolve"),
-    "tqdm": ("diagnose", "evolve"),
+    "tqdm": ("diagnose", "evolve", "llm"),
     "evotorch": ("evolve",),
     "ray": ("cluster",),
     "datasets": ("llm",),

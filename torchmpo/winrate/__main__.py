@@ -3,11 +3,14 @@
     python -m torchmpo.winrate --outputs mine.json --reference base.json --judge my_judge:prefer
     python -m torchmpo.winrate --outputs mine.json --reference base.json --judge reward_model/
     python -m torchmpo.winrate --judge results/annotations.json
+    python -m torchmpo.winrate --outputs mine.json --reference base.json \\
+        --judge gpt-4-turbo --endpoint https://api.openai.com/v1 --template alpaca_eval
 
-Files are AlpacaEval's, in and out, see `torchmpo.winrate.alpaca_files`; the numbers are in
-`torchmpo.winrate.rates`, the judges in `torchmpo.winrate.judges`. The folder of a run has
-``annotations.json`` and ``leaderboard.csv``, which ``alpaca_eval`` reads. The rates are those of
-AlpacaEval only with its prompts, its reference, its judge and ``length_controlled_v1``.
+A judging function gives the probability that the *second* answer is better. Files are AlpacaEval's,
+in and out, see `torchmpo.winrate.alpaca_files`; the numbers are in `torchmpo.winrate.rates`, the
+judges in `torchmpo.winrate.judges`. The folder of a run has ``annotations.json`` and
+``leaderboard.csv``, which ``alpaca_eval`` reads. The rates are those of AlpacaEval only with its
+prompts, its reference, its judge and ``length_controlled_v1``.
 """
 
 import sys
@@ -25,7 +28,13 @@ COMMAND = Command(
     work="torchmpo.winrate.run",
     extra="winrate",
     out="runs/winrate",
-    place=("batch_size",),
+    place=("batch_size", "endpoint", "key_variable", "timeout"),
+    older={
+        "endpoint": None,
+        "template": "plain",
+        "key_variable": "OPENAI_API_KEY",
+        "timeout": 600.0,
+    },
 )
 
 

@@ -47,6 +47,23 @@ def read_outputs(path: str | Path, name: str | None = None) -> list[Row]:
     return [row | {"generator": name or generators[0]} for row in rows]
 
 
+def read_prompts(path: str | Path) -> list[Row]:
+    """Prompts; of a file of answers, without the answers.
+
+    Args:
+        path: JSON list or JSON lines.
+
+    Returns:
+        rows with ``instruction`` and what else the file has.
+
+    Raises:
+        UserError: unreadable, or no such rows.
+    """
+    answer = ("output", "generator", "finish_reason")
+    rows = _read_rows(path, ("instruction",))
+    return [{key: value for key, value in row.items() if key not in answer} for row in rows]
+
+
 def read_annotations(path: str | Path) -> list[Row]:
     """Comparisons with preferences.
 

@@ -19,6 +19,8 @@ from torchmpo.winrate.alpaca_files import (
     read_gamed,
     read_outputs,
 )
+from torchmpo.winrate.endpoint import Endpoint
+from torchmpo.winrate.endpoint_judge import EndpointJudge
 from torchmpo.winrate.judges import AnnotationsJudge, Judge, resolve_judge
 from torchmpo.winrate.rates import FOLDS, LengthControlled, describe, length_controlled_win_rate
 from torchmpo.winrate.settings import GLMS, WinRateConfig
@@ -46,6 +48,8 @@ def prepare(config: WinRateConfig) -> Evaluation:
         raise UserError(f"unknown glm {config.glm!r}: {nearest(config.glm, GLMS)}")
     if (config.gamed is None) != (config.glm == GLMS[0]):
         raise UserError(f"--gamed FILE goes with --glm {GLMS[1]} or {GLMS[2]}")
+    if not config.timeout > 0:
+        raise UserError(f"timeout must be positive; got {config.timeout}")
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {config.batch_size}")
     if (config.outputs is None) != (config.reference is None):
@@ -59,12 +63,28 @@ def prepare(config: WinRateConfig) -> Evaluation:
     if config.gamed is not None:
         by_index, gamed = read_gamed(config.gamed)
         difficulty = difficulties(rows, by_index)
-    judge = resolve_judge(
-        config.judge, both_orders=config.both_orders, batch_size=config.batch_size
-    )
+    judge = _judge(config, config.judge)
     if isinstance(judge, AnnotationsJudge):
         _judged(judge, _unjudged(rows))  # what is missing is told before anything is written
     return Evaluation(config, rows, judge, difficulty, gamed if config.glm == GLMS[2] else None)
+
+
+def _judge(config: WinRateConfig, name: str) -> Judge:
+    if config.endpoint is None:
+        return resolve_judge(
+            name,
+            both_orders=config.both_orders,
+            batch_size=config.batch_size,
+            timeout=config.timeout,
+        )
+    endpoint = Endpoint(
+        config.endpoint,
+        name,
+        key_variable=config.key_variable,
+        timeout=config.timeout,
+        at_once=config.batch_size,
+    )
+    return EndpointJudge(endpoint, template=config.template, both_orders=config.both_orders)
 
 
 def run(evaluation: Evaluation, out: Path) -> None:
@@ -138,7 +158,7 @@ def summary(
 def _all_annotated(config: WinRateConfig) -> list[Row]:
     """The comparisons of an annotations file, to be judged by that file."""
     path = str(config.judge)
-    if not path.endswith((".json", ".jsonl")):
+    if config.endpoint is not None or not path.endswith((".json", ".jsonl")):
         raise UserError("give --outputs and --reference: only annotations do without them")
     rows = read_annotations(path)
     for i in (1, 2):

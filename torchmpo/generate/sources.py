@@ -1,0 +1,131 @@
+"""Who answers: a model on this machine, or one behind an endpoint.
+
+A source is called with rows, and gives each row with its answer, in any order.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from torchmpo.finetune.answers import Answer, AnswerWriter, Sampling, batches
+from torchmpo.finetune.models import check_tokenizer, load_model, load_tokenizer
+from torchmpo.finetune.pairs import Message
+from torchmpo.finetune.tokenize import encode_prompt
+from torchmpo.generate.settings import GenerateConfig
+from torchmpo.runs.errors import UserError, missing_package
+from torchmpo.runs.seeding import derive_seed
+from torchmpo.winrate.endpoint import Endpoint
+
+Source: TypeAlias = Callable[[Sequence[int]], Iterator[tuple[int, Answer]]]
+
+
+def local_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sampling) -> Source:
+    """A model loaded here.
+
+    Raises:
+        UserError: no such model, a prompt too long for it, or no way to format a conversation. From
+            the source: too little memory.
+    """
+    model, tokenizer = load_answering(str(config.model), config.dtype)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {device!r} cannot be used: {' '.join(str(error).split())}"
+        ) from error
+    chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
+    if config.system is not None and not chat:
+        raise UserError("a system message needs --format chat, and a model with a chat template")
+    encoded = [encode_prompt(_text(p, config.system, chat), tokenizer) for p in prompts]
+    writer = AnswerWriter(model, tokenizer, sampling)
+    writer.check(encoded)
+
+    def source(rows: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+        for batch in batches([len(ids) for ids in encoded], rows, config.batch_size):
+            try:
+                answers = writer([encoded[i] for i in batch], batch)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{len(batch)} answers at a time do not fit into memory: use a "
+                    "smaller --batch_size"
+                ) from error
+            yield from zip(batch, answers, strict=True)
+
+    return source
+
+
+def endpoint_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sampling) -> Source:
+    """A model behind an OpenAI-compatible endpoint, which applies its own chat template.
+
+    Raises:
+        UserError: a setting that only a model on this machine has, or no URL.
+    """
+    if config.format == "text":
+        raise UserError("--format text: an endpoint's chat completions are chat")
+    endpoint = Endpoint(
+        str(config.endpoint),
+        str(config.model),
+        key_variable=config.key_variable,
+        timeout=config.timeout,
+        at_once=config.batch_size,
+    )
+    before = [] if config.system is None else [{"role": "system", "content": config.system}]
+    settings: dict[str, Any] = {
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+    }
+    if sampling.top_p < 1:
+        settings["top_p"] = sampling.top_p
+
+    def source(rows: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+        requests = []
+        for row in rows:
+            messages = [*before, {"role": "user", "content": prompts[row]}]
+            drawn = {"seed": derive_seed(sampling.seed, "answer", row) % 2**31}
+            requests.append((messages, settings | (drawn if sampling.temperature else {})))
+        for place, reply in endpoint.chats(requests):
+            yield rows[place], Answer(reply.text, reply.finish_reason)
+
+    return source
+
+
+def load_answering(source: str, dtype: str) -> tuple[Any, Any]:
+    """A model, or an adapter on its base model, and its tokenizer.
+
+    Raises:
+        UserError: there is none, it cannot be loaded, or the two do not belong together.
+    """
+    folder = Path(source)
+    if not (folder / "adapter_config.json").is_file():
+        model, tokenizer = load_model(source, dtype=dtype), load_tokenizer(source)
+    else:
+        try:
+            import peft
+        except ModuleNotFoundError as error:
+            raise missing_package(error, "llm") from error
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        base = settings.get("base_model_name_or_path")
+        if not base:
+            raise UserError(f"{source}/adapter_config.json does not name the base model")
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise UserError(f"{source} holds no adapter_model.safetensors, and no pickle is read")
+        model = peft.PeftModel.from_pretrained(load_model(base, dtype=dtype), source)  # pyright: ignore[reportCallIssue]
+        if model.active_peft_config.is_prompt_learning:
+            raise UserError(
+                f"{source} is an adapter of prompts, not of weights: it is not supported"
+            )
+        own = (folder / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(source if own else base)
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def _text(prompt: str, system: str | None, chat: bool) -> Any:
+    if not chat:
+        return prompt
+    before = () if system is None else (Message("system", system),)
+    return (*before, Message("user", prompt))
