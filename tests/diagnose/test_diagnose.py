@@ -542,6 +542,78 @@ def test_a_loss_that_has_changed_is_not_mixed_with_what_it_was(
     assert cells()["sft__base"] == before["sft__base"]
 
 
+@pytest.mark.parametrize("way", ["instance", "partial", "helper"])
+def test_no_loss_can_change_unnoticed(capsys, reports, folders, monkeypatch, way):
+    text = textwrap.dedent(
+        """
+        import functools
+
+        def helper(x):
+            return SIGN * x
+
+        class Loss:
+            def __call__(self, chosen_mean_logps):
+                return SIGN * chosen_mean_logps
+
+        def bound(chosen_mean_logps, *, sign):
+            return sign * chosen_mean_logps
+
+        instance = Loss()
+        partial = functools.partial(bound, sign=SIGN)
+
+        def helped(chosen_mean_logps):
+            return helper(chosen_mean_logps)
+        """
+    )
+    name = f"way_losses:{'helped' if way == 'helper' else way}"
+
+    def write(sign):
+        (folders / "way_losses.py").write_text(text.replace("SIGN", sign))
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        sys.modules.pop("way_losses", None)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # same size, same second
+    write("-1")
+    assert tiny(f"--losses {name} --data base") == 0
+    before = cells()
+    write("+1")
+    error = one_line_error(capsys, "--out run --resume --seeds 3")
+    path = cell_path(Path("run"), name, "base")
+    assert f"{name} has changed since {path} was made: delete that file" in error
+    write("-1")
+    assert tiny("--seeds 3") == 0
+    assert cells()[path.stem]["returns"][:2] == before[path.stem]["returns"]
+    # A version that looked at texts only, and saw none, vouches for nothing.
+    cell = json.loads(path.read_text())
+    made = cell["made_of"]
+    assert made.keys() == {"pool", "source", "fingerprint"}
+    for made_then in ({"pool": made["pool"], "source": None}, None):
+        cell.pop("made_of")
+        path.write_text(json.dumps(cell | ({"made_of": made_then} if made_then else {})))
+        cell["made_of"] = made
+        error = one_line_error(capsys, "--out run --resume")
+        assert f"{path} does not say of what {name} was made: delete it and --resume" in error
+    if way == "helper":  # one that saw this text is believed
+        cell["made_of"].pop("fingerprint")
+        path.write_text(json.dumps(cell))
+        assert tiny() == 0
+
+
+def test_a_loss_of_which_nobody_can_tell_is_refused(capsys, reports, folders):
+    text = "import threading\nlock = threading.Lock()\ndef loss(chosen_mean_logps):\n"
+    (folders / "locked_losses.py").write_text(f"{text}    with lock: return -chosen_mean_logps\n")
+    assert tiny("--losses locked_losses:loss,sft --data base") == 0
+    error = one_line_error(capsys, "--out run --resume")
+    path = cell_path(Path("run"), "locked_losses:loss", "base")
+    assert f"nobody can tell whether locked_losses:loss has changed since {path} was made" in error
+    assert "(it holds a lock, which has neither a text nor a value)" in error
+    before = cells()
+    path.unlink()
+    assert tiny() == 0
+    assert cells() == before
+
+
 def test_a_saved_objective_that_has_changed_is_noticed(capsys, reports):
     shutil.copytree(DISCOVERED / "tla_noisy", "own")
     assert tiny("--losses own --data base") == 0

@@ -57,6 +57,11 @@ def _import_function(reference: str) -> Callable[..., Any]:
     return function
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is that of somebody's own function, ``package.module:function``."""
+    return ":" in name and name not in LOSSES and not Path(name).exists()
+
+
 def _hint(name: str) -> str:
     """What may have been meant by a name that nothing has."""
     module, dot, function = name.removesuffix(".py").rpartition(".")
@@ -109,7 +114,7 @@ def resolve(
             return Objective(LOSSES[text], name=text, **hyper)
         if text in discovered():
             path = DISCOVERED / text
-        elif ":" in text and not path.exists():
+        elif is_own(text):
             return Objective(_import_function(text), name=text, **hyper)
         elif os.sep not in text and not path.is_dir():
             plain = text.lower().removesuffix("_loss")
