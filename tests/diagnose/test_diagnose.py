@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import linecache
+import math
 import os
 import re
 import shutil
@@ -716,6 +717,101 @@ def test_a_damaged_cell_is_named_and_nothing_is_lost(capsys, reports, content):
     assert cells() == before
 
 
+def edit(path, *keys, to):
+    """Replace a part of a JSON file."""
+    content = inside = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inside = inside[key]
+    inside[keys[-1]] = to
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folders):
+    """A run of two losses."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TORCHMPO_CACHE", str(folders / "cache"))
+        patch.setattr(diagnose, "report", lambda setup, out: None)
+        assert tiny("--losses sft,simpo --data base") == 0
+    return folder / "run"
+
+
+CELL = "cells/simpo__base.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "to", "reason"),
+    [
+        (CELL, ["returns"], None, "returns: Input should be a valid list"),
+        (CELL, ["returns"], [[], []], "returns[0]: List should have at least 1 item"),
+        (CELL, ["returns", 0, 0], None, "returns[0][0]: Input should be a valid number"),
+        (CELL, ["returns", 0, 0], math.nan, "returns[0][0]: Input should be a finite number"),
+        (CELL, ["returns", 0, 0], math.inf, "returns[0][0]: Input should be a finite number"),
+        (CELL, ["returns", 0, 0], "7", "returns[0][0]: Input should be a valid number"),
+        (CELL, ["returns", 0], [1.0], "seeds differ in episodes"),
+        (CELL, ["returns"], [[1.0, 2.0]], "as many rows of margins as of returns"),
+        (CELL, ["best"], 99, "best is 99, of 2 settings"),
+        (CELL, ["best"], -2, "best is -2, of 2 settings"),
+        (CELL, ["best"], True, "best: Input should be a valid integer"),
+        (CELL, ["best"], -1, "returns of no setting"),
+        (CELL, ["tuning"], [[1.0]], "as many rows of tuning as settings"),
+        (CELL, ["tuning"], [[1.0], [1.0, 2.0]], "rows of tuning differ in length"),
+        (CELL, ["tuning", 0], [], "tuning[0]: List should have at least 1 item"),
+        (CELL, ["grid"], [], "grid: List should have at least 1 item"),
+        (CELL, ["grid", 0, "beta"], "2", "grid[0].beta: Input should be a valid number"),
+        (CELL, ["grid", 0], {"beta": 1.0}, "settings of different numbers"),
+        (CELL, ["curves", "chosen"], [], "curves of other seeds"),
+        (CELL, ["curves", "chosen", 0], [1.0], "uneven curves"),
+        (CELL, ["curves", "chosen", 0], 1.0, "uneven curves"),
+        (CELL, ["curves"], [], "curves: Input should be a valid dictionary"),
+        (CELL, ["margins"], None, "margins: Input should be a valid list"),
+        (CELL, ["made_of"], [], "made_of: Input should be a valid dictionary"),
+        (CELL, ["made_of"], {"pool": None}, "made_of.pool: Input should be a valid string"),
+        (CELL, ["seconds"], "1", "seconds: Input should be a valid number"),
+        (CELL, ["loss"], 3, "loss: Input should be a valid string"),
+        ("anchors.json", ["target"], [], "target: List should have at least 1 item"),
+        ("anchors.json", ["target"], None, "target: Input should be a valid list"),
+        ("anchors.json", ["original", 0], math.nan, "original[0]: Input should be a finite number"),
+        ("anchors.json", ["original", 0], [1.0], "original[0]: Input should be a valid number"),
+        ("statistics.json", ["kinds"], [], "kinds: Input should be a valid dictionary"),
+        ("statistics.json", ["kinds", "base"], {}, "kinds.base.pairs: Field required"),
+        ("statistics.json", ["kinds", "base", "flipped"], 7, "flipped: Input should be less than"),
+        ("statistics.json", ["kinds", "base", "margin", "mean"], "1", "mean: Input should be a va"),
+        ("statistics.json", ["kinds", "base", "margin_counts"], [1], "histograms without their e"),
+        ("statistics.json", ["edges"], {}, "histograms without their edges"),
+        ("statistics.json", ["kinds", "base", "agents", "target"], None, "target: Input should"),
+    ],
+)
+def test_files_of_a_run_that_were_edited(
+    capsys, reports, monkeypatch, finished, file, keys, to, reason
+):
+    shutil.copytree(finished, "run")
+    path = Path("run", file)
+    edit(path, *keys, to=to)
+    for name in ("run_cell", "anchors"):
+        monkeypatch.setattr(diagnose, name, None)  # cannot be called
+    error = one_line_error(capsys, "--out run --resume")
+    assert error.startswith(f"error: {path} is damaged (")
+    assert reason in error
+    assert error.endswith("): delete it and --resume\n")
+
+
+def test_a_configuration_that_was_edited_does_not_mix_two_runs(capsys, reports, finished):
+    shutil.copytree(finished, "run")
+    path = Path("run/config.yaml")
+    text = path.read_text()
+    for old, new in (("seed: 0", "seed: 1"), ("learning_rate: null", "learning_rate: 0.01")):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        name, value = new.split(": ")
+        error = one_line_error(capsys, "--out run --resume --seeds 3")
+        assert f"run/config.yaml has been changed: {name} is {value}, but the run was" in error
+    path.write_text(text)
+    assert tiny() == 0
+
+
 def statistics():
     return json.loads(Path("run/statistics.json").read_text())["kinds"]
 
@@ -977,8 +1073,8 @@ def test_a_run_killed_at_any_write_gives_the_same_cells(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[-1])
-    # Before and after each of config.yaml, statistics.json, anchors.json and two cells.
-    assert kills == 10
+    # Before and after each of config.yaml, made_of.json, statistics.json, anchors.json, two cells.
+    assert kills == 12
     whole = cells(tmp_path / "whole")
     assert list(whole) == ["dpo__base", "sft__base"]
     for kill in range(1, kills + 1):

@@ -1,6 +1,9 @@
 """The command line: every mistake in one line before any compute, and a run that survives kills."""
 
+import importlib
 import json
+import linecache
+import math
 import os
 import re
 import subprocess
@@ -401,16 +404,77 @@ def test_rivals_can_be_added_to_a_finished_run(capsys):
     }
 
 
-def test_a_comparison_of_another_run(capsys):
-    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
-    assert main([*small, "--out", "run", "--rivals", "sft"]) == 0
-    Path("run/comparison.json").write_text("{}")
-    capsys.readouterr()
-    assert main(["--out", "run", "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert error == (
-        "error: run/comparison.json is not the comparison of this run: delete it and --resume\n"
-    )
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("comparison", {}, "mean_return_by_seed: Field required"),
+        ("comparison", {"mean_return_by_seed": {}}, "mean_return_by_seed: Dictionary should have"),
+        ("comparison", {"mean_return_by_seed": {"sft": [1, None]}}, "sft[1]: Input should be a"),
+        ("comparison", {"mean_return_by_seed": {"sft": [1.0]}}, "returns of 2 seeds are expected"),
+        ("comparison", {"mean_return_by_seed": {"sft": ["1", "2"]}}, "sft[0]: Input should be a"),
+        ("comparison", {"mean_return_by_seed": {"sft": [[1.0], [2.0]]}}, "sft[0]: Input should"),
+        ("rivals", [], "Input should be a valid dictionary"),
+        ("rivals", {"sft": {"setting": {}}}, "sft.score_in_tuning: Field required"),
+        (
+            "rivals",
+            {"sft": {"setting": {"a": 1}, "score_in_tuning": 1, "trials": 1}},
+            "sft has no 'a'",
+        ),
+        (
+            "rivals",
+            {"orpo": {"setting": {"po_coef": "1"}, "score_in_tuning": 1, "trials": 1}},
+            "orpo.setting.po_coef: Input should be a valid number",
+        ),
+        (
+            "rivals",
+            {"orpo": {"setting": {"po_coef": math.nan}, "score_in_tuning": 1, "trials": 1}},
+            "orpo.setting.po_coef: Input should be a finite number",
+        ),
+        (
+            "rivals",
+            {"sft": {"setting": {}, "score_in_tuning": 1, "trials": -1}},
+            "trials: Input should be greater than or equal to 0",
+        ),
+        ("learning_rate", {}, "learning_rate: Field required"),
+        ("learning_rate", {"learning_rate": 0.0}, "learning_rate: Input should be greater than 0"),
+        ("learning_rate", {"learning_rate": math.inf}, "learning_rate: Input should be a finite"),
+    ],
+)
+def test_files_of_a_run_that_were_edited(capsys, no_run, name, content, reason):
+    assert main(["--preset", "smoke", "--out", "run"]) == 0
+    path = Path("run", f"{name}.json")
+    path.write_text(json.dumps(content))
+    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    assert str(path) in error
+    assert reason in error
+    assert "delete it and --resume" in error
+    path.unlink()
+    assert main(["--out", "run", "--resume"]) == 0
+
+
+def test_a_rival_or_a_start_that_has_changed_is_noticed(capsys, no_run, monkeypatch):
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # same size, same second
+
+    def write(text):
+        Path("my_rivals.py").write_text(text)
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        sys.modules.pop("my_rivals", None)
+
+    mine = "S = -1\ndef loss(chosen_mean_logps): return S * chosen_mean_logps\n"
+    torchmpo.MirrorObjective().save("start", {})
+    write(mine)
+    flags = ["--preset", "smoke", "--rivals", "sft,my_rivals:loss", "--warm_start", "start"]
+    assert main([*flags, "--out", "run"]) == 0
+    write(mine.replace("-1", "+1"))
+    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    assert "my_rivals:loss has changed since the run in run was made" in error
+    write(mine)
+    assert main(["--out", "run", "--resume"]) == 0
+    torchmpo.MirrorObjective(initial={"g_log": 0.5}).save("start", {})
+    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    assert "start has changed since the run in run was made" in error
 
 
 def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(capsys):
@@ -436,7 +500,10 @@ def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(ca
     assert Path("run/comparison.json").read_bytes() == before
     Path("run/learning_rate.json").write_text("{}")
     assert main(["--out", "run", "--resume"]) == 2
-    assert "learning_rate.json has no learning rate: delete it" in capsys.readouterr().err
+    assert (
+        "learning_rate.json is damaged (learning_rate: Field required): delete it"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_of_before_there_were_tuning_seeds_goes_on(no_run):

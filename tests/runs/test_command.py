@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from torchmpo.runs.command import Command, duration, read_json
+from torchmpo.runs.command import Command, duration
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.options import plain
 
@@ -158,7 +158,8 @@ def test_two_processes_do_not_share_a_folder(capsys):
 
     assert run("", body) == 130
     assert run("--resume --names c") == 0
-    assert [path.name for path in Path("runs/mine").iterdir()] == ["config.yaml"]
+    names = sorted(path.name for path in Path("runs/mine").iterdir())
+    assert names == ["config.yaml", "made_of.json"]
 
 
 def test_full_disk_is_one_line(capsys, monkeypatch):
@@ -289,20 +290,64 @@ def test_a_complaint_of_the_parser_in_a_line():
     assert plain(TypeError("in other words")) == "in other words"
 
 
-# --- read_json, duration ---
+# --- what a run is made of ---
 
 
-def test_read_json():
-    Path("good").write_text('{"a": [1, null]}')
-    assert read_json(Path("good")) == {"a": [1, None]}
+def test_a_configuration_that_was_edited_is_refused(capsys):
+    assert run("--size 3") == 0
+    path = Path("runs/mine/config.yaml")
+    before = path.read_text()
+    path.write_text(before.replace("size: 3", "size: 4"))
+    assert run("--resume") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: runs/mine/config.yaml has been changed: size is 4, but the run was made with 3; "
+        "put it back, or choose another --out\n"
+    )
+    path.write_text(before.replace("seeds: 5", "seeds: 2").replace("a,b", "b"))  # these may
+    assert run("--resume") == 0
+    path.write_text(before)
+    Path("runs/mine/made_of.json").unlink()  # a run that is older than this record
+    assert run("--resume") == 0
+    path.write_text(before.replace("size: 3", "size: 4"))
+    assert run("--resume") == 2
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": [1,', b"\xff\xfe\x00", None])
-def test_damaged_file(content):
-    if content is not None:
-        Path("bad").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad is damaged .*: delete it and --resume"):
-        read_json(Path("bad"))
+@pytest.mark.parametrize("content", ["", "[]", '{"settings": []}', '{"settings": {}, "losses": 3}'])
+def test_a_damaged_record_is_told(capsys, content):
+    assert run("--size 3") == 0
+    Path("runs/mine/made_of.json").write_text(content)
+    assert run("--resume") == 2
+    error = capsys.readouterr().err
+    assert "runs/mine/made_of.json is damaged (" in error
+    assert error.endswith("): delete it and --resume\n")
+
+
+def test_losses_that_users_bring_must_not_change(capsys):
+    losses = {"mine:a": "1", "mine:b": None}
+
+    def go(argv=""):
+        work = SimpleNamespace(
+            prepare=lambda config: config, run=lambda *_: None, fingerprints=lambda _: losses
+        )
+        return replace(COMMAND, work=work).main(argv.split())
+
+    assert go() == 0  # what cannot be told is no obstacle at the start
+    assert go("--resume") == 2
+    assert "nobody can tell whether mine:b has changed" in capsys.readouterr().err
+    losses.pop("mine:b")  # no longer in the run
+    assert go("--resume") == 0
+    losses["mine:c"] = "3"  # added
+    assert go("--resume") == 0
+    losses["mine:a"] = "2"
+    assert go("--resume") == 2
+    assert "mine:a has changed since the run in runs/mine was made" in capsys.readouterr().err
+    losses["mine:a"], losses["mine:c"] = "1", "4"
+    assert go("--resume") == 2
+    assert "mine:c has changed" in capsys.readouterr().err
+
+
+# --- duration ---
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,15 @@ from pathlib import Path
 
 from torchmpo.control.grids import nothing_to_tune
 from torchmpo.control.pools import PoolConfig
+from torchmpo.diagnose.schemas import Cell
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable
 from torchmpo.objectives.fingerprint import made_of as digest
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import is_own
-from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError, one_line
 from torchmpo.runs.files import slug, write_atomic
-
-KEYS = {"loss", "data", "grid", "tuning", "best", "returns", "curves", "margins"}
+from torchmpo.runs.json_files import read_json
 
 
 def cell_path(out: Path, loss: str, data: str) -> Path:
@@ -35,10 +34,7 @@ def read_cell(path: Path) -> dict:
     Raises:
         UserError: the file is damaged, or not a cell.
     """
-    cell = read_json(path)
-    if not isinstance(cell, dict) or KEYS - cell.keys():
-        raise UserError(f"{path} is not a cell: delete it and --resume")
-    return cell
+    return read_json(path, Cell)
 
 
 def write_cell(path: Path, cell: Mapping) -> None:

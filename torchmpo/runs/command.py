@@ -7,7 +7,6 @@ besides a YAML file of any of them (``--config``), a named set (``--preset``), t
 
 import importlib
 import inspect
-import json
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torchmpo.runs import made_of
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
 
@@ -34,7 +34,8 @@ class Command:
             ``prepare(settings)``, which returns all that the run consists of, checked;
             ``run(prepared, out)``, which does it and returns the exit code, or None for 0; and
             where the folder may hold what the run cannot go on with, ``check(prepared, out)``,
-            which refuses before anything is written there.
+            which refuses before anything is written there; and where users bring losses that no
+            other record vouches for, ``fingerprints(prepared)``, a digest of each by name.
         extra: of this package, whose dependencies ``work`` needs.
         out: the default folder of a run.
         place: settings that may change on ``--resume``: where a run is computed, or how far.
@@ -93,6 +94,7 @@ class Command:
             print(_text(config), end="")
             raise SystemExit(0)
         if stored is not None:
+            made_of.check_settings(out, self._fixed(stored))
             for name, value in asdict(config).items():
                 if name not in {*self.place, *self.grows} and value != stored[name]:
                     raise UserError(
@@ -128,11 +130,14 @@ class Command:
                 print(self._first_line(config, out, resumed), flush=True)
             module = importlib.import_module(self.work) if isinstance(self.work, str) else self.work
             prepared = module.prepare(config)
+            losses = module.fingerprints(prepared) if hasattr(module, "fingerprints") else {}
             out.mkdir(parents=True, exist_ok=True)
             with alone_in(out):
+                made_of.check_losses(out, losses)
                 if hasattr(module, "check"):
                     module.check(prepared, out)
                 write_atomic(out / "config.yaml", _text(config))
+                made_of.write(out, self._fixed(asdict(config)), losses)
                 return module.run(prepared, out)
 
         def interrupted() -> str:
@@ -142,6 +147,11 @@ class Command:
             return f"interrupted{how}"
 
         return exit_code(work, interrupted, self.extra)
+
+    def _fixed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that must not change on ``--resume``."""
+        free = {*self.place, *self.grows}
+        return {name: value for name, value in settings.items() if name not in free}
 
     def _help(self) -> str:
         """Help where jsonargparse is not installed: what the dataclass says of its settings."""
@@ -228,18 +238,6 @@ def words(name: str, text: str) -> list[str]:
     if not parts:
         raise UserError(f"{name} is empty: name at least one, separated by commas")
     return parts
-
-
-def read_json(path: Path) -> Any:
-    """A file of a run folder.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and --resume") from error
 
 
 def duration(seconds: float) -> str:

@@ -11,9 +11,9 @@ from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import document
 from torchmpo.diagnose.report.sections import SECTIONS
 from torchmpo.diagnose.report.words import TASKS, findings, headline, protocol
-from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import read_json
 
 
 def write_page(folder: str | Path) -> Path:
