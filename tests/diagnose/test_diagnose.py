@@ -36,6 +36,7 @@ from torchmpo_envs import TASKS
 
 OWN = textwrap.dedent(
     """
+    import random
     import torch
     from torchmpo.losses import simpo_loss
 
@@ -76,6 +77,23 @@ OWN = textwrap.dedent(
         if chosen_mean_logps.sum() < 0:  # vmap cannot
             return -chosen_mean_logps
         return chosen_mean_logps
+
+    def draws(chosen_mean_logps):
+        return -chosen_mean_logps * random.random()
+
+    class Average:
+        mean = 0.0
+
+        def __call__(self, chosen_mean_logps, rejected_mean_logps):
+            margin = chosen_mean_logps - rejected_mean_logps
+            self.mean = 0.9 * self.mean + 0.1 * margin.mean().detach()
+            return self.mean - margin
+
+    average = Average()
+    module = torch.nn.LogSigmoid()
+
+    def endless(chosen_mean_logps):
+        return endless(chosen_mean_logps)
 
     def refuses(chosen_mean_logps):
         if len(chosen_mean_logps) != 3:
@@ -212,7 +230,12 @@ def cells(folder="run"):
             "own_losses:four_steps: RuntimeError: The size of tensor",
         ),
         ("--losses own_losses:same_size", "same_size must return one value per pair, [2] in train"),
-        ("--losses own_losses:branches", "own_losses:branches: RuntimeError: vmap: It looks like"),
+        ("--losses own_losses:branches", "own_losses:branches: it branches on the values of a t"),
+        ("--losses own_losses:branches", "write torch.where(condition, a, b)"),
+        ("--losses own_losses:draws", "draws answers differently when it is called again: a loss"),
+        ("--losses own_losses:average", "average answers differently when it is called again"),
+        ("--losses own_losses:module", "own_losses:module is an nn.Module: write a function that"),
+        ("--losses own_losses:endless", "own_losses:endless: RecursionError: maximum recursion"),
         ("--losses own_losses:refuses", "own_losses:refuses: ValueError: three pairs, please (/"),
         (
             "--losses own_losses:narrow --trials 8",

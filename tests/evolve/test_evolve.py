@@ -452,6 +452,38 @@ def test_files_of_a_run_that_were_edited(capsys, no_run, name, content, reason):
     assert main(["--out", "run", "--resume"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def loss(:", "my_rivals:loss: SyntaxError: invalid syntax (my_rivals.py, line 1)"),
+        ("loss = 1 / 0", "my_rivals:loss: ZeroDivisionError: division by zero (HERE, line 1)"),
+        (
+            "def loss(chosen_logps):\n    return chosen_logps.nothing",
+            "my_rivals:loss: AttributeError: 'Tensor' object has no attribute 'nothing' (HERE",
+        ),
+        (
+            "def loss(chosen_logps):\n    return -chosen_logps if chosen_logps.sum() < 0 else 0",
+            "my_rivals:loss: it branches on the values of a tensor, by if, while",
+        ),
+        (
+            "import random\ndef loss(chosen_logps):\n    return -chosen_logps * random.random()",
+            "my_rivals:loss answers differently when it is called again",
+        ),
+        ("def loss(chosen_logps):\n    return loss(chosen_logps)", "RecursionError"),
+    ],
+)
+def test_what_ones_own_rival_raises(capsys, no_run, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "my_rivals", raising=False)
+    path = Path("my_rivals.py").absolute()
+    path.write_text(text)
+    error = one_line_error(capsys, ["--preset", "smoke", "--rivals", "sft,my_rivals:loss"])
+    assert message.replace("HERE", str(path)) in error
+    assert no_run == []
+    sys.modules.pop("my_rivals", None)
+
+
 def test_a_rival_or_a_start_that_has_changed_is_noticed(capsys, no_run, monkeypatch):
     monkeypatch.syspath_prepend(".")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # same size, same second

@@ -249,6 +249,30 @@ def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch)
     assert value == 0 if kind == "function" else value > 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def loss(:", "odd_losses:loss: SyntaxError: invalid syntax (odd_losses.py, line 1)"),
+        (
+            "def loss(chosen_logps):\n    if len(chosen_logps) != 3:\n        1 / 0\n"
+            "    return -chosen_logps",
+            "odd_losses:loss: ZeroDivisionError: division by zero (HERE, line 3)",
+        ),
+    ],
+)
+def test_what_ones_own_loss_raises_is_one_line(
+    text, message, config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "odd_losses", raising=False)
+    (tmp_path / "odd_losses.py").write_text(text)
+    assert run("fit", config, "--loss", "odd_losses:loss") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert lines == [f"error: {message.replace('HERE', str(tmp_path / 'odd_losses.py'))}"]
+    sys.modules.pop("odd_losses", None)
+
+
 # The reference's cache
 
 

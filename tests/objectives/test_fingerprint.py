@@ -130,7 +130,8 @@ BODY = {
         "+1",
     ),
     "a class's number from elsewhere": (
-        "S = -1\nclass Loss:\n    s = S\n    def __call__(self, x): return self.s * x\nloss = Loss()",
+        "S = -1\nclass Loss:\n    s = S\n"
+        "    def __call__(self, x): return self.s * x\nloss = Loss()",
         "-1",
         "+1",
     ),
@@ -142,7 +143,8 @@ BODY = {
     ),
     "a module of torch": (
         "import torch\nclass Loss(torch.nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.net = torch.nn.Linear(1, 1)\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.net = torch.nn.Linear(1, 1)\n"
         "        torch.nn.init.constant_(self.net.weight, 1.0)\n"
         "        torch.nn.init.constant_(self.net.bias, 0.0)\n"
         "    def forward(self, x): return self.net(x)\nloss = Loss()",

@@ -159,6 +159,35 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def loss(:", "shown_losses:loss: SyntaxError: invalid syntax (shown_losses.py, line 1)"),
+        ("loss = 1 / 0", "shown_losses:loss: ZeroDivisionError: division by zero (HERE, line 1)"),
+        (
+            "def loss(chosen_logps):\n    if len(chosen_logps) != 3:\n        1 / 0\n"
+            "    return -chosen_logps",
+            "shown_losses:loss: ZeroDivisionError: division by zero (HERE, line 3)",
+        ),
+        ("def loss(chosen_logps):\n    return loss(chosen_logps)", "RecursionError"),
+        ("def loss(chosen_logps):\n    return chosen_logps.detach()", "has no gradient: its value"),
+        ("import torch\nloss = torch.nn.LogSigmoid()", "is an nn.Module: write a function"),
+    ],
+)
+def test_what_ones_own_loss_raises_is_one_line(tmp_path, monkeypatch, capsys, text, words):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "shown_losses", raising=False)
+    (tmp_path / "shown_losses.py").write_text(text)
+    assert main(["shown_losses:loss", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words.replace("HERE", str(tmp_path / "shown_losses.py")) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    sys.modules.pop("shown_losses", None)
+
+
 def test_an_unfinished_run_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("task: tla\n")
     assert main([str(tmp_path)]) == 2

@@ -20,12 +20,13 @@ from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
 from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.schemas import Anchors, Statistics
-from torchmpo.diagnose.setup import Setup, where
+from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.suite import anchors, run_cell
 from torchmpo.runs.command import duration
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.json_files import read_json
+from torchmpo.runs.own_code import OwnCodeRaised, where
 
 prepare = Setup.of
 
@@ -110,12 +111,11 @@ def _cells(
             begin = time.perf_counter()
             try:
                 cell = _cell(setup, testbeds[data], loss, done)
-            except UserError:
-                raise
             except Exception as error:
-                if ":" not in loss:
+                raised = isinstance(error, OwnCodeRaised)
+                if ":" not in loss or (isinstance(error, UserError) and not raised):
                     raise  # a loss of this package: a bug of ours
-                failures.append(f"{loss} on {data}: {where(error)}")
+                failures.append(f"{loss} on {data}: {where((raised and error.__cause__) or error)}")
                 bar.write(f"error: {failures[-1]}", file=sys.stderr)
                 continue
             seconds.append(time.perf_counter() - begin)

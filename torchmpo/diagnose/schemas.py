@@ -5,7 +5,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import AfterValidator, Field, FiniteFloat
 from typing_extensions import TypedDict
 
-from torchmpo.diagnose.data_statistics import AGENTS, PAIR_KINDS, QUANTILES
+from torchmpo.diagnose.data_statistics import PAIR_KINDS
 
 Row = Annotated[list[FiniteFloat], Field(min_length=1)]
 Holes = list[FiniteFloat | None]
@@ -63,7 +63,18 @@ class _Anchors(TypedDict):
     target: Row
 
 
-_Summary = TypedDict("_Summary", dict.fromkeys(("mean", "sd", *QUANTILES), FiniteFloat | None))
+_Summary = TypedDict(
+    "_Summary",
+    {
+        "mean": FiniteFloat | None,
+        "sd": FiniteFloat | None,
+        "lowest": FiniteFloat | None,
+        "5 %": FiniteFloat | None,
+        "median": FiniteFloat | None,
+        "95 %": FiniteFloat | None,
+        "highest": FiniteFloat | None,
+    },
+)
 _Agent = TypedDict(
     "_Agent",
     {
@@ -76,29 +87,36 @@ _Agent = TypedDict(
 )
 
 
+class _Agents(TypedDict):
+    original: _Agent
+    target: _Agent
+
+
 class _Kind(TypedDict):
     pairs: int
-    pair_kinds: TypedDict("_PairKinds", dict.fromkeys(PAIR_KINDS, Share))
+    pair_kinds: dict[str, Share]
     target_chosen: Share
     flipped: Share
     margin: _Summary
     margin_counts: Counts
-    agents: TypedDict("_Agents", dict.fromkeys(AGENTS, _Agent))
+    agents: _Agents
 
 
 class _Statistics(TypedDict):
-    edges: TypedDict("_Edges", {"return": Row, "margin": Row}, total=False)
+    edges: dict[str, Row]
     kinds: dict[str, _Kind]
 
 
 def _counted(found: dict[str, Any]) -> dict[str, Any]:
-    """Refuse histograms that do not have a bin between two edges."""
+    """Refuse histograms that do not have a bin between two edges, and other kinds of pairs."""
     bins = {name: len(edges) - 1 for name, edges in found["edges"].items()}
     for kind in found["kinds"].values():
         counts = [("margin", kind["margin_counts"])]
         counts += [("return", agent["return_counts"]) for agent in kind["agents"].values()]
         if any(len(values) != bins.get(name) for name, values in counts):
             raise ValueError("histograms without their edges")
+        if kind["pair_kinds"].keys() != {*PAIR_KINDS}:
+            raise ValueError(f"the kinds of pairs are {', '.join(PAIR_KINDS)}")
     return found
 
 

@@ -1,8 +1,5 @@
 """From the settings of a diagnosis to its parts, checked before anything is computed."""
 
-import importlib
-import os
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -10,7 +7,6 @@ from pathlib import Path
 
 import yaml
 
-import torchmpo
 from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
@@ -25,6 +21,7 @@ from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.own_code import OwnCodeRaised, own_code_raised
 
 MOST_THREADS = 1024
 
@@ -127,35 +124,22 @@ def _suggest_grid(loss: str, *, built_in: bool) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not built_in:
+        said = error.__cause__ if isinstance(error, OwnCodeRaised) else error
+        if not built_in or not isinstance(said, ValueError):
             raise
         raise UserError(
-            f"{loss}: {error}; this value is from the suite's own trials: give others by --grid"
+            f"{loss}: {said}; this value is from the suite's own trials: give others by --grid"
         ) from error
 
 
 @contextmanager
 def _blame(loss: str) -> Iterator[None]:
-    """Anything a user's own loss raises when it is imported and tried is their mistake."""
+    """Anything that a user's own loss leads to when it is tried is their mistake."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
             raise  # says what is wrong with the settings
         if ":" not in loss:
             raise  # a loss of this package: a bug of ours
-        raise UserError(f"{loss}: {where(error)}") from error
-
-
-def where(error: BaseException) -> str:
-    """What a user's loss raised, and in which line of theirs."""
-    # Not theirs: this package, and what imports a module.
-    here, imports = Path(torchmpo.__file__).parent, Path(importlib.__file__).parent
-    others = (f"{here}{os.sep}", str(imports), "<frozen")
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [
-        f for f in frames if not f.filename.startswith(others) and "/torch/" not in f.filename
-    ]
-    text = " ".join(str(error).split()) or "no message"
-    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {text[:300]}{place}"
+        raise own_code_raised(loss, error) from error

@@ -23,6 +23,10 @@ class _Tuned(TypedDict):
     trials: Annotated[int, Field(ge=0)]
 
 
+class _LearningRate(TypedDict):
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+
+
 class _Returns(TypedDict):
     mean_return_by_seed: Annotated[dict[str, list[float]], Field(min_length=1)]
 
@@ -41,10 +45,8 @@ def read_rivals(path: Path, rivals: Mapping[str, Objective]) -> dict[str, dict |
         return {}
     tuned = read_json(path, dict[str, _Tuned | None])
     for name in tuned.keys() & rivals.keys():
-        wrong = sorted(
-            (tuned[name] or {"setting": {}})["setting"].keys() - {*rivals[name].hyper, RATE}
-        )
-        if wrong:
+        setting = (tuned[name] or {}).get("setting", {})
+        if wrong := sorted(setting.keys() - {*rivals[name].hyper, RATE}):
             raise UserError(f"{path}: {name} has no {wrong[0]!r}: delete it and --resume")
     return tuned
 
@@ -71,8 +73,7 @@ def read_learning_rate(path: Path) -> float:
     Raises:
         UserError: it is damaged.
     """
-    rate = Annotated[FiniteFloat, Field(gt=0)]
-    return read_json(path, TypedDict("_LearningRate", {RATE: rate}))[RATE]
+    return read_json(path, _LearningRate)[RATE]
 
 
 def check(setup: Setup, out: Path) -> None:
@@ -89,10 +90,9 @@ def check(setup: Setup, out: Path) -> None:
 
 
 def fingerprints(setup: Setup) -> dict[str, str | None]:
-    """What is not of this package in a search: a digest of it by name, None where there can be none.
+    """A digest of every function of one's own and of every saved objective in a search, by name.
 
-    A name is that of a function of one's own or of a folder, among the rivals or where the search
-    begins.
+    They are among the rivals, or the search begins there. None where there can be no digest.
     """
     named: dict[str, Any] = dict(setup.rivals)
     if setup.config.warm_start is not None:

@@ -3,9 +3,11 @@
 import os
 from dataclasses import dataclass, replace
 
+from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
+from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
@@ -78,6 +80,8 @@ class Setup:
             # While this process works, in the final comparison, the actors are idle.
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here
+            for rival in rivals.values():
+                rehearse(rival, [start_setting(rival)], testbed)
             check_space(testbed.pool, config.cache_dir)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error

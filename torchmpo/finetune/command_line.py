@@ -184,12 +184,12 @@ def _call(command_line: Callable[[], Any]) -> None:
     try:
         command_line()
     except Exception as error:
-        # A setting's own complaint comes wrapped in jsonargparse's.
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        if isinstance(root, UserError):
-            raise UserError(one_line(root, 10_000)) from error
+        # A setting's own complaint comes wrapped in jsonargparse's, and has causes of its own.
+        told, reason = None, error
+        while reason is not None:
+            told, reason = reason if isinstance(reason, UserError) else told, reason.__cause__
+        if told is not None:
+            raise UserError(one_line(told, 10_000)) from error
         if isinstance(error, (ArgumentError, MisconfigurationException)):
             text = plain(error)
             raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.objectives.inputs import PairLogps, made_up, take
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.own_code import own_code_raised
 
 
 def _source(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,6 +35,8 @@ class Objective:
 
     Attributes:
         inputs: the fields it reads.
+        own: whether it was found as ``package.module:function``. What such a one raises is a
+            `UserError` with its file and line, from what was raised.
         needs_reference: whether a reference policy's log-probabilities are among them.
         coupled: whether a pair's value depends on the rest of the batch, so that accumulated
             gradients differ from those of one large batch. Known of the library's own losses; any
@@ -57,7 +60,13 @@ class Objective:
     def __init__(self, function: Callable[..., Tensor], *, name: str | None = None, **hyper: Any):
         self.function = function
         self.source = _source(function)
+        self.own = ":" in (name or "")
         self.name = name or getattr(self.source, "__name__", type(function).__name__)
+        if isinstance(function, nn.Module):
+            raise ValueError(
+                f"{self.name} is an nn.Module: write a function that calls it, whose positional "
+                "parameters are named after what a loss needs, or give its forward"
+            )
         parameters = inspect.signature(function).parameters.values()
         keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         inputs = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -118,12 +127,18 @@ class Objective:
 
         Raises:
             ValueError: a field the loss needs is ``None``.
+            OwnCodeRaised: it is the user's own, and raised something.
         """
         data = [
             getattr(pair, name) if name in self._optional else take(pair, name, self.name)
             for name in self._inputs
         ]
-        return self.function(*data, **{**self.hyper, **params})
+        try:
+            return self.function(*data, **{**self.hyper, **params})
+        except Exception as error:
+            if self.own:
+                raise own_code_raised(self.name, error) from error
+            raise
 
     def save(self, folder: str | Path, card: dict) -> None:
         """Write ``objective.json``, the loss's name and hyper-parameters, and ``card.json``.

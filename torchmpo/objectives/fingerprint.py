@@ -13,7 +13,7 @@ import inspect
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Unknowable(ValueError):
     """Something that a loss is made of has neither a text nor a value."""
 
 
-def fingerprint(function: Callable[..., Any]) -> str:
+def fingerprint(function: Any) -> str:
     """A digest of a function, the same in every process.
 
     Args:
@@ -215,9 +215,9 @@ class _Walk:
                 self.write("name", name)
                 found = scope[name]
                 self.add(found)
-                if isinstance(found, types.ModuleType) and found not in above:
-                    if self.ours(found.__name__):
-                        self._named(vars(found), names, (*above, found))
+                module = isinstance(found, types.ModuleType) and found not in above
+                if module and self.ours(found.__name__):
+                    self._named(vars(found), names, (*above, found))
 
     def _class(self, value: type) -> None:
         if not self.ours(value.__module__):
@@ -247,7 +247,7 @@ class _Walk:
         if isinstance(parts, str):
             return self.write("global", parts)
         for part in parts:  # how and from what, its state, the items of a list or a dictionary
-            self.add(tuple(part) if hasattr(part, "__next__") else part)
+            self.add(tuple(part) if isinstance(part, Iterator) else part)
 
 
 def _names(code: types.CodeType) -> list[str]:

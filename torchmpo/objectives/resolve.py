@@ -13,6 +13,7 @@ from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import nearest
+from torchmpo.runs.own_code import own_code_raised
 
 # What other libraries and papers call a loss of LOSSES.
 OTHER_NAMES = {
@@ -48,6 +49,8 @@ def _import_function(reference: str) -> Callable[..., Any]:
             f"{reference!r}: cannot import {module_name!r}: {error} (modules are looked for in the "
             "current folder and in those of PYTHONPATH)"
         ) from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise own_code_raised(reference, error) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(

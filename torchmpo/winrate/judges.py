@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmpo.runs.errors import UserError, missing_package, nearest
+from torchmpo.runs.own_code import own_code_raised
 from torchmpo.winrate.alpaca_files import Row, probability, read_annotations
 
 Texts = Sequence[str]
@@ -59,7 +60,8 @@ class FunctionJudge:
         """Probabilities that the second is better.
 
         Raises:
-            UserError: the function gave something else than that many probabilities.
+            UserError: the function gave something else than that many probabilities, or is found by
+            a name and raised.
         """
         there = self._ask(prompts, first, second)
         if not self.both_orders:
@@ -68,7 +70,12 @@ class FunctionJudge:
         return [(p + 1 - q) / 2 for p, q in zip(there, back, strict=True)]
 
     def _ask(self, prompts: Texts, first: Texts, second: Texts) -> list[float]:
-        given = self.function(list(prompts), list(first), list(second))
+        try:
+            given = self.function(list(prompts), list(first), list(second))
+        except Exception as error:
+            if ":" not in self.name:
+                raise
+            raise own_code_raised(self.name, error) from error
         try:
             values = [math.nan if p is None else float(p) for p in given]
         except (TypeError, ValueError) as error:
@@ -253,6 +260,8 @@ def _import(reference: str) -> Any:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"judge {reference!r}: cannot import {module_name!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise own_code_raised(f"judge {reference}", error) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
