@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.objectives.inputs import PairLogps, made_up, take
+from torchmpo.objectives.soundness import check_finite, check_hyper, read_card
+from torchmpo.runs.errors import one_line
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import parse_json
 from torchmpo.runs.own_code import own_code_raised
 
 
@@ -168,16 +171,20 @@ class Objective:
         """Read an objective that :meth:`save` wrote.
 
         Raises:
-            ValueError: a file is missing, damaged, or not an objective.
+            ValueError: a file is missing, damaged, or not an objective, or its values or gradients
+                are not finite.
         """
         folder = Path(folder)
         try:
-            content = json.loads((folder / "objective.json").read_bytes())
+            content = parse_json((folder / "objective.json").read_bytes())
             name, hyper = content["loss"], content["hyper"]
+            parameters = inspect.signature(LOSSES[name]).parameters.values()
+            check_hyper(hyper, {p.name: p.default for p in parameters})
             objective = Objective(LOSSES[name], name=name, **hyper)
-            objective.card = json.loads((folder / "card.json").read_bytes())
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            check_finite(objective)
+            objective.card = read_card(folder)
+        except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = one_line(error)
             raise ValueError(f"{folder} is not a readable saved objective: {reason}") from error
         return objective
 
