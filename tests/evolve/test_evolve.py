@@ -56,6 +56,13 @@ def one_line_error(capsys, argv):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ("--population 1000000000", "population must be at most 10000; got 1000000000"),
+        ("--final_seeds 1000000000", "final_seeds must be at most 10000; got 1000000000"),
+        ("--rival_trials 1000000000", "rival_trials must be at most 10000; got 1000000000"),
+        (
+            "--rival_trials null --generations 1000000",
+            "as many trials as the search makes are 8000000 for each rival: give rival_trials, at",
+        ),
         ("--popluation 4", "unknown option --popluation: did you mean 'population'?"),
         ("--popluation=4", "unknown option --popluation: did you mean 'population'?"),
         ("--pop 4", "unknown option --pop"),

@@ -406,6 +406,18 @@ def test_mistakes_are_one_line(arguments, message, config, capsys, monkeypatch, 
     assert message in lines[0]
 
 
+def test_a_configuration_that_expands_without_end(tmp_path, capsys):
+    text = "[ha]"
+    for k in range(40):
+        text = f"[&n{k} {text}, {', '.join([f'*n{k}'] * 8)}]"
+    (tmp_path / "endless.yaml").write_text(f"model: {text}\n")
+    for words in (["--config", f"{tmp_path}/endless.yaml"], [f"--config={tmp_path}/endless.yaml"]):
+        assert main(["fit", *words]) == 2
+        error = capsys.readouterr().err
+        assert "endless.yaml: it stands for more than 100000 values" in error
+        assert error.count("\n") == 1
+
+
 def test_a_run_is_not_overwritten(config, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")

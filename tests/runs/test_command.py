@@ -290,6 +290,28 @@ def test_a_complaint_of_the_parser_in_a_line():
     assert plain(TypeError("in other words")) == "in other words"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: " + "[" * 100_000, "nested more than 50 deep"),
+        ("names: &a [*a]", "*a contains itself"),
+        ("size: [" + ", ".join(["&a [1, 2]", *["*a"] * 50_000]) + "]", "more than 100000 values"),
+    ],
+)
+def test_a_file_that_expands_without_end(capsys, text, message):
+    Path("endless.yaml").write_text(text)
+    assert run("--config endless.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --config: ")
+    assert message in error
+    assert run("--size 3") == 0
+    Path("runs/mine/config.yaml").write_text(text)
+    assert run("--resume") == 2
+    error = capsys.readouterr().err
+    assert "runs/mine/config.yaml is not the configuration of a run" in error
+    assert message in error
+
+
 # --- what a run is made of ---
 
 

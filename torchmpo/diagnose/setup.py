@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
-
 from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
 from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.diagnose.cells import cell_path
@@ -22,6 +21,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.own_code import OwnCodeRaised, own_code_raised
+from torchmpo.runs.yaml_text import parse_yaml
 
 MOST_THREADS = 1024
 
@@ -43,6 +43,7 @@ class Setup:
         Raises:
             UserError: anything in ``config`` that could not work.
         """
+        check_sizes(config)
         counts = ("seeds", "trials", "tuning_seeds", "tuning_episodes", "episodes", "epochs")
         for name in counts:
             if getattr(config, name) < 1:
@@ -103,7 +104,7 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
     if path is None:
         return {}
     try:
-        grids = yaml.safe_load(Path(path).read_text())
+        grids = parse_yaml(Path(path).read_text())
         if not isinstance(grids, dict):
             raise ValueError("give {loss: [{hyper-parameter: value}, ...]}")
         found = {}
@@ -112,7 +113,7 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
                 raise ValueError(f"{name}: give a list of settings with the same keys")
             # YAML takes 1e-3, without a point, for a word.
             found[str(name)] = [{key: float(s[key]) for key in settings[0]} for s in settings]
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--grid: {path} is not a file of trials: {reason}") from error
     return found

@@ -8,6 +8,7 @@ from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
 from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
@@ -39,6 +40,7 @@ class Setup:
         Raises:
             UserError: anything in ``config`` that could not work.
         """
+        check_sizes(config)
         counts = ("episodes", "final_episodes", "epochs", "held_out_seeds", "tuning_seeds")
         for name in (*counts, *(["rival_trials"] if config.rival_trials is not None else [])):
             if getattr(config, name) < 1:
@@ -93,7 +95,13 @@ class Setup:
             seed=config.seed,
         )
         testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
-        return Setup(config, space, search, testbeds, rivals, protocol, num_threads)
+        setup = Setup(config, space, search, testbeds, rivals, protocol, num_threads)
+        if setup.rival_trials > MOST_AT_ONCE:
+            raise UserError(
+                f"as many trials as the search makes are {setup.rival_trials} for each rival: give "
+                f"rival_trials, at most {MOST_AT_ONCE}"
+            )
+        return setup
 
     @property
     def rival_trials(self) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.yaml_text import check_yaml, parse_yaml
 
 # About a run and not among its settings; a file of settings may have them, too.
 ABOUT_THE_RUN = ("preset", "out", "resume")
@@ -103,6 +104,10 @@ class OptionParser(ArgumentParser):
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         """The content of a file; whether a run goes on, and where, is not for a file to say."""
+        try:
+            check_yaml(args[0] if args else kwargs["content"])
+        except ValueError as error:
+            raise UserError(f"--config: {one_line(error)}") from error
         namespace = super().parse_string(*args, **kwargs)
         self.refuse_unknown(namespace.keys())
         for name in ("out", "resume"):
@@ -148,10 +153,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it holds something else.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    values = parse_yaml(path.read_text())
     if not isinstance(values, dict):
         raise ValueError("it is not a mapping")
     return values
