@@ -185,7 +185,7 @@ def call(command):
 def tiny(more=""):
     """Run, or go on; the settings of a run folder are not given again."""
     if Path("run").exists():
-        return call(f"--out run --resume {more}")
+        return call(f"--out run --resume --trust {more}")
     return call(f"{TINY} {more}")
 
 
@@ -558,7 +558,7 @@ def test_a_loss_that_has_changed_is_not_mixed_with_what_it_was(
     assert tiny("--losses changing_losses:changing,sft --data base") == 0
     before = cells()
     write(CHANGED.format(-2))
-    error = one_line_error(capsys, "--out run --resume --seeds 3")
+    error = one_line_error(capsys, "--out run --resume --trust --seeds 3")
     path = "run/cells/changing_losses-changing__base.json"
     assert f"changing_losses:changing has changed since {path} was made: delete that" in error
     assert cells() == before
@@ -607,7 +607,7 @@ def test_no_loss_can_change_unnoticed(capsys, reports, folders, monkeypatch, way
     assert tiny(f"--losses {name} --data base") == 0
     before = cells()
     write("+1")
-    error = one_line_error(capsys, "--out run --resume --seeds 3")
+    error = one_line_error(capsys, "--out run --resume --trust --seeds 3")
     path = cell_path(Path("run"), name, "base")
     assert f"{name} has changed since {path} was made: delete that file" in error
     write("-1")
@@ -621,7 +621,7 @@ def test_no_loss_can_change_unnoticed(capsys, reports, folders, monkeypatch, way
         cell.pop("made_of")
         path.write_text(json.dumps(cell | ({"made_of": made_then} if made_then else {})))
         cell["made_of"] = made
-        error = one_line_error(capsys, "--out run --resume")
+        error = one_line_error(capsys, "--out run --resume --trust")
         assert f"{path} does not say of what {name} was made: delete it and --resume" in error
     if way == "helper":  # one that saw this text is believed
         cell["made_of"].pop("fingerprint")
@@ -633,7 +633,7 @@ def test_a_loss_of_which_nobody_can_tell_is_refused(capsys, reports, folders):
     text = "import threading\nlock = threading.Lock()\ndef loss(chosen_mean_logps):\n"
     (folders / "locked_losses.py").write_text(f"{text}    with lock: return -chosen_mean_logps\n")
     assert tiny("--losses locked_losses:loss,sft --data base") == 0
-    error = one_line_error(capsys, "--out run --resume")
+    error = one_line_error(capsys, "--out run --resume --trust")
     path = cell_path(Path("run"), "locked_losses:loss", "base")
     assert f"nobody can tell whether locked_losses:loss has changed since {path} was made" in error
     assert "(it holds a lock, which has neither a text nor a value)" in error
@@ -881,6 +881,42 @@ def test_damaged_anchors_are_named(capsys, reports):
     assert Path("run/anchors.json").read_text() == before
 
 
+def test_code_that_only_the_files_of_a_run_name_is_not_run(capsys, no_run, folders, monkeypatch):
+    text = "open('ran', 'w').close()\ndef loss(chosen_logps): return -chosen_logps"
+    Path("bad_code.py").write_text(text)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "bad_code", raising=False)
+    Path("run").mkdir()  # as it comes from somewhere else
+    config = asdict(DiagnoseConfig(**PRESETS["smoke"])) | {"losses": "sft,bad_code:loss"}
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    for more in ("", " --losses dpo", " --losses bad_code:other"):
+        error = one_line_error(capsys, f"--out run --resume{more}")
+        assert "--resume: run/config.yaml names code to run, bad_code:loss: if the run is" in error
+        assert "add --trust, or name it yourself, --losses bad_code:loss" in error
+        assert not Path("ran").exists()
+    Path("trusting.yaml").write_text("trust: true")
+    error = one_line_error(capsys, "--out run --resume --config trusting.yaml")
+    assert "give --trust on the command line, not in a file" in error
+    assert not Path("ran").exists()
+    assert call("--out run --resume --losses bad_code:loss") == 0
+    assert call("--out run --resume --trust") == 0
+    assert Path("ran").exists()
+    assert [setup.config.losses for setup in no_run] == ["sft,bad_code:loss"] * 2
+    sys.modules.pop("bad_code", None)
+
+
+def test_an_interrupted_run_of_ones_own_loss_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(setup, out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnose, "run", interrupt)
+    assert call("--preset smoke --losses own_losses:fine --out run") == 130
+    told = capsys.readouterr().err.strip()
+    assert told.endswith("go on with: python -m torchmpo.diagnose --out run --resume --trust")
+    monkeypatch.setattr(diagnose, "run", lambda setup, out: 0)
+    assert call(told.partition("torchmpo.diagnose ")[2]) == 0
+
+
 # --- faults ---
 
 
@@ -901,7 +937,7 @@ def test_a_loss_that_raises_in_training_leaves_the_other_cells(
     # It is tried again, and nothing else is.
     before = cells()
     own_losses.calls = 0
-    one_line_error(capsys, "--out run --resume", code=1)
+    one_line_error(capsys, "--out run --resume --trust", code=1)
     assert cells() == before
     path = Path("run/config.yaml")
     path.write_text(path.read_text().replace("own_losses:raises_later,", ""))

@@ -507,13 +507,15 @@ def test_a_rival_or_a_start_that_has_changed_is_noticed(capsys, no_run, monkeypa
     flags = ["--preset", "smoke", "--rivals", "sft,my_rivals:loss", "--warm_start", "start"]
     assert main([*flags, "--out", "run"]) == 0
     write(mine.replace("-1", "+1"))
-    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--trust"])
     assert "my_rivals:loss has changed since the run in run was made" in error
     write(mine)
-    assert main(["--out", "run", "--resume"]) == 0
+    assert main(["--out", "run", "--resume", "--trust"]) == 0
     torchmpo.MirrorObjective(initial={"g_log": 0.5}).save("start", {})
-    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--trust"])
     assert "start has changed since the run in run was made" in error
+    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    assert "run/config.yaml names code to run, my_rivals:loss" in error
 
 
 def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(capsys):

@@ -24,6 +24,7 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
+    code=("losses",),
     headline=("task", "data"),
 )
 

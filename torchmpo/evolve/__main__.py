@@ -22,6 +22,7 @@ COMMAND = Command(
     place=PLACE,
     grows=("rivals",),
     older={"tuning_seeds": 1},
+    code=("rivals",),
     headline=("task", "data"),
 )
 

@@ -43,6 +43,8 @@ class Command:
         grows: settings to which ``--resume`` adds: words by commas, and counts, which may rise.
         older: settings that runs of an older version do not have, with the values by which they
             were made.
+        code: settings by which users name code of their own, ``package.module:function``, by
+            commas. Where it is the files of a run that name it, ``--resume`` asks for ``--trust``.
         headline: settings that the first line of a run names; none for no such line.
     """
 
@@ -57,6 +59,7 @@ class Command:
     default_preset: str = "default"
     grows: Collection[str] = ()
     older: Mapping[str, Any] = field(default_factory=dict)
+    code: Collection[str] = ()
     headline: Sequence[str] = ()
 
     def parser(self) -> Any:
@@ -81,6 +84,7 @@ class Command:
         """
         given = self.parser().given(argv)
         out, resume = Path(given.pop("out", self.out)), given.pop("resume", False)
+        trust = given.pop("trust", False)
         preset, only_print = given.pop("preset", None), given.pop("print_config", False)
         if preset is not None and preset not in self.presets:
             raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), self.presets)}")
@@ -102,6 +106,8 @@ class Command:
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
             config = replace(config, **self._grown(given, stored, out))
+            if not trust:
+                self._refuse_code(config, given, out)
         elif (out / "config.yaml").exists():
             raise UserError(f"{out} has a run: go on with --resume, or choose another --out")
         elif out.exists() and (not out.is_dir() or any(_visible(out))):
@@ -117,15 +123,16 @@ class Command:
         Returns:
             the exit code.
         """
-        out = None
+        out, code = None, False
         words = sys.argv[1:] if argv is None else argv
 
         def work() -> int | None:
-            nonlocal out
+            nonlocal out, code
             needed = ("jsonargparse", "yaml")
             if {"-h", "--help"} & set(words) and None in map(find_spec, needed):
                 return print(self._help())
             config, out, resumed = self.parse(words)
+            code = bool(self._own_code(config))
             if self.headline:  # imports take seconds
                 print(self._first_line(config, out, resumed), flush=True)
             module = importlib.import_module(self.work) if isinstance(self.work, str) else self.work
@@ -143,7 +150,8 @@ class Command:
         def interrupted() -> str:
             begun = out is not None and (out / "config.yaml").exists()
             folder = shlex.quote(str(out))
-            how = f"; go on with: {self.program} --out {folder} --resume" if begun else ""
+            trust = " --trust" if code else ""
+            how = f"; go on with: {self.program} --out {folder} --resume{trust}" if begun else ""
             return f"interrupted{how}"
 
         return exit_code(work, interrupted, self.extra)
@@ -176,6 +184,22 @@ class Command:
         again = ", resumed" if resumed else ""
         name = self.program.replace(".", " ").split()[-1]
         return f"{name}: {what} → {out}{again}"
+
+    def _own_code(self, config: Any) -> dict[str, str]:
+        """Functions of the user's own that settings name, each with its setting."""
+        named = {n: s for s in self.code for n in words(s, getattr(config, s))}
+        return {n: s for n, s in named.items() if ":" in n and not Path(n).exists()}
+
+    def _refuse_code(self, config: Any, given: Mapping[str, Any], out: Path) -> None:
+        """Raise UserError for code that nobody but the files of a run has named: they may have come
+        from somewhere else, and to import is to run.
+        """
+        for name, setting in self._own_code(config).items():
+            if name not in map(str.strip, str(given.get(setting, "")).split(",")):
+                raise UserError(
+                    f"--resume: {out / 'config.yaml'} names code to run, {name}: if the run is "
+                    f"yours or you trust it, add --trust, or name it yourself, --{setting} {name}"
+                )
 
     def _grown(self, given: Mapping[str, Any], stored: Mapping[str, Any], out: Path) -> dict:
         """Each count as given now, and the words of the run before those given now, each once.

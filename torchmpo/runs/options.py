@@ -14,7 +14,7 @@ from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.yaml_text import check_yaml, parse_yaml
 
 # About a run and not among its settings; a file of settings may have them, too.
-ABOUT_THE_RUN = ("preset", "out", "resume")
+ABOUT_THE_RUN = ("preset", "out", "resume", "trust")
 
 
 class OptionParser(ArgumentParser):
@@ -59,6 +59,9 @@ class OptionParser(ArgumentParser):
         preset.words = list(presets)  # for completion; as choices, they would be checked here
         self.add_argument("--out", default=out, help="folder of the run")
         self.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        self.add_argument(
+            "--trust", action="store_true", help="with --resume: run code that the run's files name"
+        )
         self.add_class_arguments(settings)
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -80,7 +83,8 @@ class OptionParser(ArgumentParser):
             raise UserError(plain(error)) from error
         for name, value in self.place_in_files.items():
             if name not in given and value != self.get_default(name):
-                raise UserError("give --out and --resume on the command line, not in a file")
+                what = "--trust" if name == "trust" else "--out and --resume"
+                raise UserError(f"give {what} on the command line, not in a file")
         given.pop("config", None)
         return given
 
@@ -110,7 +114,7 @@ class OptionParser(ArgumentParser):
             raise UserError(f"--config: {one_line(error)}") from error
         namespace = super().parse_string(*args, **kwargs)
         self.refuse_unknown(namespace.keys())
-        for name in ("out", "resume"):
+        for name in ("out", "resume", "trust"):
             if name in namespace:
                 self.place_in_files[name] = namespace.pop(name)
         return namespace
