@@ -187,7 +187,8 @@ class Command:
 
     def _own_code(self, config: Any) -> dict[str, str]:
         """Functions of the user's own that settings name, each with its setting."""
-        named = {n: s for s in self.code for n in words(s, getattr(config, s))}
+        values = {s: getattr(config, s) for s in self.code}
+        named = {n: s for s, value in values.items() if value for n in words(s, value)}
         return {n: s for n, s in named.items() if ":" in n and not Path(n).exists()}
 
     def _refuse_code(self, config: Any, given: Mapping[str, Any], out: Path) -> None:

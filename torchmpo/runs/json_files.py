@@ -46,7 +46,7 @@ def checked(value: Any, schema: Any) -> Any:
     Traceback (most recent call last):
     ValueError: a[1]: Input should be a valid integer
     """
-    from pydantic import TypeAdapter, ValidationError  # commands that only read settings do without
+    from pydantic import TypeAdapter, ValidationError  # not every command needs it
 
     try:
         TypeAdapter(schema).validate_python(value, strict=True)
@@ -67,7 +67,8 @@ def read_json(path: Path, schema: Any = Any) -> Any:
         UserError: it is missing, damaged or holds something else.
     """
     try:
-        return checked(parse_json(path.read_bytes()), schema)
+        value = parse_json(path.read_bytes())
+        return value if schema is Any else checked(value, schema)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): delete it and --resume") from error
 

@@ -15,7 +15,10 @@ FILE = "made_of.json"
 def _read(out: Path, what: str) -> dict[str, Any]:
     """A part of the record: ``settings`` or ``losses``; empty of a run that is older than it."""
     path = out / FILE
-    return read_json(path, dict[str, dict[str, Any]]).get(what, {}) if path.exists() else {}
+    found = read_json(path) if path.exists() else {what: {}}
+    if not (isinstance(found, dict) and isinstance(found.get(what), dict)):
+        raise UserError(f"{path} is damaged (it has no {what}): delete it and --resume")
+    return found[what]
 
 
 def check_settings(out: Path, settings: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ COMMAND = Command(
     extra="winrate",
     out="runs/winrate",
     place=("batch_size",),
+    code=("judge",),
 )
 
 
