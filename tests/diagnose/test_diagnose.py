@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import linecache
+import math
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from torchmpo_envs import TASKS
 
 OWN = textwrap.dedent(
     """
+    import random
     import torch
     from torchmpo.losses import simpo_loss
 
@@ -75,6 +77,23 @@ OWN = textwrap.dedent(
         if chosen_mean_logps.sum() < 0:  # vmap cannot
             return -chosen_mean_logps
         return chosen_mean_logps
+
+    def draws(chosen_mean_logps):
+        return -chosen_mean_logps * random.random()
+
+    class Average:
+        mean = 0.0
+
+        def __call__(self, chosen_mean_logps, rejected_mean_logps):
+            margin = chosen_mean_logps - rejected_mean_logps
+            self.mean = 0.9 * self.mean + 0.1 * margin.mean().detach()
+            return self.mean - margin
+
+    average = Average()
+    module = torch.nn.LogSigmoid()
+
+    def endless(chosen_mean_logps):
+        return endless(chosen_mean_logps)
 
     def refuses(chosen_mean_logps):
         if len(chosen_mean_logps) != 3:
@@ -166,7 +185,7 @@ def call(command):
 def tiny(more=""):
     """Run, or go on; the settings of a run folder are not given again."""
     if Path("run").exists():
-        return call(f"--out run --resume {more}")
+        return call(f"--out run --resume --trust {more}")
     return call(f"{TINY} {more}")
 
 
@@ -211,7 +230,12 @@ def cells(folder="run"):
             "own_losses:four_steps: RuntimeError: The size of tensor",
         ),
         ("--losses own_losses:same_size", "same_size must return one value per pair, [2] in train"),
-        ("--losses own_losses:branches", "own_losses:branches: RuntimeError: vmap: It looks like"),
+        ("--losses own_losses:branches", "own_losses:branches: it branches on the values of a t"),
+        ("--losses own_losses:branches", "write torch.where(condition, a, b)"),
+        ("--losses own_losses:draws", "draws answers differently when it is called again: a loss"),
+        ("--losses own_losses:average", "average answers differently when it is called again"),
+        ("--losses own_losses:module", "own_losses:module is an nn.Module: write a function that"),
+        ("--losses own_losses:endless", "own_losses:endless: RecursionError: maximum recursion"),
         ("--losses own_losses:refuses", "own_losses:refuses: ValueError: three pairs, please (/"),
         (
             "--losses own_losses:narrow --trials 8",
@@ -241,6 +265,11 @@ def cells(folder="run"):
         ("--sft_epochs -1", "sft_epochs must not be negative"),
         ("--num_threads -1", "num_threads must be between 0, for all, and 1024"),
         ("--num_threads 1000000", "num_threads must be between 0, for all, and 1024"),
+        ("--trials 1000000000", "trials must be at most 10000; got 1000000000"),
+        ("--seeds 10001", "seeds must be at most 10000; got 10001"),
+        ("--episodes 1" + "0" * 30, "episodes must be at most 10000; got 1"),
+        ("--epochs 1000001", "epochs must be at most 1000000; got 1000001"),
+        ("--pairs 1000000000", "the data needs 21036000 MB"),
         ("--pairs 0", "pairs and max_steps must be at least 1; got 0"),
         ("--pairs 1", "pairs (1) must be at least minibatch_pairs (2)"),
         ("--minibatch_pairs 0", "minibatch_pairs must be at least 1; got 0"),
@@ -529,7 +558,7 @@ def test_a_loss_that_has_changed_is_not_mixed_with_what_it_was(
     assert tiny("--losses changing_losses:changing,sft --data base") == 0
     before = cells()
     write(CHANGED.format(-2))
-    error = one_line_error(capsys, "--out run --resume --seeds 3")
+    error = one_line_error(capsys, "--out run --resume --trust --seeds 3")
     path = "run/cells/changing_losses-changing__base.json"
     assert f"changing_losses:changing has changed since {path} was made: delete that" in error
     assert cells() == before
@@ -540,6 +569,78 @@ def test_a_loss_that_has_changed_is_not_mixed_with_what_it_was(
     assert tiny() == 0
     assert cells()[Path(path).stem]["returns"] != before[Path(path).stem]["returns"]
     assert cells()["sft__base"] == before["sft__base"]
+
+
+@pytest.mark.parametrize("way", ["instance", "partial", "helper"])
+def test_no_loss_can_change_unnoticed(capsys, reports, folders, monkeypatch, way):
+    text = textwrap.dedent(
+        """
+        import functools
+
+        def helper(x):
+            return SIGN * x
+
+        class Loss:
+            def __call__(self, chosen_mean_logps):
+                return SIGN * chosen_mean_logps
+
+        def bound(chosen_mean_logps, *, sign):
+            return sign * chosen_mean_logps
+
+        instance = Loss()
+        partial = functools.partial(bound, sign=SIGN)
+
+        def helped(chosen_mean_logps):
+            return helper(chosen_mean_logps)
+        """
+    )
+    name = f"way_losses:{'helped' if way == 'helper' else way}"
+
+    def write(sign):
+        (folders / "way_losses.py").write_text(text.replace("SIGN", sign))
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        sys.modules.pop("way_losses", None)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # same size, same second
+    write("-1")
+    assert tiny(f"--losses {name} --data base") == 0
+    before = cells()
+    write("+1")
+    error = one_line_error(capsys, "--out run --resume --trust --seeds 3")
+    path = cell_path(Path("run"), name, "base")
+    assert f"{name} has changed since {path} was made: delete that file" in error
+    write("-1")
+    assert tiny("--seeds 3") == 0
+    assert cells()[path.stem]["returns"][:2] == before[path.stem]["returns"]
+    # A version that looked at texts only, and saw none, vouches for nothing.
+    cell = json.loads(path.read_text())
+    made = cell["made_of"]
+    assert made.keys() == {"pool", "source", "fingerprint"}
+    for made_then in ({"pool": made["pool"], "source": None}, None):
+        cell.pop("made_of")
+        path.write_text(json.dumps(cell | ({"made_of": made_then} if made_then else {})))
+        cell["made_of"] = made
+        error = one_line_error(capsys, "--out run --resume --trust")
+        assert f"{path} does not say of what {name} was made: delete it and --resume" in error
+    if way == "helper":  # one that saw this text is believed
+        cell["made_of"].pop("fingerprint")
+        path.write_text(json.dumps(cell))
+        assert tiny() == 0
+
+
+def test_a_loss_of_which_nobody_can_tell_is_refused(capsys, reports, folders):
+    text = "import threading\nlock = threading.Lock()\ndef loss(chosen_mean_logps):\n"
+    (folders / "locked_losses.py").write_text(f"{text}    with lock: return -chosen_mean_logps\n")
+    assert tiny("--losses locked_losses:loss,sft --data base") == 0
+    error = one_line_error(capsys, "--out run --resume --trust")
+    path = cell_path(Path("run"), "locked_losses:loss", "base")
+    assert f"nobody can tell whether locked_losses:loss has changed since {path} was made" in error
+    assert "(it holds a lock, which has neither a text nor a value)" in error
+    before = cells()
+    path.unlink()
+    assert tiny() == 0
+    assert cells() == before
 
 
 def test_a_saved_objective_that_has_changed_is_noticed(capsys, reports):
@@ -644,6 +745,101 @@ def test_a_damaged_cell_is_named_and_nothing_is_lost(capsys, reports, content):
     assert cells() == before
 
 
+def edit(path, *keys, to):
+    """Replace a part of a JSON file."""
+    content = inside = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inside = inside[key]
+    inside[keys[-1]] = to
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folders):
+    """A run of two losses."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TORCHMPO_CACHE", str(folders / "cache"))
+        patch.setattr(diagnose, "report", lambda setup, out: None)
+        assert tiny("--losses sft,simpo --data base") == 0
+    return folder / "run"
+
+
+CELL = "cells/simpo__base.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "to", "reason"),
+    [
+        (CELL, ["returns"], None, "returns: Input should be a valid list"),
+        (CELL, ["returns"], [[], []], "returns[0]: List should have at least 1 item"),
+        (CELL, ["returns", 0, 0], None, "returns[0][0]: Input should be a valid number"),
+        (CELL, ["returns", 0, 0], math.nan, "returns[0][0]: Input should be a finite number"),
+        (CELL, ["returns", 0, 0], math.inf, "returns[0][0]: Input should be a finite number"),
+        (CELL, ["returns", 0, 0], "7", "returns[0][0]: Input should be a valid number"),
+        (CELL, ["returns", 0], [1.0], "seeds differ in episodes"),
+        (CELL, ["returns"], [[1.0, 2.0]], "as many rows of margins as of returns"),
+        (CELL, ["best"], 99, "best is 99, of 2 settings"),
+        (CELL, ["best"], -2, "best is -2, of 2 settings"),
+        (CELL, ["best"], True, "best: Input should be a valid integer"),
+        (CELL, ["best"], -1, "returns of no setting"),
+        (CELL, ["tuning"], [[1.0]], "as many rows of tuning as settings"),
+        (CELL, ["tuning"], [[1.0], [1.0, 2.0]], "rows of tuning differ in length"),
+        (CELL, ["tuning", 0], [], "tuning[0]: List should have at least 1 item"),
+        (CELL, ["grid"], [], "grid: List should have at least 1 item"),
+        (CELL, ["grid", 0, "beta"], "2", "grid[0].beta: Input should be a valid number"),
+        (CELL, ["grid", 0], {"beta": 1.0}, "settings of different numbers"),
+        (CELL, ["curves", "chosen"], [], "curves of other seeds"),
+        (CELL, ["curves", "chosen", 0], [1.0], "uneven curves"),
+        (CELL, ["curves", "chosen", 0], 1.0, "uneven curves"),
+        (CELL, ["curves"], [], "curves: Input should be a valid dictionary"),
+        (CELL, ["margins"], None, "margins: Input should be a valid list"),
+        (CELL, ["made_of"], [], "made_of: Input should be a valid dictionary"),
+        (CELL, ["made_of"], {"pool": None}, "made_of.pool: Input should be a valid string"),
+        (CELL, ["seconds"], "1", "seconds: Input should be a valid number"),
+        (CELL, ["loss"], 3, "loss: Input should be a valid string"),
+        ("anchors.json", ["target"], [], "target: List should have at least 1 item"),
+        ("anchors.json", ["target"], None, "target: Input should be a valid list"),
+        ("anchors.json", ["original", 0], math.nan, "original[0]: Input should be a finite number"),
+        ("anchors.json", ["original", 0], [1.0], "original[0]: Input should be a valid number"),
+        ("statistics.json", ["kinds"], [], "kinds: Input should be a valid dictionary"),
+        ("statistics.json", ["kinds", "base"], {}, "kinds.base.pairs: Field required"),
+        ("statistics.json", ["kinds", "base", "flipped"], 7, "flipped: Input should be less than"),
+        ("statistics.json", ["kinds", "base", "margin", "mean"], "1", "mean: Input should be a va"),
+        ("statistics.json", ["kinds", "base", "margin_counts"], [1], "histograms without their e"),
+        ("statistics.json", ["edges"], {}, "histograms without their edges"),
+        ("statistics.json", ["kinds", "base", "agents", "target"], None, "target: Input should"),
+    ],
+)
+def test_files_of_a_run_that_were_edited(
+    capsys, reports, monkeypatch, finished, file, keys, to, reason
+):
+    shutil.copytree(finished, "run")
+    path = Path("run", file)
+    edit(path, *keys, to=to)
+    for name in ("run_cell", "anchors"):
+        monkeypatch.setattr(diagnose, name, None)  # cannot be called
+    error = one_line_error(capsys, "--out run --resume")
+    assert error.startswith(f"error: {path} is damaged (")
+    assert reason in error
+    assert error.endswith("): delete it and --resume\n")
+
+
+def test_a_configuration_that_was_edited_does_not_mix_two_runs(capsys, reports, finished):
+    shutil.copytree(finished, "run")
+    path = Path("run/config.yaml")
+    text = path.read_text()
+    for old, new in (("seed: 0", "seed: 1"), ("learning_rate: null", "learning_rate: 0.01")):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        name, value = new.split(": ")
+        error = one_line_error(capsys, "--out run --resume --seeds 3")
+        assert f"run/config.yaml has been changed: {name} is {value}, but the run was" in error
+    path.write_text(text)
+    assert tiny() == 0
+
+
 def statistics():
     return json.loads(Path("run/statistics.json").read_text())["kinds"]
 
@@ -685,6 +881,42 @@ def test_damaged_anchors_are_named(capsys, reports):
     assert Path("run/anchors.json").read_text() == before
 
 
+def test_code_that_only_the_files_of_a_run_name_is_not_run(capsys, no_run, folders, monkeypatch):
+    text = "open('ran', 'w').close()\ndef loss(chosen_logps): return -chosen_logps"
+    Path("bad_code.py").write_text(text)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "bad_code", raising=False)
+    Path("run").mkdir()  # as it comes from somewhere else
+    config = asdict(DiagnoseConfig(**PRESETS["smoke"])) | {"losses": "sft,bad_code:loss"}
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    for more in ("", " --losses dpo", " --losses bad_code:other"):
+        error = one_line_error(capsys, f"--out run --resume{more}")
+        assert "--resume: run/config.yaml names code to run, bad_code:loss: if the run is" in error
+        assert "add --trust, or name it yourself, --losses bad_code:loss" in error
+        assert not Path("ran").exists()
+    Path("trusting.yaml").write_text("trust: true")
+    error = one_line_error(capsys, "--out run --resume --config trusting.yaml")
+    assert "give --trust on the command line, not in a file" in error
+    assert not Path("ran").exists()
+    assert call("--out run --resume --losses bad_code:loss") == 0
+    assert call("--out run --resume --trust") == 0
+    assert Path("ran").exists()
+    assert [setup.config.losses for setup in no_run] == ["sft,bad_code:loss"] * 2
+    sys.modules.pop("bad_code", None)
+
+
+def test_an_interrupted_run_of_ones_own_loss_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(setup, out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnose, "run", interrupt)
+    assert call("--preset smoke --losses own_losses:fine --out run") == 130
+    told = capsys.readouterr().err.strip()
+    assert told.endswith("go on with: python -m torchmpo.diagnose --out run --resume --trust")
+    monkeypatch.setattr(diagnose, "run", lambda setup, out: 0)
+    assert call(told.partition("torchmpo.diagnose ")[2]) == 0
+
+
 # --- faults ---
 
 
@@ -705,7 +937,7 @@ def test_a_loss_that_raises_in_training_leaves_the_other_cells(
     # It is tried again, and nothing else is.
     before = cells()
     own_losses.calls = 0
-    one_line_error(capsys, "--out run --resume", code=1)
+    one_line_error(capsys, "--out run --resume --trust", code=1)
     assert cells() == before
     path = Path("run/config.yaml")
     path.write_text(path.read_text().replace("own_losses:raises_later,", ""))
@@ -905,8 +1137,9 @@ def test_a_run_killed_at_any_write_gives_the_same_cells(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[-1])
-    # Before and after each of config.yaml, machines.json, statistics.json, anchors.json, two cells.
-    assert kills == 12
+    # Before and after each of config.yaml, made_of.json, machines.json, statistics.json,
+    # anchors.json and two cells.
+    assert kills == 14
     whole = cells(tmp_path / "whole")
     assert list(whole) == ["dpo__base", "sft__base"]
     for kill in range(1, kills + 1):

@@ -1,6 +1,9 @@
 """The command line: every mistake in one line before any compute, and a run that survives kills."""
 
+import importlib
 import json
+import linecache
+import math
 import os
 import re
 import shlex
@@ -55,6 +58,13 @@ def one_line_error(capsys, argv):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ("--population 1000000000", "population must be at most 10000; got 1000000000"),
+        ("--final_seeds 1000000000", "final_seeds must be at most 10000; got 1000000000"),
+        ("--rival_trials 1000000000", "rival_trials must be at most 10000; got 1000000000"),
+        (
+            "--rival_trials null --generations 1000000",
+            "as many trials as the search makes are 8000000 for each rival: give rival_trials, at",
+        ),
         ("--popluation 4", "unknown option --popluation: did you mean 'population'?"),
         ("--popluation=4", "unknown option --popluation: did you mean 'population'?"),
         ("--pop 4", "unknown option --pop"),
@@ -445,16 +455,111 @@ def test_a_rate_that_a_longer_search_might_not_have_chosen(capsys, no_run, tmp_p
     assert yaml.safe_load(Path("run/config.yaml").read_text())["generations"] == 4
 
 
-def test_a_comparison_of_another_run(capsys):
-    small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
-    assert main([*small, "--out", "run", "--rivals", "sft"]) == 0
-    Path("run/comparison.json").write_text("{}")
-    capsys.readouterr()
-    assert main(["--out", "run", "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert error == (
-        "error: run/comparison.json is not the comparison of this run: delete it and --resume\n"
-    )
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("comparison", {}, "mean_return_by_seed: Field required"),
+        ("comparison", {"mean_return_by_seed": {}}, "mean_return_by_seed: Dictionary should have"),
+        ("comparison", {"mean_return_by_seed": {"sft": [1, None]}}, "sft[1]: Input should be a"),
+        ("comparison", {"mean_return_by_seed": {"sft": [1.0]}}, "returns of 2 seeds are expected"),
+        ("comparison", {"mean_return_by_seed": {"sft": ["1", "2"]}}, "sft[0]: Input should be a"),
+        ("comparison", {"mean_return_by_seed": {"sft": [[1.0], [2.0]]}}, "sft[0]: Input should"),
+        ("rivals", [], "Input should be a valid dictionary"),
+        ("rivals", {"sft": {"setting": {}}}, "sft.score_in_tuning: Field required"),
+        (
+            "rivals",
+            {"sft": {"setting": {"a": 1}, "score_in_tuning": 1, "trials": 1}},
+            "sft has no 'a'",
+        ),
+        (
+            "rivals",
+            {"orpo": {"setting": {"po_coef": "1"}, "score_in_tuning": 1, "trials": 1}},
+            "orpo.setting.po_coef: Input should be a valid number",
+        ),
+        (
+            "rivals",
+            {"orpo": {"setting": {"po_coef": math.nan}, "score_in_tuning": 1, "trials": 1}},
+            "orpo.setting.po_coef: Input should be a finite number",
+        ),
+        (
+            "rivals",
+            {"sft": {"setting": {}, "score_in_tuning": 1, "trials": -1}},
+            "trials: Input should be greater than or equal to 0",
+        ),
+        ("learning_rate", {}, "learning_rate: Field required"),
+        ("learning_rate", {"learning_rate": 0.0}, "learning_rate: Input should be greater than 0"),
+        ("learning_rate", {"learning_rate": math.inf}, "learning_rate: Input should be a finite"),
+    ],
+)
+def test_files_of_a_run_that_were_edited(capsys, no_run, name, content, reason):
+    assert main(["--preset", "smoke", "--out", "run"]) == 0
+    path = Path("run", f"{name}.json")
+    path.write_text(json.dumps(content))
+    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    assert str(path) in error
+    assert reason in error
+    assert "delete it and --resume" in error
+    path.unlink()
+    assert main(["--out", "run", "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def loss(:", "my_rivals:loss: SyntaxError: invalid syntax (my_rivals.py, line 1)"),
+        ("loss = 1 / 0", "my_rivals:loss: ZeroDivisionError: division by zero (HERE, line 1)"),
+        (
+            "def loss(chosen_logps):\n    return chosen_logps.nothing",
+            "my_rivals:loss: AttributeError: 'Tensor' object has no attribute 'nothing' (HERE",
+        ),
+        (
+            "def loss(chosen_logps):\n    return -chosen_logps if chosen_logps.sum() < 0 else 0",
+            "my_rivals:loss: it branches on the values of a tensor, by if, while",
+        ),
+        (
+            "import random\ndef loss(chosen_logps):\n    return -chosen_logps * random.random()",
+            "my_rivals:loss answers differently when it is called again",
+        ),
+        ("def loss(chosen_logps):\n    return loss(chosen_logps)", "RecursionError"),
+    ],
+)
+def test_what_ones_own_rival_raises(capsys, no_run, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "my_rivals", raising=False)
+    path = Path("my_rivals.py").absolute()
+    path.write_text(text)
+    error = one_line_error(capsys, ["--preset", "smoke", "--rivals", "sft,my_rivals:loss"])
+    assert message.replace("HERE", str(path)) in error
+    assert no_run == []
+    sys.modules.pop("my_rivals", None)
+
+
+def test_a_rival_or_a_start_that_has_changed_is_noticed(capsys, no_run, monkeypatch):
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # same size, same second
+
+    def write(text):
+        Path("my_rivals.py").write_text(text)
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        sys.modules.pop("my_rivals", None)
+
+    mine = "S = -1\ndef loss(chosen_mean_logps): return S * chosen_mean_logps\n"
+    torchmpo.MirrorObjective().save("start", {})
+    write(mine)
+    flags = ["--preset", "smoke", "--rivals", "sft,my_rivals:loss", "--warm_start", "start"]
+    assert main([*flags, "--out", "run"]) == 0
+    write(mine.replace("-1", "+1"))
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--trust"])
+    assert "my_rivals:loss has changed since the run in run was made" in error
+    write(mine)
+    assert main(["--out", "run", "--resume", "--trust"]) == 0
+    torchmpo.MirrorObjective(initial={"g_log": 0.5}).save("start", {})
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--trust"])
+    assert "start has changed since the run in run was made" in error
+    error = one_line_error(capsys, ["--out", "run", "--resume"])
+    assert "run/config.yaml names code to run, my_rivals:loss" in error
 
 
 def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(capsys):
@@ -480,7 +585,10 @@ def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(ca
     assert Path("run/comparison.json").read_bytes() == before
     Path("run/learning_rate.json").write_text("{}")
     assert main(["--out", "run", "--resume"]) == 2
-    assert "learning_rate.json has no learning rate: delete it" in capsys.readouterr().err
+    assert (
+        "learning_rate.json is damaged (learning_rate: Field required): delete it"
+        in capsys.readouterr().err
+    )
 
 
 OLDER = {

@@ -251,6 +251,30 @@ def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch)
     assert value == 0 if kind == "function" else value > 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def loss(:", "odd_losses:loss: SyntaxError: invalid syntax (odd_losses.py, line 1)"),
+        (
+            "def loss(chosen_logps):\n    if len(chosen_logps) != 3:\n        1 / 0\n"
+            "    return -chosen_logps",
+            "odd_losses:loss: ZeroDivisionError: division by zero (HERE, line 3)",
+        ),
+    ],
+)
+def test_what_ones_own_loss_raises_is_one_line(
+    text, message, config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "odd_losses", raising=False)
+    (tmp_path / "odd_losses.py").write_text(text)
+    assert run("fit", config, "--loss", "odd_losses:loss") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert lines == [f"error: {message.replace('HERE', str(tmp_path / 'odd_losses.py'))}"]
+    sys.modules.pop("odd_losses", None)
+
+
 # The reference's cache
 
 
@@ -467,6 +491,18 @@ def test_mistakes_are_one_line(arguments, message, config, capsys, monkeypatch, 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_a_configuration_that_expands_without_end(tmp_path, capsys):
+    text = "[ha]"
+    for k in range(40):
+        text = f"[&n{k} {text}, {', '.join([f'*n{k}'] * 8)}]"
+    (tmp_path / "endless.yaml").write_text(f"model: {text}\n")
+    for words in (["--config", f"{tmp_path}/endless.yaml"], [f"--config={tmp_path}/endless.yaml"]):
+        assert main(["fit", *words]) == 2
+        error = capsys.readouterr().err
+        assert "endless.yaml: it stands for more than 100000 values" in error
+        assert error.count("\n") == 1
 
 
 def test_a_run_is_not_overwritten(config, tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from torchmpo.runs import command
-from torchmpo.runs.command import Command, duration, read_json
+from torchmpo.runs.command import Command, duration
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.options import plain
 
@@ -168,7 +168,8 @@ def test_two_processes_do_not_share_a_folder(capsys):
 
     assert run("", body) == 130
     assert run("--resume --names c") == 0
-    assert {path.name for path in Path("runs/mine").iterdir()} == {".lock", "config.yaml"}
+    names = {path.name for path in Path("runs/mine").iterdir()}
+    assert names == {".lock", "config.yaml", "made_of.json"}
 
 
 def test_full_disk_is_one_line(capsys, monkeypatch):
@@ -333,20 +334,86 @@ def test_a_complaint_of_the_parser_in_a_line():
     assert plain(TypeError("in other words")) == "in other words"
 
 
-# --- read_json, duration ---
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: " + "[" * 100_000, "nested more than 50 deep"),
+        ("names: &a [*a]", "*a contains itself"),
+        ("size: [" + ", ".join(["&a [1, 2]", *["*a"] * 50_000]) + "]", "more than 100000 values"),
+    ],
+)
+def test_a_file_that_expands_without_end(capsys, text, message):
+    Path("endless.yaml").write_text(text)
+    assert run("--config endless.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --config: ")
+    assert message in error
+    assert run("--size 3") == 0
+    Path("runs/mine/config.yaml").write_text(text)
+    assert run("--resume") == 2
+    error = capsys.readouterr().err
+    assert "runs/mine/config.yaml is not the configuration of a run" in error
+    assert message in error
 
 
-def test_read_json():
-    Path("good").write_text('{"a": [1, null]}')
-    assert read_json(Path("good")) == {"a": [1, None]}
+# --- what a run is made of ---
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": [1,', b"\xff\xfe\x00", None])
-def test_damaged_file(content):
-    if content is not None:
-        Path("bad").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad is damaged .*: delete it and --resume"):
-        read_json(Path("bad"))
+def test_a_configuration_that_was_edited_is_refused(capsys):
+    assert run("--size 3") == 0
+    path = Path("runs/mine/config.yaml")
+    before = path.read_text()
+    path.write_text(before.replace("size: 3", "size: 4"))
+    assert run("--resume") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: runs/mine/config.yaml has been changed: size is 4, but the run was made with 3; "
+        "put it back, or choose another --out\n"
+    )
+    path.write_text(before.replace("seeds: 5", "seeds: 2").replace("a,b", "b"))  # these may
+    assert run("--resume") == 0
+    path.write_text(before)
+    Path("runs/mine/made_of.json").unlink()  # a run that is older than this record
+    assert run("--resume") == 0
+    path.write_text(before.replace("size: 3", "size: 4"))
+    assert run("--resume") == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"settings": []}', '{"settings": {}, "losses": 3}'])
+def test_a_damaged_record_is_told(capsys, content):
+    assert run("--size 3") == 0
+    Path("runs/mine/made_of.json").write_text(content)
+    assert run("--resume") == 2
+    error = capsys.readouterr().err
+    assert "runs/mine/made_of.json is damaged (" in error
+    assert error.endswith("): delete it and --resume\n")
+
+
+def test_losses_that_users_bring_must_not_change(capsys):
+    losses = {"mine:a": "1", "mine:b": None}
+
+    def go(argv=""):
+        work = SimpleNamespace(
+            prepare=lambda config: config, run=lambda *_: None, fingerprints=lambda _: losses
+        )
+        return replace(COMMAND, work=work).main(argv.split())
+
+    assert go() == 0  # what cannot be told is no obstacle at the start
+    assert go("--resume") == 2
+    assert "nobody can tell whether mine:b has changed" in capsys.readouterr().err
+    losses.pop("mine:b")  # no longer in the run
+    assert go("--resume") == 0
+    losses["mine:c"] = "3"  # added
+    assert go("--resume") == 0
+    losses["mine:a"] = "2"
+    assert go("--resume") == 2
+    assert "mine:a has changed since the run in runs/mine was made" in capsys.readouterr().err
+    losses["mine:a"], losses["mine:c"] = "1", "4"
+    assert go("--resume") == 2
+    assert "mine:c has changed" in capsys.readouterr().err
+
+
+# --- duration ---
 
 
 @pytest.mark.parametrize(

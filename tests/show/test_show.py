@@ -159,6 +159,35 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def loss(:", "shown_losses:loss: SyntaxError: invalid syntax (shown_losses.py, line 1)"),
+        ("loss = 1 / 0", "shown_losses:loss: ZeroDivisionError: division by zero (HERE, line 1)"),
+        (
+            "def loss(chosen_logps):\n    if len(chosen_logps) != 3:\n        1 / 0\n"
+            "    return -chosen_logps",
+            "shown_losses:loss: ZeroDivisionError: division by zero (HERE, line 3)",
+        ),
+        ("def loss(chosen_logps):\n    return loss(chosen_logps)", "RecursionError"),
+        ("def loss(chosen_logps):\n    return chosen_logps.detach()", "has no gradient: its value"),
+        ("import torch\nloss = torch.nn.LogSigmoid()", "is an nn.Module: write a function"),
+    ],
+)
+def test_what_ones_own_loss_raises_is_one_line(tmp_path, monkeypatch, capsys, text, words):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "shown_losses", raising=False)
+    (tmp_path / "shown_losses.py").write_text(text)
+    assert main(["shown_losses:loss", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words.replace("HERE", str(tmp_path / "shown_losses.py")) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    sys.modules.pop("shown_losses", None)
+
+
 def test_an_unfinished_run_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("task: tla\n")
     assert main([str(tmp_path)]) == 2
@@ -188,6 +217,7 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
 
     def configured(settings, kind, num_threads):
         asked.update(vars(settings) | {"data": kind, "num_threads": num_threads})
+        return SimpleNamespace(pool=None)
 
     class Sample:
         def mean_logps(self, policy, params):
@@ -195,6 +225,7 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
             return torch.tensor([[[level, level], [level - 0.5, float("nan")]]])
 
     monkeypatch.setattr(show, "configure", configured)
+    monkeypatch.setattr(show, "check_space", lambda pool: None)
     monkeypatch.setattr(show, "prepare", lambda configs: [bed])
     monkeypatch.setattr(show, "suited", lambda bed, objective, sft_epochs: bed)
     monkeypatch.setattr(show.Sample, "of", lambda data: Sample())
@@ -212,6 +243,36 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
     assert pairs.range() == (-2.5, 0.0)
     show.visits(resolve("simpo"), config)
     assert bed.params["beta"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"task": "bad_code:loss"}, "unknown task 'bad_code:loss'"),
+        ({"data": "bad_code:loss"}, "unknown data 'bad_code:loss'"),
+        ({"pairs": 10**9}, "the data needs "),
+        ({"epochs": 10**9}, "epochs must be at most 1000000"),
+        ({"pairs": "many"}, "--visit: the run's settings do not fit"),
+        ({"epochs": None}, "--visit: the run's settings do not fit"),
+        ({"data": []}, "--visit: the run's settings do not fit"),
+        ({"data": ""}, "data is empty"),
+    ],
+)
+def test_a_card_names_no_code_and_asks_for_nothing_beyond_measure(
+    tmp_path, monkeypatch, capsys, config, words
+):
+    """Nothing that a card says is imported; one that came from elsewhere may say anything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "bad_code.py").write_text("open('ran', 'w').close()\n")
+    names = dict.fromkeys(("losses", "rivals", "warm_start", "loss", "judge"), "bad_code:loss")
+    found = {"data": "base", **names, **config}
+    learned().save("run/objective", {"name": "bad_code:loss", "config": found})
+    assert main(["run", "--visit"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
 
 
 def test_visits_of_a_real_run(tmp_path):

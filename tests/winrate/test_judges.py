@@ -321,3 +321,13 @@ def test_judges_by_name(tmp_path, monkeypatch):
         resolve_judge("my_judges:longre")
     with pytest.raises(UserError, match="cannot import 'no_such_module'"):
         resolve_judge("no_such_module:judge")
+
+
+def test_what_ones_own_judge_raises_is_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "odd_judges.py").write_text("def judge(p, a, b):\n    return p.answers\n")
+    (tmp_path / "bad_judges.py").write_text("judge = 1 / 0\n")
+    with pytest.raises(UserError, match=r"odd_judges:judge: AttributeError: .*judges.py, line 2\)"):
+        resolve_judge("odd_judges:judge")(["p"], ["a"], ["b"])
+    with pytest.raises(UserError, match=r"bad_judges:judge: ZeroDivisionError: .*, line 1\)"):
+        resolve_judge("bad_judges:judge")

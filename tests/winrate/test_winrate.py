@@ -5,8 +5,10 @@ import json
 import math
 import sys
 import types
+from dataclasses import asdict
 
 import pytest
+import yaml
 
 from torchmpo.runs.errors import UserError
 from torchmpo.winrate import __main__ as winrate
@@ -20,6 +22,7 @@ from torchmpo.winrate.alpaca_files import (
     read_outputs,
 )
 from torchmpo.winrate.rates import length_controlled_win_rate
+from torchmpo.winrate.settings import WinRateConfig
 
 
 def answers(generator, suffix, count=12):
@@ -104,6 +107,19 @@ def test_annotations_alone_give_the_same_board(files, tmp_path):
     third = json.loads((tmp_path / "third" / "annotations.json").read_text())
     first = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert [row["preference"] for row in third] == [row["preference"] for row in first]
+
+
+def test_a_judge_that_only_the_files_of_a_run_name_is_not_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "bad_judges.py").write_text("open('ran', 'w').close()\n")
+    (tmp_path / "run").mkdir()
+    config = asdict(WinRateConfig(outputs="none.json", judge="bad_judges:judge"))
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert winrate.main(["--out", "run", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "run/config.yaml names code to run, bad_judges:judge" in error
+    assert not (tmp_path / "ran").exists()
 
 
 def test_resume_asks_only_what_is_left(files, tmp_path, capsys):

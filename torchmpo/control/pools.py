@@ -25,6 +25,7 @@ from torch import Tensor
 from torchmpo.control.policy import GaussianPolicy, load_policy
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import held, write_atomic
+from torchmpo.runs.json_files import parse_json
 from torchmpo.runs.seeding import generator
 from torchmpo_envs import AGENTS, EXPERTS, TASKS, expert_path
 
@@ -266,7 +267,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
     from tensordict import MemoryMappedTensor
 
     try:
-        card = json.loads((folder / _COMPLETE).read_text())
+        card = parse_json((folder / _COMPLETE).read_bytes())
         shapes = {name: tuple(card["shapes"][name]) for name in _DTYPES}
         paths = {name: folder / f"{name}.memmap" for name in _DTYPES}
         for name, path in paths.items():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 
@@ -11,6 +12,12 @@ from torchmpo.control.tuning import stack_settings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, made_up
 from torchmpo.objectives.mirror import MirrorObjective
+from torchmpo.runs.seeding import generator
+
+_IMPURE = (
+    "answers differently when it is called again: a loss is a pure function of its arguments, it "
+    "keeps nothing from one call to the next and draws no random numbers"
+)
 
 
 def rehearse(
@@ -18,34 +25,51 @@ def rehearse(
 ) -> None:
     """Call the loss as training will, on made-up log-probabilities: many would fail only there.
 
+    It is called again after other populations: a loss with state or random numbers would carry
+    something from tuning into the trainings that count, and be another one where it is compiled.
+
     Raises:
-        ValueError: it does not return one value per pair for the pairs of an update, or what it
-            returns has no gradient.
+        ValueError: it does not return one value per pair for the pairs of an update, what it
+            returns has no gradient, or it answers differently when it is called again.
         Exception: whatever the loss raises, under ``vmap`` or for these shapes.
     """
     pairs = config.inner.minibatch_pairs
     steps = config.inner.steps_per_trajectory or config.pool.max_steps
     fields = made_up(objective.inputs, pairs, steps)
-    members = {
-        name: value.expand(len(grid), *value.shape).clone().requires_grad_()
-        for name, value in fields.items()
-        if name.endswith("logps")
-    }
+    random = [name for name in fields if name.endswith("logps")]
 
     def of_member(params: Any, logps: dict[str, Tensor]) -> Tensor:
         loss = objective.apply(params, PairLogps(**{**fields, **logps}))
-        if loss.shape != (pairs,):
+        if not isinstance(loss, Tensor) or loss.shape != (pairs,):
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"{objective.name} must return one value per pair, [{pairs}] in training; "
-                f"got {tuple(loss.shape)}"
+                f"{objective.name} must return one value per pair, [{pairs}] in training; got {got}"
             )
         if not loss.is_floating_point():
             raise ValueError(f"{objective.name} must return floating-point numbers; {loss.dtype}")
         return loss
 
-    # Without hyper-parameters the tree is empty, and vmap has the log-probabilities to go by.
-    if not vmap(of_member)(stack_settings(objective, grid), members).requires_grad:
+    def answer(settings: Sequence[dict[str, float]], draw: int) -> Tensor:
+        """``[settings, pairs]`` on random log-probabilities, the same at every call."""
+        numbers = generator("rehearsal", draw)
+        shapes = {name: (len(settings), *fields[name].shape) for name in random}
+        members = {n: -torch.rand(s, generator=numbers) for n, s in shapes.items()}
+        members = {name: value.requires_grad_() for name, value in members.items()}
+        # Without hyper-parameters the tree is empty, and vmap has the log-probabilities to go by.
+        return vmap(of_member)(stack_settings(objective, settings), members)
+
+    first = answer(grid, 0)
+    if not first.requires_grad:
         raise ValueError(
             f"{objective.name} has no gradient: its value does not depend on log-probabilities, or "
             "was cut off from them by detach() or no_grad()"
         )
+    try:
+        answer(grid, 1)
+        answer(grid[:1], 2)
+        again = answer(grid, 0)
+        pure = torch.allclose(first, again, rtol=0, atol=0, equal_nan=True)
+    except Exception as error:
+        raise ValueError(f"{objective.name} {_IMPURE} (then it raised: {error})") from error
+    if not pure:
+        raise ValueError(f"{objective.name} {_IMPURE}")

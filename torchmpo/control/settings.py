@@ -1,7 +1,9 @@
 """The settings that every command on robots has: what data, what policy, what training."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from torchmpo.runs.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,25 @@ SMALLEST: dict[str, Any] = {
     "steps_per_trajectory": 10,
     "compile": False,
 }
+
+
+# More of anything is a slip of the hand: what is done so often is drawn, held and simulated at
+# once, and would fill the memory before a word is said. Other numbers only take time.
+MOST_AT_ONCE, MOST = 10_000, 1_000_000
+AT_ONCE = (
+    *("trials", "rival_trials", "population", "episodes", "tuning_episodes", "final_episodes"),
+    *("seeds", "tuning_seeds", "held_out_seeds", "final_seeds"),
+)
+ANY_SIZE = ("seed", "pairs", "num_threads", "num_actors")  # these have limits of their own
+
+
+def check_sizes(settings: TestbedSettings) -> None:
+    """Refuse numbers beyond all measure.
+
+    Raises:
+        UserError: which one.
+    """
+    for name, value in asdict(settings).items():
+        most = MOST_AT_ONCE if name in AT_ONCE else MOST
+        if isinstance(value, int) and name not in ANY_SIZE and value > most:
+            raise UserError(f"{name} must be at most {most}; got {value}")

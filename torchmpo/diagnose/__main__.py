@@ -25,6 +25,7 @@ COMMAND = Command(
     default_preset="quick",
     grows=("losses", "data", "seeds"),
     older={"data_per_seed": False, "tuning_reduction": 1},
+    code=("losses",),
     headline=("task", "data"),
 )
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from torchmpo.control.grids import nothing_to_tune
 from torchmpo.control.pools import PoolConfig
+from torchmpo.diagnose.schemas import Cell
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.fingerprint import Unknowable
+from torchmpo.objectives.fingerprint import made_of as digest
 from torchmpo.objectives.mirror import MirrorObjective
-from torchmpo.runs.command import read_json
-from torchmpo.runs.errors import UserError
+from torchmpo.objectives.resolve import is_own
+from torchmpo.runs.errors import UserError, one_line
 from torchmpo.runs.files import slug, write_atomic
-
-KEYS = {"loss", "data", "grid", "tuning", "best", "returns", "curves", "margins"}
+from torchmpo.runs.json_files import read_json
 
 
 def cell_path(out: Path, loss: str, data: str) -> Path:
@@ -32,10 +34,7 @@ def read_cell(path: Path) -> dict:
     Raises:
         UserError: the file is damaged, or not a cell.
     """
-    cell = read_json(path)
-    if not isinstance(cell, dict) or KEYS - cell.keys():
-        raise UserError(f"{path} is not a cell: delete it and --resume")
-    return cell
+    return read_json(path, Cell)
 
 
 def write_cell(path: Path, cell: Mapping) -> None:
@@ -47,21 +46,24 @@ def made_of(name: str, objective: Objective | MirrorObjective, pool: PoolConfig)
     """What else a cell depends on than the settings of its run.
 
     Returns:
-        ``"pool"``, the key of the trajectories (agents, physics, settings); ``"source"``, a hash of
-        the text of one's own function or of the files of a saved objective, ``None`` for a loss of
-        this package. What a function calls is not looked into.
+        ``"pool"``, the key of the trajectories (agents, physics, settings); ``"source"``, a digest
+        of the text of one's own function or of the files of a saved objective, ``None`` for a loss
+        of this package; and of one's own function ``"fingerprint"``, a digest of all that it is
+        made of, or else ``"unknowable"``, why it has none.
     """
-    source = None
-    if isinstance(objective, Objective) and ":" in name:
-        try:
-            source = inspect.getsource(inspect.unwrap(objective.function)).encode()
-        except (OSError, TypeError):  # without a text, say from a compiled module
-            source = None
-    elif Path(name).is_dir():
-        files = [p for p in sorted(Path(name).iterdir()) if p.suffix in (".json", ".safetensors")]
-        source = b"".join(p.read_bytes() for p in files if p.name != "card.json")
-    digest = source and hashlib.blake2b(source, digest_size=8).hexdigest()
-    return {"pool": pool.key(), "source": digest}
+    made: dict[str, str | None] = {"pool": pool.key(), "source": None}
+    if not is_own(name) or isinstance(objective, MirrorObjective):
+        return made | {"source": digest(name, objective)}
+    try:
+        made["fingerprint"] = digest(name, objective)
+    except Unknowable as error:
+        made["unknowable"] = one_line(error)
+    try:  # all that older versions looked at
+        text = inspect.getsource(inspect.unwrap(objective.function)).encode()
+        made["source"] = hashlib.blake2b(text, digest_size=8).hexdigest()
+    except (OSError, TypeError):  # of a callable instance, a partial
+        pass
+    return made
 
 
 def check_cell(
@@ -70,22 +72,31 @@ def check_cell(
     """Refuse a finished cell that is not of what would be run now.
 
     Args:
-        cell: from `read_cell`. One without ``made_of`` is older than this check.
+        cell: from `read_cell`. One of a loss of this package that has no ``made_of`` is older than
+            this check.
         grid: settings that would be tried.
         made: from `made_of`, as it would be now.
 
     Raises:
-        UserError: it is of something else.
+        UserError: it is of something else, or nobody can tell.
     """
     if (cell["loss"], cell["data"]) != (loss, data):
         raise UserError(f"{path} is of {cell['loss']} on {cell['data']}, not of {loss} on {data}")
-    then = cell.get("made_of", made)
+    then = cell.get("made_of", {"pool": made["pool"], "source": None})
     if then["pool"] != made["pool"]:
         raise UserError(
             f"{path} was made with other agents or another version of the physics: choose another "
             "--out"
         )
-    if then["source"] != made["source"]:
+    if reason := made.get("unknowable") or then.get("unknowable"):
+        raise UserError(
+            f"nobody can tell whether {loss} has changed since {path} was made ({reason}): delete "
+            "that file and --resume"
+        )
+    by = "fingerprint" if "fingerprint" in then else "source"
+    if then[by] is None and (is_own(loss) or made["source"]):
+        raise UserError(f"{path} does not say of what {loss} was made: delete it and --resume")
+    if then[by] != made.get(by):
         raise UserError(f"{loss} has changed since {path} was made: delete that file and --resume")
     if _tried(cell["grid"]) != _tried(grid):
         raise UserError(

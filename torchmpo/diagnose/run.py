@@ -20,12 +20,15 @@ from torchmpo.diagnose.cells import cell_path, check_cell, made_of, read_cell, w
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
 from torchmpo.diagnose.report.page import write_page
-from torchmpo.diagnose.setup import Setup, where
+from torchmpo.diagnose.schemas import Anchors, Statistics
+from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.suite import anchors, run_cell
-from torchmpo.runs.command import duration, read_json
+from torchmpo.runs.command import duration
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import read_json
 from torchmpo.runs.machine import note_machine
+from torchmpo.runs.own_code import OwnCodeRaised, where
 from torchmpo.runs.seeding import derive_seed
 
 prepare = Setup.of
@@ -50,25 +53,16 @@ def run(setup: Setup, out: Path) -> int:
         first = next(iter(testbeds.values()))
         found = anchors(first, max(setup.config.episodes, 16), setup.protocol)
         write_atomic(path, json.dumps(found) + "\n")
-    failed = _cells(setup, testbeds, todo, _final_data(setup, testbeds, todo), _anchors(path))
+    final = _final_data(setup, testbeds, todo)
+    failed = _cells(setup, testbeds, todo, final, read_json(path, Anchors))
     report(setup, out)
     return 1 if failed else 0
-
-
-def _anchors(path: Path) -> dict[str, list[float]]:
-    found = read_json(path)
-    if not (isinstance(found, dict) and all(found.get(role) for role in ("original", "target"))):
-        raise UserError(f"{path} is not the returns of two agents: delete it and --resume")
-    return found
 
 
 def _described(out: Path) -> dict:
     """What ``statistics.json`` says of kinds of data so far."""
     path = out / "statistics.json"
-    found = read_json(path) if path.exists() else {"edges": {}, "kinds": {}}
-    if not (isinstance(found, dict) and {"edges", "kinds"} <= found.keys()):
-        raise UserError(f"{path} is not the statistics of a run: delete it and --resume")
-    return found
+    return read_json(path, Statistics) if path.exists() else {"edges": {}, "kinds": {}}
 
 
 def _describe(testbeds: Mapping[str, Testbed], found: dict, out: Path) -> None:
@@ -142,12 +136,11 @@ def _cells(
             try:
                 own = None if data is None else data[kind]
                 cell = _cell(setup, testbeds[kind], loss, done, own)
-            except UserError:
-                raise
             except Exception as error:
-                if ":" not in loss:
+                raised = isinstance(error, OwnCodeRaised)
+                if ":" not in loss or (isinstance(error, UserError) and not raised):
                     raise  # a loss of this package: a bug of ours
-                failures.append(f"{loss} on {kind}: {where(error)}")
+                failures.append(f"{loss} on {kind}: {where((raised and error.__cause__) or error)}")
                 bar.write(f"error: {failures[-1]}", file=sys.stderr)
                 continue
             seconds.append(time.perf_counter() - begin)
@@ -194,7 +187,7 @@ def report(setup: Setup, out: Path) -> None:
     cells = [read_cell(path) for path in paths if path.exists()]
     if not cells:
         return
-    board = leaderboard(cells, read_json(out / "anchors.json"))
+    board = leaderboard(cells, read_json(out / "anchors.json", Anchors))
     testbed = next(iter(setup.testbeds.values()))
     board |= {"pairs": testbed.pool.pairs, "start": testbed.start}  # null in the configuration
     write_leaderboard(board, out)

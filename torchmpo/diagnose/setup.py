@@ -1,21 +1,16 @@
 """From the settings of a diagnosis to its parts, checked before anything is computed."""
 
-import importlib
-import os
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
-
-import torchmpo
 from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
 from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.diagnose.cells import cell_path
@@ -25,6 +20,8 @@ from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.own_code import OwnCodeRaised, own_code_raised
+from torchmpo.runs.yaml_text import parse_yaml
 
 MOST_THREADS = 1024
 
@@ -46,6 +43,7 @@ class Setup:
         Raises:
             UserError: anything in ``config`` that could not work.
         """
+        check_sizes(config)
         counts = ("seeds", "trials", "tuning_seeds", "tuning_reduction", "tuning_episodes")
         counts += ("episodes", "epochs")
         for name in counts:
@@ -108,7 +106,7 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
     if path is None:
         return {}
     try:
-        grids = yaml.safe_load(Path(path).read_text("utf-8"))
+        grids = parse_yaml(Path(path).read_text("utf-8"))
         if not isinstance(grids, dict):
             raise ValueError("give {loss: [{hyper-parameter: value}, ...]}")
         found = {}
@@ -117,7 +115,7 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
                 raise ValueError(f"{name}: give a list of settings with the same keys")
             # YAML takes 1e-3, without a point, for a word.
             found[str(name)] = [{key: float(s[key]) for key in settings[0]} for s in settings]
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--grid: {path} is not a file of trials: {reason}") from error
     return found
@@ -129,35 +127,22 @@ def _suggest_grid(loss: str, *, built_in: bool) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not built_in:
+        said = error.__cause__ if isinstance(error, OwnCodeRaised) else error
+        if not built_in or not isinstance(said, ValueError):
             raise
         raise UserError(
-            f"{loss}: {error}; this value is from the suite's own trials: give others by --grid"
+            f"{loss}: {said}; this value is from the suite's own trials: give others by --grid"
         ) from error
 
 
 @contextmanager
 def _blame(loss: str) -> Iterator[None]:
-    """Anything a user's own loss raises when it is imported and tried is their mistake."""
+    """Anything that a user's own loss leads to when it is tried is their mistake."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
             raise  # says what is wrong with the settings
         if ":" not in loss:
             raise  # a loss of this package: a bug of ours
-        raise UserError(f"{loss}: {where(error)}") from error
-
-
-def where(error: BaseException) -> str:
-    """What a user's loss raised, and in which line of theirs."""
-    # Not theirs: this package, and what imports a module.
-    here, imports = Path(torchmpo.__file__).parent, Path(importlib.__file__).parent
-    others = (f"{here}{os.sep}", str(imports), "<frozen")
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [
-        f for f in frames if not f.filename.startswith(others) and "/torch/" not in f.filename
-    ]
-    text = " ".join(str(error).split()) or "no message"
-    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {text[:300]}{place}"
+        raise own_code_raised(loss, error) from error

@@ -27,6 +27,7 @@ COMMAND = Command(
         "streams": "shared",
         "final_data_per_seed": False,
     },
+    code=("rivals",),
     headline=("task", "data"),
 )
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import parse_json
 
 
 class Checkpoint(NamedTuple):
@@ -73,11 +74,11 @@ def _read(path: Path) -> Checkpoint:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            outer = json.loads((file.metadata() or {})["checkpoint"])
+            outer = parse_json((file.metadata() or {})["checkpoint"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if outer["digest"] != _digest(tensors, outer["json"]):
             raise ValueError("its digest does not match its content")
-        inner = json.loads(outer["json"])
+        inner = parse_json(outer["json"])
         return Checkpoint(inner["step"], tensors, inner["info"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} is damaged ({error})") from error

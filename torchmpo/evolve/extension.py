@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torchmpo.evolve.checkpoints import load_checkpoint
 from torchmpo.evolve.setup import Setup
-from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.json_files import read_json
 
 
-def check(setup: Setup, out: Path) -> None:
+def check_longer(setup: Setup, out: Path) -> None:
     """Refuse what could not have the bits of one long search.
 
     Raises:

@@ -25,18 +25,23 @@ from torchmpo.evolve.comparison import (
     tune_over,
     tune_rival,
 )
-from torchmpo.evolve.extension import check, forget_the_old_end
+from torchmpo.evolve.extension import forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers
 from torchmpo.evolve.progress import Progress
+from torchmpo.evolve.records import (
+    read_comparison,
+    read_learning_rate,
+    read_rivals,
+)
 from torchmpo.evolve.search import Found, search
 from torchmpo.evolve.settings import PLACE
 from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.command import read_json, word
+from torchmpo.runs.command import word
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.machine import note_machine
@@ -45,7 +50,6 @@ from torchmpo.statistics import compare as paired_differences
 from torchmpo.statistics import table, verdict
 
 prepare = Setup.of
-__all__ = ["check", "prepare", "run"]
 
 
 def run(setup: Setup, out: Path) -> None:
@@ -108,11 +112,7 @@ def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbe
             raise UserError(f"{space.start_name} diverged at every learning rate that was tried")
         content = {RATE: tuned.setting[RATE], "score_in_tuning": tuned.score}
         write_atomic(path, json.dumps(content | {"trials": tuned.trials}, indent=2) + "\n")
-    try:
-        rate = float(read_json(path)[RATE])
-        inner = replace(testbeds[0].config.inner, learning_rate=rate)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has no learning rate: delete it and --resume") from error
+    inner = replace(testbeds[0].config.inner, learning_rate=read_learning_rate(path))
     return [testbed.changed(inner=inner) for testbed in testbeds]
 
 
@@ -160,7 +160,7 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
 def tune_rivals(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> dict[str, dict | None]:
     """The best setting of each rival, its score and how many were tried; ``rivals.json``."""
     path = out / "rivals.json"
-    tuned = read_json(path) if path.exists() else {}
+    tuned = read_rivals(path, setup.rivals)
     # Who is added later has as many trials as those before.
     budget = max((t["trials"] for t in tuned.values() if t), default=0) or setup.rival_trials
     for name, rival in setup.rivals.items():
@@ -252,7 +252,7 @@ def _judged(scores: dict[str, list[float]]) -> dict:
 
 def _compared(setup: Setup, path: Path) -> dict[str, Tensor]:
     """Returns ``[kinds, seeds]`` of those who are in a comparison already."""
-    content = read_json(path)
+    content = read_comparison(path, setup.config.final_seeds)
     try:
         several = len(setup.testbeds) > 1
         parts = [content["data"][bed.data] for bed in setup.testbeds] if several else [content]

@@ -3,9 +3,12 @@
 import os
 from dataclasses import dataclass, replace
 
+from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
 from torchmpo.control.preferences import parse_kind
+from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
@@ -37,6 +40,7 @@ class Setup:
         Raises:
             UserError: anything in ``config`` that could not work.
         """
+        check_sizes(config)
         counts = ("episodes", "final_episodes", "epochs", "held_out_seeds")
         counts += ("tuning_seeds", "tuning_reduction")
         for name in (*counts, *(["rival_trials"] if config.rival_trials is not None else [])):
@@ -81,6 +85,8 @@ class Setup:
             # While this process works, in the final comparison, the actors are idle.
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here
+            for rival in rivals.values():
+                rehearse(rival, [start_setting(rival)], testbed)
             pools = 1 + config.final_seeds * config.final_data_per_seed
             check_space(testbed.pool, config.cache_dir, pools=pools)
         except ValueError as error:
@@ -94,7 +100,13 @@ class Setup:
             seed=config.seed,
         )
         testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
-        return Setup(config, space, search, testbeds, rivals, protocol, num_threads)
+        setup = Setup(config, space, search, testbeds, rivals, protocol, num_threads)
+        if setup.rival_trials > MOST_AT_ONCE:
+            raise UserError(
+                f"as many trials as the search makes are {setup.rival_trials} for each rival: give "
+                f"rival_trials, at most {MOST_AT_ONCE}"
+            )
+        return setup
 
     @property
     def streams(self) -> list[int]:

@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torchmpo.finetune.models import is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.options import plain
+from torchmpo.runs.yaml_text import check_yaml
 
 
 class LastStep(Checkpoint):
@@ -216,12 +218,25 @@ def fit_or_validate(program: str, words: list[str]) -> None:
     Raises:
         UserError: a mistake in them, or in what they name.
     """
+    _check_files(words)
     _call(lambda: CommandLine(args=with_loss(words), **_settings(program)))
 
 
 def inspect(program: str, words: list[str]) -> None:
     """Print a pair; the arguments are those of `fit_or_validate`, without the command."""
+    _check_files(words)
     _call(lambda: Inspect(args=with_loss(words), run=False, **_settings(program)))
+
+
+def _check_files(words: list[str]) -> None:
+    """Refuse a configuration that expands without end, which jsonargparse would do."""
+    for word, after in pairwise([*words, ""]):
+        path = Path(after if word == "--config" else word.removeprefix("--config="))
+        if word.startswith("--config") and path.is_file():
+            try:
+                check_yaml(path.read_text())
+            except ValueError as error:
+                raise UserError(f"--config: {path}: {one_line(error)}") from error
 
 
 def with_loss(words: list[str]) -> list[str]:
@@ -258,12 +273,12 @@ def _call(command_line: Callable[[], Any]) -> None:
     try:
         command_line()
     except Exception as error:
-        # A setting's own complaint comes wrapped in jsonargparse's.
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        if isinstance(root, UserError):
-            raise UserError(one_line(root, 10_000)) from error
+        # A setting's own complaint comes wrapped in jsonargparse's, and has causes of its own.
+        told, reason = None, error
+        while reason is not None:
+            told, reason = reason if isinstance(reason, UserError) else told, reason.__cause__
+        if told is not None:
+            raise UserError(one_line(told, 10_000)) from error
         if isinstance(error, (ArgumentError, MisconfigurationException)):
             text = plain(error)
             raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error

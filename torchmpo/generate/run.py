@@ -13,9 +13,9 @@ from tqdm import tqdm
 from torchmpo.finetune.answers import Answer, Sampling
 from torchmpo.generate.settings import FORMATS, GenerateConfig
 from torchmpo.generate.sources import Source, endpoint_source, local_source
-from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import read_json
 from torchmpo.winrate.alpaca_files import Row, annotations_text, read_prompts
 
 OUTPUTS, PARTIAL = "outputs.json", "partial.json"

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.inputs import PairLogps, made_up, take
+from torchmpo.objectives.soundness import check_finite, check_hyper, read_card
+from torchmpo.runs.errors import one_line
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import parse_json
+from torchmpo.runs.own_code import own_code_raised
 
 
 def _source(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +39,8 @@ class Objective:
 
     Attributes:
         inputs: the fields it reads.
+        own: whether it was found as ``package.module:function``. What such a one raises is a
+            `UserError` with its file and line, from what was raised.
         needs_reference: whether a reference policy's log-probabilities are among them.
         coupled: whether a pair's value depends on the rest of the batch, so that accumulated
             gradients differ from those of one large batch. Known of the library's own losses; any
@@ -58,7 +64,13 @@ class Objective:
     def __init__(self, function: Callable[..., Tensor], *, name: str | None = None, **hyper: Any):
         self.function = function
         self.source = _source(function)
+        self.own = ":" in (name or "")
         self.name = name or getattr(self.source, "__name__", type(function).__name__)
+        if isinstance(function, nn.Module):
+            raise ValueError(
+                f"{self.name} is an nn.Module: write a function that calls it, whose positional "
+                "parameters are named after what a loss needs, or give its forward"
+            )
         parameters = inspect.signature(function).parameters.values()
         keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         inputs = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -124,12 +136,18 @@ class Objective:
 
         Raises:
             ValueError: a field the loss needs is ``None``.
+            OwnCodeRaised: it is the user's own, and raised something.
         """
         data = [
             getattr(pair, name) if name in self._optional else take(pair, name, self.name)
             for name in self._inputs
         ]
-        return self.function(*data, **{**self.hyper, **params})
+        try:
+            return self.function(*data, **{**self.hyper, **params})
+        except Exception as error:
+            if self.own:
+                raise own_code_raised(self.name, error) from error
+            raise
 
     def save(self, folder: str | Path, card: dict) -> None:
         """Write ``objective.json``, the loss's name and hyper-parameters, and ``card.json``.
@@ -163,18 +181,22 @@ class Objective:
         """Read an objective that :meth:`save` wrote.
 
         Raises:
-            ValueError: a file is missing, damaged, or not an objective.
+            ValueError: a file is missing, damaged, or not an objective, or its values or gradients
+                are not finite.
         """
         folder = Path(folder)
         try:
-            content = json.loads((folder / "objective.json").read_bytes())
+            content = parse_json((folder / "objective.json").read_bytes())
             name, hyper = content["loss"], content["hyper"]
             parts = content.get("sum_of")
             function = WeightedSum({n: LOSSES[n] for n in parts}) if parts else LOSSES[name]
+            parameters = inspect.signature(function).parameters.values()
+            check_hyper(hyper, {p.name: p.default for p in parameters})
             objective = Objective(function, name=name, **hyper)
-            objective.card = json.loads((folder / "card.json").read_bytes())
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            check_finite(objective)
+            objective.card = read_card(folder)
+        except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = one_line(error)
             raise ValueError(f"{folder} is not a readable saved objective: {reason}") from error
         return objective
 

@@ -29,7 +29,8 @@ def gradients(
         two tensors ``[n]``, float64.
 
     Raises:
-        ValueError: the objective needs more than that, or looks at the rest of the batch.
+        ValueError: the objective needs more than that, looks at the rest of the batch, or depends
+            on none of it.
     """
     if objective.coupled:
         raise ValueError(f"{objective.name} has no gradient of a pair: it depends on the batch")
@@ -52,6 +53,10 @@ def gradients(
         loss = objective.apply(objective.vector.detach().double(), pair)
     else:
         loss = objective(pair)
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{objective.name} has no gradient: its value does not depend on log-probabilities"
+        )
     by_chosen, by_rejected = torch.autograd.grad(
         loss.sum(), (c, r), allow_unused=True, materialize_grads=True
     )

@@ -14,8 +14,10 @@ from torchmpo.losses.numerics import at_most
 from torchmpo.losses.potentials import logit
 from torchmpo.objectives.inputs import PairLogps, take
 from torchmpo.objectives.monotone import ACTIVATIONS, MonotoneNetwork
-from torchmpo.runs.errors import nearest
+from torchmpo.objectives.soundness import check_dtypes, check_learned, read_card
+from torchmpo.runs.errors import nearest, one_line
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import parse_json
 
 # The coefficients added to the networks, in the order in which a function's parameters hold them,
 # with the values that make ORPO (one step) and DPO (two steps).
@@ -98,6 +100,8 @@ class MirrorObjective(nn.Module):
         units: int = 14,
     ):
         super().__init__()
+        if not isinstance(temporal, bool):
+            raise ValueError(f"temporal must be true or false; got {temporal!r}")
         if steps not in INITIAL:
             raise ValueError(f"steps must be 'one' or 'two'; got {steps!r}")
         if reduction not in ("mean", "sum"):
@@ -247,7 +251,8 @@ class MirrorObjective(nn.Module):
         """Read an objective that :meth:`save` wrote.
 
         Raises:
-            ValueError: a file is missing, damaged, or not an objective.
+            ValueError: a file is missing, damaged, or not an objective, its values or gradients are
+                not finite, or a function of it does not increase.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -255,11 +260,25 @@ class MirrorObjective(nn.Module):
         try:
             with safe_open(str(folder / "objective.safetensors"), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            objective = MirrorObjective(**json.loads(metadata["mirror_objective"]))
+                objective = MirrorObjective(**parse_json(metadata["mirror_objective"]))
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+                expected = {n: list(v.shape) for n, v in objective.state_dict().items()}
+                if shapes != expected:  # before anything large is read
+                    raise ValueError(f"it holds {shapes}, expected {expected}")
+                tensors = {name: file.get_tensor(name) for name in shapes}
+            check_dtypes(tensors)
             objective.to(tensors["vector"].dtype).load_state_dict(tensors)
-            objective.card = json.loads((folder / "card.json").read_bytes())
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            check_learned(objective)
+            objective.card = read_card(folder)
+        except (
+            OSError,
+            SafetensorError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
+            reason = one_line(error)
             raise ValueError(f"{folder} is not a readable saved objective: {reason}") from error
         return objective

@@ -29,6 +29,7 @@ from torchmpo.runs.errors import nearest
 
 EPSILON = 1e-3
 LIMIT = 4.0
+MOST_UNITS = 65_536  # hidden units of a function: hundreds of times what was ever searched
 # The fixed spread from which hidden units start: slopes geometric, offsets even. Activations that
 # flatten out start steep as well, so that some units tell small probabilities apart: the density of
 # an action of eight numbers is about e⁻⁴. Growing ones would then drown everything near p = 1.
@@ -100,7 +101,8 @@ class MonotoneNetwork(nn.Module):
         temporal: whether f depends on t.
 
     Raises:
-        ValueError: unknown activation, none at all, or ``units`` < 1.
+        ValueError: unknown activation, none at all, ``units`` < 1, or more than `MOST_UNITS` in
+            all.
 
     >>> network = MonotoneNetwork()
     >>> network.dim
@@ -125,6 +127,11 @@ class MonotoneNetwork(nn.Module):
                 raise ValueError(f"unknown activation {name!r}: {nearest(name, ACTIVATIONS)}")
         if not activations or units < 1:
             raise ValueError("a monotone network needs at least one activation and one unit")
+        if not isinstance(units, int) or len(activations) * units > MOST_UNITS:
+            raise ValueError(
+                f"a monotone network has at most {MOST_UNITS} hidden units; got {units} of each of "
+                f"{len(activations)} activations"
+            )
         self.activations, self.units, self.temporal = tuple(activations), units, temporal
         shape = (len(self.activations), units)
         self.dim = (4 if temporal else 3) * shape[0] * shape[1]

@@ -15,6 +15,7 @@ from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.other_tools import LOSSES_OF, known_to
 from torchmpo.objectives.weighted_sum import is_sum, parse, weighted_sum
 from torchmpo.runs.errors import nearest
+from torchmpo.runs.own_code import own_code_raised
 
 # What other libraries and papers call a loss of LOSSES.
 OTHER_NAMES = {
@@ -63,6 +64,8 @@ def _import_function(reference: str) -> Callable[..., Any]:
             f"{reference!r}: cannot import {module_name!r}: {error} (modules are looked for in the "
             "current folder and in those of PYTHONPATH)"
         ) from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise own_code_raised(reference, error) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(
@@ -70,6 +73,11 @@ def _import_function(reference: str) -> Callable[..., Any]:
             + nearest(attribute, [n for n, v in vars(module).items() if inspect.isfunction(v)])
         )
     return function
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of somebody's own function, ``package.module:function``."""
+    return ":" in name and name not in LOSSES and not Path(name).exists()
 
 
 def _hint(name: str) -> str:
@@ -134,7 +142,7 @@ def resolve(
             return weighted_sum(parse(text), **hyper)
         if text in discovered():
             path = DISCOVERED / text
-        elif ":" in text and not path.exists():
+        elif is_own(text):
             return Objective(_import_function(text), name=text, **hyper)
         elif os.sep not in text and not path.is_dir():
             plain = text.lower().removesuffix("_loss")

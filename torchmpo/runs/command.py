@@ -7,7 +7,6 @@ besides a YAML file of any of them (``--config``), a named set (``--preset``), t
 
 import importlib
 import inspect
-import json
 import re
 import shlex
 import sys
@@ -17,9 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torchmpo.runs import made_of
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
 from torchmpo.runs.threads import wait_asleep
+
+BEFORE_ANY_WORK = ("config.yaml", made_of.FILE)  # what a folder has when a run begins
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Command:
             ``prepare(settings)``, which returns all that the run consists of, checked;
             ``run(prepared, out)``, which does it and returns the exit code, or None for 0; and
             where the folder may hold what the run cannot go on with, ``check(prepared, out)``,
-            which refuses before anything is written there.
+            which refuses before anything is written there; and where users bring losses that no
+            other record vouches for, ``fingerprints(prepared)``, a digest of each by name.
         extra: of this package, whose dependencies ``work`` needs.
         out: the default folder of a run.
         place: settings that may change on ``--resume``: where a run is computed, or how far.
@@ -44,6 +47,8 @@ class Command:
         grows: settings to which ``--resume`` adds: words by commas, and counts, which may rise.
         older: settings that runs of an older version do not have, with the values by which they
             were made.
+        code: settings by which users name code of their own, ``package.module:function``, by
+            commas. Where it is the files of a run that name it, ``--resume`` asks for ``--trust``.
         headline: settings that the first line of a run names; none for no such line.
     """
 
@@ -58,6 +63,7 @@ class Command:
     default_preset: str = "default"
     grows: Collection[str] = ()
     older: Mapping[str, Any] = field(default_factory=dict)
+    code: Collection[str] = ()
     headline: Sequence[str] = ()
 
     def parser(self) -> Any:
@@ -82,6 +88,7 @@ class Command:
         """
         given = self.parser().given(argv)
         out, resume = Path(given.pop("out", self.out)), given.pop("resume", False)
+        trust = given.pop("trust", False)
         preset, only_print = given.pop("preset", None), given.pop("print_config", False)
         if preset is not None and preset not in self.presets:
             raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), self.presets)}")
@@ -95,6 +102,7 @@ class Command:
             print(_text(config), end="")
             raise SystemExit(0)
         if stored is not None:
+            made_of.check_settings(out, self._fixed(stored))
             for name, value in asdict(config).items():
                 if name not in {*self.place, *self.grows} and value != stored[name]:
                     raise UserError(
@@ -102,6 +110,8 @@ class Command:
                         f"{stored[name]!r}; drop that setting, or choose another --out"
                     )
             config = replace(config, **self._grown(given, stored, out))
+            if not trust:
+                self._refuse_code(config, given, out)
         elif (out / "config.yaml").exists():
             raise UserError(f"{out} has a run: go on with --resume, or choose another --out")
         elif out.exists() and (not out.is_dir() or any(_visible(out))):
@@ -117,40 +127,51 @@ class Command:
         Returns:
             the exit code.
         """
-        out = None
+        out, code = None, False
         words = sys.argv[1:] if argv is None else argv
 
         def work() -> int | None:
-            nonlocal out
+            nonlocal out, code
             needed = ("jsonargparse", "yaml")
             if {"-h", "--help"} & set(words) and None in map(find_spec, needed):
                 return print(self._help())
             config, out, resumed = self.parse(words)
+            code = bool(self._own_code(config))
             if self.headline:  # imports take seconds
                 print(self._first_line(config, out, resumed), flush=True)
             wait_asleep()
             module = importlib.import_module(self.work) if isinstance(self.work, str) else self.work
             prepared = module.prepare(config)
+            losses = module.fingerprints(prepared) if hasattr(module, "fingerprints") else {}
             out.mkdir(parents=True, exist_ok=True)
             with alone_in(out):
+                made_of.check_losses(out, losses)
                 if hasattr(module, "check"):
                     module.check(prepared, out)
                 write_atomic(out / "config.yaml", _text(config))
+                made_of.write(out, self._fixed(asdict(config)), losses)
                 try:
                     return module.run(prepared, out)
                 except Exception:
                     # A run that failed before any work does not claim its folder.
-                    if not resumed and [p.name for p in _visible(out)] == ["config.yaml"]:
-                        (out / "config.yaml").unlink()
+                    if not resumed and {p.name for p in _visible(out)} == {*BEFORE_ANY_WORK}:
+                        for name in BEFORE_ANY_WORK:
+                            (out / name).unlink()
                     raise
 
         def interrupted() -> str:
             begun = out is not None and (out / "config.yaml").exists()
             folder = shlex.quote(str(out))
-            how = f"; go on with: {self.program} --out {folder} --resume" if begun else ""
+            trust = " --trust" if code else ""
+            how = f"; go on with: {self.program} --out {folder} --resume{trust}" if begun else ""
             return f"interrupted{how}"
 
         return exit_code(work, interrupted, self.extra)
+
+    def _fixed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that must not change on ``--resume``."""
+        free = {*self.place, *self.grows}
+        return {name: value for name, value in settings.items() if name not in free}
 
     def _help(self) -> str:
         """Help where jsonargparse is not installed: what the dataclass says of its settings."""
@@ -175,6 +196,23 @@ class Command:
         again = ", resumed" if resumed else ""
         name = self.program.replace(".", " ").split()[-1]
         return f"{name}: {what} → {out}{again}"
+
+    def _own_code(self, config: Any) -> dict[str, str]:
+        """Functions of the user's own that settings name, each with its setting."""
+        values = {s: getattr(config, s) for s in self.code}
+        named = {n: s for s, value in values.items() if value for n in words(s, value)}
+        return {n: s for n, s in named.items() if ":" in n and not Path(n).exists()}
+
+    def _refuse_code(self, config: Any, given: Mapping[str, Any], out: Path) -> None:
+        """Raise UserError for code that nobody but the files of a run has named: they may have come
+        from somewhere else, and to import is to run.
+        """
+        for name, setting in self._own_code(config).items():
+            if name not in map(str.strip, str(given.get(setting, "")).split(",")):
+                raise UserError(
+                    f"--resume: {out / 'config.yaml'} names code to run, {name}: if the run is "
+                    f"yours or you trust it, add --trust, or name it yourself, --{setting} {name}"
+                )
 
     def _grown(self, given: Mapping[str, Any], stored: Mapping[str, Any], out: Path) -> dict:
         """Each count as given now, and the words of the run before those given now, each once.
@@ -246,18 +284,6 @@ def words(name: str, text: str) -> list[str]:
 def word(part: str) -> str:
     """A part of a comma-separated setting as it is written there, see :func:`words`."""
     return part.replace(",", r"\,")
-
-
-def read_json(path: Path) -> Any:
-    """A file of a run folder.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and --resume") from error
 
 
 def duration(seconds: float) -> str:

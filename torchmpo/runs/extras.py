@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "matplotlib": ("diagnose", "evolve"),
     "mujoco": ("diagnose", "evolve"),
     "PIL": ("diagnose", "evolve"),
+    "pydantic": ("diagnose", "evolve"),
     "scipy": ("diagnose", "evolve"),
     "tensordict": ("diagnose", "evolve"),
     "torchrl": ("diagnose", "evolve"),

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.yaml_text import check_yaml, parse_yaml
 
 # About a run and not among its settings; a file of settings may have them, too.
-ABOUT_THE_RUN = ("preset", "out", "resume")
+ABOUT_THE_RUN = ("preset", "out", "resume", "trust")
 
 
 class OptionParser(ArgumentParser):
@@ -59,6 +60,9 @@ class OptionParser(ArgumentParser):
         preset.words = list(presets)  # for completion; as choices, they would be checked here
         self.add_argument("--out", default=out, help="folder of the run")
         self.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        self.add_argument(
+            "--trust", action="store_true", help="with --resume: run code that the run's files name"
+        )
         self.add_class_arguments(settings)
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -80,7 +84,8 @@ class OptionParser(ArgumentParser):
             raise UserError(plain(error)) from error
         for name, value in self.place_in_files.items():
             if name not in given and value != self.get_default(name):
-                raise UserError("give --out and --resume on the command line, not in a file")
+                what = "--trust" if name == "trust" else "--out and --resume"
+                raise UserError(f"give {what} on the command line, not in a file")
         given.pop("config", None)
         return given
 
@@ -104,13 +109,17 @@ class OptionParser(ArgumentParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """The content of a file; whether a run goes on, and where, is not for a file to say."""
-        with suppress(yaml.YAMLError):  # which is told below
-            if not isinstance(yaml.safe_load(content), dict):
-                some = "settings such as  seed: 0"
-                raise UserError(f"--config: the file must have {some}; it has {content.strip()!r}")
+        try:
+            check_yaml(content)
+            with suppress(yaml.YAMLError):  # which is told below
+                if not isinstance(yaml.safe_load(content), dict):
+                    some = "settings such as  seed: 0"
+                    raise UserError(f"the file must have {some}; it has {content.strip()!r}")
+        except ValueError as error:
+            raise UserError(f"--config: {one_line(error)}") from error
         namespace = super().parse_string(content, *args, **kwargs)
         self.refuse_unknown(namespace.keys())
-        for name in ("out", "resume"):
+        for name in ("out", "resume", "trust"):
             if name in namespace:
                 self.place_in_files[name] = namespace.pop(name)
         return namespace
@@ -153,10 +162,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it holds something else.
     """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    values = parse_yaml(path.read_text("utf-8"))
     if not isinstance(values, dict):
         raise ValueError("it is not a mapping")
     return values

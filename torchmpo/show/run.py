@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from torchmpo.control.pools import check_space
 from torchmpo.control.sample import Sample
-from torchmpo.control.settings import TestbedSettings
+from torchmpo.control.settings import TestbedSettings, check_sizes
 from torchmpo.control.testbed import configure, prepare
 from torchmpo.control.tuning import suited
 from torchmpo.figures import TIMES, functions_figure, gradient_figure, pull_figure
@@ -108,7 +109,9 @@ def visits(objective: Bound, config: Mapping) -> Pairs:
     own = {key: value for key, value in config.items() if key in known}
     try:
         settings = TestbedSettings(**own | {"compile": False, "num_threads": 0, "cache_dir": None})
+        check_sizes(settings)
         beds = [configure(settings, kind, num_threads=0) for kind in words("data", config["data"])]
+        check_space(beds[0].pool)
         testbeds = prepare(beds)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--visit: the run's settings do not fit: {error}") from error

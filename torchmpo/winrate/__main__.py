@@ -35,6 +35,7 @@ COMMAND = Command(
         "key_variable": "OPENAI_API_KEY",
         "timeout": 600.0,
     },
+    code=("judge",),
 )
 
 

@@ -217,11 +217,11 @@ def _read_rows(path: str | Path, texts: tuple[str, ...]) -> list[Row]:
         raise UserError(f"cannot read {path}: {reason}") from error
     try:
         rows = json.loads(content)
-    except ValueError as whole:
+    except (ValueError, RecursionError) as whole:  # the second from brackets without end
         try:
             # Not splitlines(): JSON may hold U+2028 as it is.
             rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path} is neither JSON nor JSON lines: {whole}") from whole
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} must be a list of at least one row")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
+from torchmpo.runs.own_code import own_code_raised
 from torchmpo.winrate.alpaca_files import Row, probability, read_annotations
 
 Texts = Sequence[str]
@@ -400,6 +401,8 @@ def _import(reference: str) -> Any:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"judge {reference!r}: cannot import {module_name!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise own_code_raised(f"judge {reference}", error) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]

@@ -11,9 +11,10 @@ from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import document
 from torchmpo.diagnose.report.sections import SECTIONS
 from torchmpo.diagnose.report.words import TASKS, findings, headline, protocol
-from torchmpo.runs.command import read_json
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import read_json
+from torchmpo.runs.yaml_text import parse_yaml
 
 
 def write_page(folder: str | Path) -> Path:
@@ -65,10 +66,8 @@ def _optional(path: Path) -> Any:
 
 
 def _config(path: Path) -> Mapping:
-    import yaml
-
     try:
-        config = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = parse_yaml(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     return config if isinstance(config, Mapping) else {}
