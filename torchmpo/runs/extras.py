@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "evotorch": ("evolve",),
     "ray": ("cluster",),
     "datasets": ("llm",),
+    "huggingface_hub": ("llm",),
     "jinja2": ("llm",),
     "lightning": ("llm", "logging"),
     "peft": ("llm",),
@@ -36,6 +37,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 # Where the package index has another name than the import statement.
 INDEX_NAMES = {
     "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "mujoco_warp": "mujoco-warp",
     "sklearn": "scikit-learn",
