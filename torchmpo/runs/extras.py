@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "evotorch": ("evolve",),
     "ray": ("cluster",),
     "datasets": ("llm",),
+    "huggingface_hub": ("llm",),
     "jinja2": ("llm",),
     "lightning": ("llm", "logging"),
     "peft": ("llm",),
@@ -38,6 +39,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 # Where the package index has another name than the import statement.
 INDEX_NAMES = {
     "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "mujoco_warp": "mujoco-warp",
     "sklearn": "scikit-learn",
