@@ -40,7 +40,7 @@ NOT_YET = {
     "trl": """
         cpo.ipo kto.kto kto.apo_zero_unpaired tpo.sigmoid tpo.hinge tpo.ipo tpo.tpo-l
     """,
-    "llamafactory": "kto_pair kto",
+    "llamafactory": "kto",
     "openrlhf": "",
     "liger": "kto",
     "oxrl": "kto wpo sampo spo",

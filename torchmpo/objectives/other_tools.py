@@ -63,7 +63,7 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "orpo": _ORPO,
     },
     "llamafactory": {
-        **_at(_BETA, "sigmoid=dpo hinge=hinge_dpo ipo"),
+        **_at(_BETA, "sigmoid=dpo hinge=hinge_dpo ipo kto_pair"),
         "orpo": _ORPO,
         "simpo": Known("simpo", {"beta": 0.1, "target_margin": 0.5}),
     },
@@ -119,7 +119,6 @@ MISSING: dict[str, dict[str, str]] = {
         **{f"tpo.{name}": THIRD for name in ("sigmoid", "hinge", "ipo", "tpo-l")},
     },
     "llamafactory": {
-        "kto_pair": "its baseline is the batch's mean log-ratio of the other side",
         "kto": UNPAIRED,
     },
     "openrlhf": {},
