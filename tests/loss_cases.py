@@ -94,6 +94,7 @@ SETTINGS = {
     "offset_dpo": [{"beta": 0.3, "target_margin": 0.2}],
     "dr_dpo": [{"beta": 0.3, "temperature": 0.6}],
     "beta_dpo": [{"beta": 0.3, "alpha": 0.2, "baseline": 0.4}],
+    "kto_pair": [{"beta": 0.3}],
     "alpha_dpo": [{"beta": 1.3, "alpha": 0.3, "target_margin": 0.2}],
     "discopop": [{"beta": 0.3, "tau": 0.2}],
     "padll": [{"beta": 0.3}],

@@ -431,6 +431,14 @@ def dr_dpo(c, r, rc, rr, *, beta, temperature):
     return [-temperature * (top + math.log(mean))] * len(scaled)
 
 
+def kto_pair(c, r, rc, rr, *, beta):
+    chosen = [a - b for a, b in zip(c, rc, strict=True)]
+    rejected = [a - b for a, b in zip(r, rr, strict=True)]
+    high, low = max(0.0, fmean(chosen)), max(0.0, fmean(rejected))
+    pairs = zip(chosen, rejected, strict=True)
+    return [(sigmoid(beta * (low - a)) + sigmoid(beta * (b - high))) / 2 for a, b in pairs]
+
+
 def beta_dpo_held(c, r, rc, rr, *, beta, alpha, baseline):
     return max(1e-3, beta * (1 + alpha * (fmean(margins(c, r, rc, rr)) - baseline)))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchmpo.losses import LOSSES
 from torchmpo.losses.arguments import Scalar, check_positive, same_shape
+from torchmpo.losses.divergence import InDivergence
 from torchmpo.losses.numerics import q_logarithm
 from torchmpo.losses.reference_based import f_derivative
 from torchmpo.losses.weighted_sum import WeightedSum
@@ -70,6 +71,7 @@ def implicit_rewards(
         ``orpo``                     po_coef·c̄
         ``alpha_po``                 β·(1 − e^{−αc̄})/α
         ``f_dpo``, ``chi_po``        β·f'(e^{c − c'})
+        in a divergence (``dpo@js``)  β·f'(e^{c − c'})
         ``h_dpo``                    β·(αc − c')
         ``alpha_dpo``                β·c̄
         mirror losses                φ⁻¹(c̄) [− φ⁻¹(c̄') in two steps], by Theorem 3.1
@@ -134,6 +136,8 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
         score = policy - ref_coef(hyper) * ref
     if name in _EXCEPTIONS:
         return _EXCEPTIONS[name](score, hyper)
+    if isinstance(source, InDivergence):
+        score = f_derivative(source.divergence, hyper.get("divergence_alpha", 0.5))(score)
     return hyper.get("beta", 1.0) * score
 
 

@@ -191,6 +191,15 @@ def test_one_forward_for_both_sides():
     assert len(calls) == 1
 
 
+def test_a_sum_of_losses_and_another_divergence_train_like_any_loss():
+    pair = PreferenceModule(tiny_llama(), "rpo", lora=LORA).pair_logps(DATA)
+    both = PreferenceModule(tiny_llama(), "dpo+0.5*sft", loss_args={"dpo_beta": 0.3}, lora=LORA)
+    rpo = PreferenceModule(tiny_llama(), "rpo", loss_args={"beta": 0.3, "sft_coef": 0.5}, lora=LORA)
+    torch.testing.assert_close(both.losses(pair), rpo.losses(pair))
+    assert both.reference == "adapter_off"
+    assert PreferenceModule(tiny_llama(), "hinge_dpo@js", lora=LORA).losses(pair).shape == (8,)
+
+
 def test_missing_data_for_a_loss_are_named():
     module = PreferenceModule(tiny_llama(), "margin_dpo", lora=LORA)
     with pytest.raises(UserError, match="the data have no chosen_rewards, rejected_rewards"):

@@ -116,6 +116,7 @@ SIGNATURES = {
     "dbaql": (PAIR, {"beta": 0.1, "tau": 0.05}),
     "dr_dpo": (PAIR, {"beta": 0.1, "temperature": 1.0}),
     "beta_dpo": (PAIR, {"beta": 0.1, "alpha": 0.6, "baseline": 0.0}),
+    "kto_pair": (PAIR, {"beta": 0.1}),
     "alpha_dpo": ((*MEANS, *REF_MEANS), {"beta": 2.5, "alpha": 0.2, "target_margin": 1.5}),
 }
 # The fields a loss can do without, unless reduction="mean" asks for them.
@@ -134,7 +135,14 @@ def test_the_registry_is_complete():
     assert list(LOSSES) == [name for name in LOSSES if name in SIGNATURES]
     assert set(LOSSES) == set(SIGNATURES)
     discovered = {"aql", "aqfl", "dbaql"}
-    assert {"aot", "aot_unpaired", "dr_dpo", "beta_dpo", "alpha_dpo"} | discovered == COUPLED
+    assert {
+        "aot",
+        "aot_unpaired",
+        "dr_dpo",
+        "beta_dpo",
+        "alpha_dpo",
+        "kto_pair",
+    } | discovered == COUPLED
 
 
 @pytest.mark.parametrize("name", NAMES)

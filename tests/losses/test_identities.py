@@ -924,6 +924,13 @@ def test_dr_dpo_runs_from_the_smallest_loss_to_the_mean():
     torch.testing.assert_close(L.dr_dpo_loss(*one, beta=0.3), L.dpo_loss(*one, beta=0.3))
 
 
+def test_kto_pair_is_half_of_apo_zero_while_neither_mean_is_above_its_reference():
+    c, r = columns(2, low=-3.0)
+    zero = torch.zeros_like(c)
+    half = 0.5 * L.apo_zero_loss(c, r, zero, zero, beta=0.3)
+    assert_same(L.kto_pair_loss(c, r, zero, zero, beta=0.3), half, [c, r])
+
+
 def test_alpha_dpo_without_adaptation_is_simpo():
     c, r, rc, rr = columns(4)
     simpo = L.simpo_loss(c, r, beta=2.0, target_margin=0.3)

@@ -226,6 +226,8 @@ BY_HAND = [
     ("dr_dpo", PAIR, {"beta": 0.2, "temperature": 3.0}, softplus(-1)),
     ("beta_dpo", PAIR, {"beta": 0.2, "alpha": 0.5, "baseline": 3.0}, softplus(-2)),
     ("beta_dpo", FLIPPED, {"beta": 0.2}, softplus(5e-3)),  # β̂ ends at 0.001
+    # z_r = 0 and z_c = 3
+    ("kto_pair", PAIR, {"beta": 1.0}, (s(-3) + s(-5)) / 2),
     ("alpha_dpo", PAIR, {"beta": 2.0, "target_margin": 0.5}, softplus(-1.5)),
 ]
 
@@ -359,7 +361,7 @@ MAY_LOWER_CHOSEN = {
     *("apo_down", "nca_pair"),
     *("soft_label_dpo", "smpo"),
     *("discopop", "aql", "aqfl", "dbaql"),
-    *("cal_dpo", "c2_dpo"),
+    *("cal_dpo", "c2_dpo", "kto_pair"),
 }
 
 

@@ -292,6 +292,7 @@ TRL_HAS_NONE = {
     "dr_dpo": "the mean of a batch is the only sum over it",
     "beta_dpo": "β is fixed",
     "alpha_dpo": "SimPO's margin is fixed",
+    "kto_pair": "it was taken out after 0.9",
 }
 # Loss methods: held against ours above, and not.
 HELD = {

@@ -55,6 +55,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "eta": Range(10.0, 1e4),
         "threshold": Range(-5.0, 0.0, log=False),
         "rejected_coef": Range(0.1, 1.0, log=False),
+        "divergence_alpha": Range(0.0, 1.0, log=False),
     },
 }
 # Where one name means something else.
@@ -116,13 +117,14 @@ def ranges(objective: Objective) -> dict[str, Range]:
             found[f"{name}_weight"] = WEIGHT
             found |= {f"{name}_{key}": span for key, span in part.items()}
         return found
+    own_table = OWN.get(objective.name.partition("@")[0], {})
     unit = _unit(objective)
     for name, default in objective.hyper.items():
         if isinstance(default, (bool, str)) or not isinstance(default, (int, float)):
             continue
         if default == 0 and name in OPTIONS.get(objective.name, ()):
             continue
-        for table in (OWN.get(objective.name, {}), RANGES[unit], RANGES["any"]):
+        for table in (own_table, RANGES[unit], RANGES["any"]):
             if name in table:
                 found[name] = table[name]
                 break

@@ -19,6 +19,7 @@ from torchmpo.losses.coupled import (
     beta_dpo_loss,
     dbaql_loss,
     dr_dpo_loss,
+    kto_pair_loss,
 )
 from torchmpo.losses.discopop import cell_loss, discopop_loss, padll_loss, pfl_loss
 from torchmpo.losses.logistic import (
@@ -143,11 +144,12 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         dr_dpo_loss,
         beta_dpo_loss,
         alpha_dpo_loss,
+        kto_pair_loss,
     )
 }
 
 COUPLED = frozenset(
-    {"aot", "aot_unpaired", "aql", "aqfl", "dbaql", "dr_dpo", "beta_dpo", "alpha_dpo"}
+    {"aot", "aot_unpaired", "aql", "aqfl", "dbaql", "dr_dpo", "beta_dpo", "alpha_dpo", "kto_pair"}
 )
 
 __all__ = [
@@ -189,6 +191,7 @@ __all__ = [
     "h_dpo_loss",
     "hinge_dpo_loss",
     "ipo_loss",
+    "kto_pair_loss",
     "logistic_preference_loss",
     "lpo_loss",
     "madpo_loss",

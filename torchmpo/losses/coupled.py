@@ -480,3 +480,56 @@ def alpha_dpo_loss(
     varied = spread > 0
     m = torch.where(varied, (d - d.mean()) / torch.where(varied, spread, 1.0), 0.0)
     return -logsigmoid(beta * margin - target_margin - alpha * beta * m)
+
+
+def kto_pair_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+) -> Tensor:
+    """KTO on pairs: each response is good or bad against the batch's responses of the other kind.
+
+    loss = ½·[1 − S(β(h_c − z_r))] + ½·[1 − S(β(z_c − h_r))],    z = max(0, mean(h))
+
+    h_c = c − c' and h_r = r − r' are the log-ratios, z_c and z_r the batch's means of them.
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or β is out of range.
+
+    Bounds:
+        bounded, between 0 and 1.
+
+    Defaults:
+        β 0.1, DPO's.
+
+    Limits:
+        Half of APO-zero where neither mean is above 0, as at the start of training.
+
+    Pitfalls:
+        The published z is an estimate of a divergence from mismatched pairs, without a gradient;
+        here it is one of the batch itself, with one, as libraries had it. A confidently wrong
+        response has no gradient.
+
+    Source: Ethayarajh et al., arXiv 2402.01306, for pairs as in TRL up to 0.9 (``kto_pair``).
+
+    >>> x = torch.tensor([-20.0])
+    >>> kto_pair_loss(x, x, x, x).tolist()
+    [0.5]
+    """
+    check_positive(beta=beta)
+    chosen, rejected = log_ratios(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
+    good = torch.sigmoid(-beta * (chosen - torch.relu(rejected.mean())))
+    return 0.5 * good + 0.5 * torch.sigmoid(-beta * (torch.relu(chosen.mean()) - rejected))

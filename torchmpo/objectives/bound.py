@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmpo.losses import COUPLED, LOSSES
+from torchmpo.losses.divergence import InDivergence
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.inputs import PairLogps, made_up, take
 from torchmpo.objectives.soundness import check_finite, check_hyper, read_card
@@ -26,6 +27,23 @@ def _source(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = inspect.unwrap(function.func)
     return function
+
+
+def _made_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The functions that a sum adds up or a divergence changes; of any other, itself."""
+    if isinstance(function, WeightedSum):
+        return list(function.parts.values())
+    return [function.loss if isinstance(function, InDivergence) else function]
+
+
+def _form(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """How a file says which function it is; None if a file cannot."""
+    names = [next((n for n, f in LOSSES.items() if f is loss), None) for loss in _made_of(function)]
+    if None in names:
+        return None
+    if isinstance(function, WeightedSum):
+        return {"sum_of": names}
+    return {"divergence": function.divergence} if isinstance(function, InDivergence) else {}
 
 
 class Objective:
@@ -96,11 +114,8 @@ class Objective:
         self.inputs = frozenset(self._inputs)
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
         library = {LOSSES[coupled] for coupled in COUPLED}
-        parts = self.source.parts.values() if isinstance(self.source, WeightedSum) else ()
-        self.coupled = (
-            self.source in library
-            or getattr(self.source, "coupled", False)
-            or any(part in library for part in parts)
+        self.coupled = getattr(self.source, "coupled", False) or any(
+            loss in library for loss in _made_of(self.source)
         )
         self._try()
 
@@ -157,14 +172,11 @@ class Objective:
             card: how the objective was found and what it scores; anything JSON can hold.
 
         Raises:
-            ValueError: the function is none of ``LOSSES`` itself, nor a sum of them: a file can
-                hold no other.
+            ValueError: the function is none of ``LOSSES`` itself, nor one made of them: a
+                file can hold no other.
         """
-        name = next((name for name, loss in LOSSES.items() if loss is self.function), None)
-        parts = self.function.parts if isinstance(self.function, WeightedSum) else {}
-        if parts and all(LOSSES.get(part) is loss for part, loss in parts.items()):
-            name = self.name
-        if name is None:
+        form = _form(self.function)
+        if form is None:
             raise ValueError(
                 f"{self.name} cannot be saved: it is not one of the library's losses, "
                 "and functions are not written to files"
@@ -172,7 +184,9 @@ class Objective:
         hyper = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.hyper.items()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"loss": name, "hyper": hyper} | ({"sum_of": list(parts)} if parts else {})
+        base = next((n for n, f in LOSSES.items() if f is _made_of(self.function)[0]), self.name)
+        name = self.name if "sum_of" in form else base
+        content = {"loss": name, "hyper": hyper} | form
         write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
         write_atomic(folder / "objective.json", json.dumps(content, indent=2) + "\n")
 
@@ -188,8 +202,13 @@ class Objective:
         try:
             content = parse_json((folder / "objective.json").read_bytes())
             name, hyper = content["loss"], content["hyper"]
-            parts = content.get("sum_of")
-            function = WeightedSum({n: LOSSES[n] for n in parts}) if parts else LOSSES[name]
+            if "sum_of" in content:
+                function = WeightedSum({part: LOSSES[part] for part in content["sum_of"]})
+            elif "divergence" in content:
+                function = InDivergence(LOSSES[name], content["divergence"])
+                name = f"{name}@{content['divergence']}"
+            else:
+                function = LOSSES[name]
             parameters = inspect.signature(function).parameters.values()
             check_hyper(hyper, {p.name: p.default for p in parameters})
             objective = Objective(function, name=name, **hyper)

@@ -25,7 +25,7 @@ THIRD = "it needs a third response"
 
 
 class Known(NamedTuple):
-    """A loss of ours, and the hyper-parameters with which it is another tool's."""
+    """A loss of ours, or a sum, and the hyper-parameters with which it is another tool's."""
 
     loss: str
     hyper: dict[str, Any]
@@ -57,11 +57,13 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         **_at(_BETA, "ipo aot aot_unpaired sigmoid_norm=dpo_norm"),
         "sft": Known("sft", {}),
         "cpo.sigmoid": _CPO,
+        # max(0, 1 − βΔ) = β·max(0, 1/β − Δ)
+        "cpo.hinge": Known("0.1*slic_hf+1*sft", {"slic_hf_delta": 10.0, "slic_hf_sft_coef": 0.0}),
         "cpo.simpo": _CPO_SIMPO,
         "orpo": _ORPO,
     },
     "llamafactory": {
-        **_at(_BETA, "sigmoid=dpo hinge=hinge_dpo ipo"),
+        **_at(_BETA, "sigmoid=dpo hinge=hinge_dpo ipo kto_pair"),
         "orpo": _ORPO,
         "simpo": Known("simpo", {"beta": 0.1, "target_margin": 0.5}),
     },
@@ -111,14 +113,12 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
 
 MISSING: dict[str, dict[str, str]] = {
     "trl": {
-        "cpo.hinge": "its hinge of sums has an SFT term of means beside it",
         "cpo.ipo": "it is IPO without a reference, and an SFT term",
         "kto.kto": UNPAIRED,
         "kto.apo_zero_unpaired": UNPAIRED,
         **{f"tpo.{name}": THIRD for name in ("sigmoid", "hinge", "ipo", "tpo-l")},
     },
     "llamafactory": {
-        "kto_pair": "its baseline is the batch's mean log-ratio of the other side",
         "kto": UNPAIRED,
     },
     "openrlhf": {},

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from torchmpo.losses import LOSSES
+from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.other_tools import LOSSES_OF, known_to
@@ -107,7 +108,8 @@ def resolve(
     Args:
         loss: a name in ``torchmpo.losses.LOSSES`` or in :func:`discovered`,
             another tool's name for one, as in ``"trl:sigmoid_norm"``, with that tool's defaults,
-            a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``,
+            a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``, a loss of a margin in another
+            f-divergence, as in ``"hinge_dpo@js"``,
             ``"package.module:function"`` for one's own, the folder of a saved objective, a
             function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
@@ -137,7 +139,12 @@ def resolve(
         tool, colon, theirs = text.partition(":")
         if colon and tool in LOSSES_OF and not path.exists():
             name, defaults = known_to(tool, theirs)
-            return Objective(LOSSES[name], name=name, **{**defaults, **hyper})
+            return resolve(name, **{**defaults, **hyper})
+        base, at, divergence = text.partition("@")
+        if at and base in LOSSES and not path.exists():
+            if base not in OF_THE_MARGIN:
+                raise ValueError(f"{base} is no loss of a margin, so it takes no divergence")
+            return Objective(InDivergence(LOSSES[base], divergence), name=text, **hyper)
         if is_sum(text) and not path.exists():
             return weighted_sum(parse(text), **hyper)
         if text in discovered():
