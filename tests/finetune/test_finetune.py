@@ -236,6 +236,37 @@ def test_two_processes_end_where_one_does(config, tmp_path):
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-5)
 
 
+def test_one_process_goes_on_where_two_stopped(config, tmp_path, base, pairs):
+    """All weights, and a reference that the first process computes for both before training."""
+    settings = yaml.safe_load(config.read_text())
+    settings["model"] |= {"lora": None, "reference": "cache", "lr": 1e-3}
+    settings["data"] |= {"reference_cache": str(tmp_path / "ref")}
+    settings["trainer"]["max_epochs"] = 1
+    config.write_text(yaml.safe_dump(settings))
+    assert run("fit", config) == 0
+    shutil.rmtree(tmp_path / "ref")
+    two = ("--out", f"{tmp_path}/two", "--trainer.max_steps", "2")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torchmpo.finetune", "fit", "--config", str(config), *two),
+            *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
+            *("--trainer.accumulate_grad_batches", "1"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = load_file(tmp_path / "ref" / "train.safetensors")["logps"]
+    torch.testing.assert_close(table, untrained(pairs, base, 17), rtol=0, atol=1e-4)
+    assert run("fit", config, "--out", f"{tmp_path}/two", "--resume") == 0
+    whole, resumed = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "two")
+    )
+    assert_same(whole, resumed, atol=5e-6)
+
+
 @pytest.mark.parametrize("kind", ["function", "folder"])
 def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch):
     if kind == "function":
