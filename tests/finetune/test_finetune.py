@@ -395,6 +395,9 @@ def test_the_best_checkpoint_is_kept_and_exported(lora, lr, config, tmp_path, ca
     capsys.readouterr()
     assert main(["export", "--ckpt", "none.ckpt", "--out", f"{tmp_path}/x"]) == 2
     assert "there is no checkpoint none.ckpt" in capsys.readouterr().err
+    both = ("--ckpt", f"{out}/best.ckpt", "--adapter", "there")
+    assert main(["export", *both, "--out", f"{tmp_path}/x"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 # The experiments

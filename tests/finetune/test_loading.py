@@ -364,7 +364,9 @@ def test_how_a_model_is_loaded(base):
     assert (model.dtype, model.config._attn_implementation) == (torch.float16, "eager")
     one_line(lambda: load_model(base, revision="main"), "a revision is of a hub id")
     one_line(lambda: load_model(base, attn_implementation="nonsense"), "cannot be loaded")
-    one_line(lambda: load_model(base, quantization={"nonsense": 1}), "cannot be loaded")
+    wrong = {"load_in_4bits": True}
+    one_line(lambda: load_model(base, quantization=wrong), "did you mean 'load_in_4bit'")
+    one_line(lambda: load_model(base, quantization={}), "neither load_in_4bit: true nor")
     settings = {"quantization": {"load_in_4bit": True}}
     one_line(lambda: PreferenceModule(str(base), "sft", **settings), "set lora, and train adapters")
     module = PreferenceModule(str(base), "dpo", lora=LORA, dtype="float16")

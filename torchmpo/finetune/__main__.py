@@ -74,7 +74,8 @@ def _run(words: list[str]) -> None:
 
 def _export(words: list[str]) -> None:
     """Write the merged model of an adapter."""
-    given = export_parser().parse_args(words)
+    of_adapter = not any(word.split("=")[0] == "--ckpt" for word in words)
+    given = export_parser(of_adapter=of_adapter).parse_args(words)
     if given.ckpt is None:
         from torchmpo.finetune.models import export_merged  # torch and transformers take seconds
 
@@ -115,14 +116,14 @@ def parser() -> StrictParser:
     return parser
 
 
-def export_parser() -> StrictParser:
-    """The options of ``export``."""
+def export_parser(*, of_adapter: bool = True) -> StrictParser:
+    """The options of ``export``, of an adapter or of a checkpoint."""
     parser = StrictParser(
         prog=f"{PROGRAM} export", description="Write the merged model of an adapter."
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--adapter", help="folder of a run's adapter")
-    source.add_argument("--ckpt", help="a checkpoint of a run, such as best.ckpt")
+    source = parser if of_adapter else parser.add_mutually_exclusive_group()
+    source.add_argument("--adapter", required=of_adapter, help="folder of a run's adapter")
+    source.add_argument("--ckpt", help="or a checkpoint of a run, such as best.ckpt")
     parser.add_argument("--config", help="of the checkpoint's run, where it is not beside it")
     parser.add_argument("--out", required=True, help="folder of the merged model")
     parser.add_argument(
