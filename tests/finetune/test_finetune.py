@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
@@ -235,6 +236,37 @@ def test_two_processes_end_where_one_does(config, tmp_path):
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-5)
 
 
+def test_one_process_goes_on_where_two_stopped(config, tmp_path, base, pairs):
+    """All weights, and a reference that the first process computes for both before training."""
+    settings = yaml.safe_load(config.read_text())
+    settings["model"] |= {"lora": None, "reference": "cache", "lr": 1e-3}
+    settings["data"] |= {"reference_cache": str(tmp_path / "ref")}
+    settings["trainer"]["max_epochs"] = 1
+    config.write_text(yaml.safe_dump(settings))
+    assert run("fit", config) == 0
+    shutil.rmtree(tmp_path / "ref")
+    two = ("--out", f"{tmp_path}/two", "--trainer.max_steps", "2")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torchmpo.finetune", "fit", "--config", str(config), *two),
+            *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
+            *("--trainer.accumulate_grad_batches", "1"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = load_file(tmp_path / "ref" / "train.safetensors")["logps"]
+    torch.testing.assert_close(table, untrained(pairs, base, 17), rtol=0, atol=1e-4)
+    assert run("fit", config, "--out", f"{tmp_path}/two", "--resume") == 0
+    whole, resumed = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "two")
+    )
+    assert_same(whole, resumed, atol=5e-6)
+
+
 @pytest.mark.parametrize("kind", ["function", "folder"])
 def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch):
     if kind == "function":
@@ -351,6 +383,45 @@ def test_a_trained_model_makes_no_reference(tmp_path, base, pairs):
     trainer().validate(module, data("a"), verbose=False)
     with pytest.raises(UserError, match="has been trained, and so cannot be its own reference"):
         trainer().validate(module, data("b"), verbose=False)
+
+
+# Exporting a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("lora", "lr"), [((), "3"), (("--model.lora", "null"), "0.3")], ids=["lora", "full"]
+)
+def test_the_best_checkpoint_is_kept_and_exported(lora, lr, config, tmp_path, capsys):
+    few = tmp_path / "v.jsonl"
+    few.write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=1)))
+    # Far too large a rate: validation is not best at the end.
+    more = ("--data.validation", str(few), "--keep_best", "--model.lr", lr, *lora)
+    every = ("--trainer.val_check_interval", "2", "--trainer.max_epochs", "1")
+    assert run("fit", config, *more, *every, "--model.loss", "sft") == 0
+    out = tmp_path / "run"
+    best, last = (_load(out / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    rows = [row for row in metrics(out) if row["val/loss"]]
+    validated = [(float(row["val/loss"]), int(row["step"])) for row in rows]
+    assert best["global_step"] == min(validated)[1] + 1 < last["global_step"]
+    name = max(best["state_dict"], key=lambda key: best["state_dict"][key].numel())
+    assert not torch.equal(best["state_dict"][name], last["state_dict"][name])
+    for kind in ("best", "last"):
+        arguments = ("--ckpt", f"{out}/{kind}.ckpt", "--out", f"{tmp_path}/{kind}")
+        assert main(["export", *arguments]) == 0
+    exported = {k: load_file(tmp_path / k / "model.safetensors") for k in ("best", "last")}
+    if lora:
+        own = load_file(out / "model" / "model.safetensors")
+    else:
+        assert main(["export", "--adapter", f"{out}/adapter", "--out", f"{tmp_path}/own"]) == 0
+        own = load_file(tmp_path / "own" / "model.safetensors")
+    assert_same(own, exported["best"])
+    assert any(not torch.equal(own[n], exported["last"][n]) for n in own)
+    capsys.readouterr()
+    assert main(["export", "--ckpt", "none.ckpt", "--out", f"{tmp_path}/x"]) == 2
+    assert "there is no checkpoint none.ckpt" in capsys.readouterr().err
+    both = ("--ckpt", f"{out}/best.ckpt", "--adapter", "there")
+    assert main(["export", *both, "--out", f"{tmp_path}/x"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 # The experiments

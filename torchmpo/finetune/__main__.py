@@ -6,6 +6,7 @@
     python -m torchmpo.finetune validate --config …  --ckpt_path runs/mine/last.ckpt
     python -m torchmpo.finetune inspect --config …  --index 3         (a pair, token by token)
     python -m torchmpo.finetune export --adapter runs/mine/adapter --out merged
+    python -m torchmpo.finetune export --ckpt runs/mine/best.ckpt --out merged
 
 or from Python
 
@@ -17,6 +18,7 @@ or from Python
 ``model.*`` those of :class:`torchmpo.finetune.module.PreferenceModule`, ``data.*`` those of
 :class:`torchmpo.finetune.data.PreferenceData`; ``--loss X`` is ``--model.loss X`` without the
 ``loss_args`` that the configuration has for its own loss. The folder of a run has ``last.ckpt``,
+``best.ckpt`` with ``--keep_best`` (the lowest ``val/loss``, which then is what is exported),
 ``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version per resume), and, when
 it is done, ``adapter/``, or ``model/`` where all weights were trained.
 """
@@ -74,10 +76,16 @@ def _run(words: list[str]) -> None:
 
 def _export(words: list[str]) -> None:
     """Write the merged model of an adapter."""
-    given = export_parser().parse_args(words)
-    from torchmpo.finetune.models import export_merged  # torch and transformers take seconds
+    of_adapter = not any(word.split("=")[0] == "--ckpt" for word in words)
+    given = export_parser(of_adapter=of_adapter).parse_args(words)
+    if given.ckpt is None:
+        from torchmpo.finetune.models import export_merged  # torch and transformers take seconds
 
-    gap = export_merged(given.adapter, given.out, dtype=given.dtype)
+        gap = export_merged(given.adapter, given.out, dtype=given.dtype)
+    else:
+        from torchmpo.finetune.export import export_checkpoint
+
+        gap = export_checkpoint(given.ckpt, given.out, config=given.config, dtype=given.dtype)
     print(
         f"wrote {given.out}: its log-probabilities are within {gap:.1g} nats per token of those of "
         "base and adapter" + ("; --dtype float32 rounds less" if gap > 1e-3 else "")
@@ -114,12 +122,15 @@ def parser() -> StrictParser:
     return parser
 
 
-def export_parser() -> StrictParser:
-    """The options of ``export``."""
+def export_parser(*, of_adapter: bool = True) -> StrictParser:
+    """The options of ``export``, of an adapter or of a checkpoint."""
     parser = StrictParser(
         prog=f"{PROGRAM} export", description="Write the merged model of an adapter."
     )
-    parser.add_argument("--adapter", required=True, help="folder of a run's adapter")
+    source = parser if of_adapter else parser.add_mutually_exclusive_group()
+    source.add_argument("--adapter", required=of_adapter, help="folder of a run's adapter")
+    source.add_argument("--ckpt", help="or a checkpoint of a run, such as best.ckpt")
+    parser.add_argument("--config", help="of the checkpoint's run, where it is not beside it")
     parser.add_argument("--out", required=True, help="folder of the merged model")
     parser.add_argument(
         "--dtype", default="auto", help="of its weights: float32, bfloat16 or auto, as the base's"

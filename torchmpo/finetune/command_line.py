@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.cloud_io import _load
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
@@ -72,6 +73,11 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=100, help="optimizer steps, at least 1"
         )
+        parser.add_argument(
+            "--keep_best",
+            action="store_true",
+            help="keep best.ckpt, with the lowest val/loss, and end with its weights",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -117,7 +123,7 @@ class CommandLine(LightningCLI):
         if config["logger"] in (None, True):
             kwargs["logger"] = CSVLogger(self.out, name="log")
         if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
-            ours = [self._checkpoint(), LastStep(self.out / "last.ckpt")]
+            ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
         return super().instantiate_trainer(**kwargs)
 
@@ -128,6 +134,17 @@ class CommandLine(LightningCLI):
             every_n_train_steps=self._get(self.config, "checkpoint_every"),
             enable_version_counter=False,  # one file, replaced whole
         )
+
+    def _best(self) -> list[ModelCheckpoint]:
+        if self.subcommand != "fit" or not self._get(self.config, "keep_best"):
+            return []
+        if self._get(self.config, "data")["validation"] is None:
+            raise UserError("--keep_best needs validation pairs: set data.validation")
+        return [
+            ModelCheckpoint(
+                dirpath=self.out, filename="best", monitor="val/loss", enable_version_counter=False
+            )
+        ]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -141,6 +158,10 @@ class CommandLine(LightningCLI):
         last = self.out / "last.ckpt"
         if not last.is_file() and self.trainer.checkpoint_callback is not None:
             self.trainer.save_checkpoint(last, weights_only=False)  # not a step was made
+        best = self.out / "best.ckpt"
+        if self._get(self.config, "keep_best") and best.is_file():
+            weights = _load(best, map_location="cpu", weights_only=True)["state_dict"]
+            self.model.load_state_dict(weights, strict=False)
         if self.trainer.is_global_zero:
             name = "adapter" if is_adapted(self.model.policy.model) else "model"
             self.model.save(self.out / name, self.datamodule.tokenizer)

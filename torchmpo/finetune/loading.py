@@ -3,6 +3,7 @@
 Weights are read from safetensors only, and no code of a model's repository is run.
 """
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def load_model(
     options = {name: value for name, value in options.items() if value is not None}
     try:
         if quantization is not None:
-            options["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
+            options["quantization_config"] = _quantization(transformers, quantization)
         with _quiet(transformers):
             loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
                 model,
@@ -79,10 +80,23 @@ def load_model(
                 ignore_mismatched_sizes=True,  # reported below, in a line
                 output_loading_info=True,
             )
+    except UserError:
+        raise
     except Exception as error:  # a folder that is no model fails in any way
         raise UserError(_not_loaded(model, "as a causal LM", error)) from error
     _check_complete(model, loaded, report)
     return loaded
+
+
+def _quantization(transformers: Any, settings: dict[str, Any]) -> Any:
+    """transformers' own configuration, which passes over what it does not know."""
+    known = set(inspect.signature(transformers.BitsAndBytesConfig).parameters) - {"kwargs"}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"unknown setting {name!r} of quantization: {nearest(name, known)}")
+    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        raise UserError("quantization says neither load_in_4bit: true nor load_in_8bit: true")
+    return transformers.BitsAndBytesConfig(**settings)
 
 
 def _check_complete(source: str | Path, model: Any, report: dict[str, Any]) -> None:

@@ -329,7 +329,9 @@ class PreferenceModule(LightningModule):
             logps = self.logps(batch).sum(-1)
         gap = (logps - self.reference_logps(batch)).abs().max().item()
         scale = max(1.0, logps.abs().max().item() / 100)
-        low = self.policy.model.dtype != torch.float32 or "32" not in str(self.trainer.precision)
+        model = self.policy.model
+        low = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
+        low |= "32" not in str(self.trainer.precision)
         tolerance = LOW_PRECISION_START_TOLERANCE if low else START_TOLERANCE
         if not gap <= tolerance * scale:
             raise UserError(

@@ -64,7 +64,8 @@ GROUPS = {
         "--push_to_hub": "user/name on the hub: upload what was trained",
         "--resume": "go on with the run in it",
         "--checkpoint_every": "optimizer steps (100)",
+        "--keep_best": "keep best.ckpt, with the lowest val/loss, and end with its weights",
         "--seed_everything": "of the order of pairs, adapters and dropout (0)",
     },
 }
-FLAGS = ("--resume", "--print_config")
+FLAGS = ("--resume", "--print_config", "--keep_best")
