@@ -94,8 +94,8 @@ class Objective:
         self._optional = frozenset(p.name for p in inputs if p.default is None)
         self.inputs = frozenset(self._inputs)
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
-        library = {LOSSES[coupled] for coupled in COUPLED}
-        self.coupled = self.source in library or getattr(self.source, "coupled", False)
+        coupled = any(self.source is LOSSES[name] for name in COUPLED)
+        self.coupled = coupled or getattr(self.source, "coupled", False)
         self._try()
 
     def _try(self) -> None:
@@ -138,7 +138,7 @@ class Objective:
         ]
         try:
             return self.function(*data, **{**self.hyper, **params})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.own:
                 raise own_code_raised(self.name, error) from error
             raise

@@ -72,7 +72,7 @@ class FunctionJudge:
     def _ask(self, prompts: Texts, first: Texts, second: Texts) -> list[float]:
         try:
             given = self.function(list(prompts), list(first), list(second))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if ":" not in self.name:
                 raise
             raise own_code_raised(self.name, error) from error
