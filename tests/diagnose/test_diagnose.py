@@ -92,6 +92,15 @@ OWN = textwrap.dedent(
     average = Average()
     module = torch.nn.LogSigmoid()
 
+    def leaves(chosen_mean_logps):
+        raise SystemExit(3)
+
+    class Numbers(dict):
+        def __call__(self, chosen_mean_logps):
+            return -self["strength"] * chosen_mean_logps
+
+    numbers = Numbers(strength=1.0)
+
     def endless(chosen_mean_logps):
         return endless(chosen_mean_logps)
 
@@ -235,6 +244,7 @@ def cells(folder="run"):
         ("--losses own_losses:draws", "draws answers differently when it is called again: a loss"),
         ("--losses own_losses:average", "average answers differently when it is called again"),
         ("--losses own_losses:module", "own_losses:module is an nn.Module: write a function that"),
+        ("--losses own_losses:leaves", "own_losses:leaves: SystemExit: 3 (/"),
         ("--losses own_losses:endless", "own_losses:endless: RecursionError: maximum recursion"),
         ("--losses own_losses:refuses", "own_losses:refuses: ValueError: three pairs, please (/"),
         (
@@ -366,6 +376,11 @@ def test_all_losses_of_the_library_can_be_diagnosed(no_run):
     able = [name for name in LOSSES if name not in ("smpo", "soft_label_dpo")]
     assert main(["--preset", "smoke", "--losses", ",".join(able)]) == 0
     assert list(no_run[0].objectives) == able
+
+
+def test_a_callable_that_cannot_be_hashed_is_a_loss_like_any_other(no_run):
+    assert call("--preset smoke --losses own_losses:numbers") == 0
+    assert list(no_run[0].objectives) == ["own_losses:numbers"]
 
 
 def test_settings_reach_the_training(no_run):

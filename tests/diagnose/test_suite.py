@@ -373,7 +373,7 @@ def test_a_rehearsal_gives_what_training_gives(bed):
     objective = Objective(every)
     seen.clear()
     rehearse(objective, [{}], bed.config)
-    [rehearsed] = seen
+    rehearsed = seen[0]
     bed.train(objective, {}, 1, 0)
     assert seen[-1] == rehearsed
 

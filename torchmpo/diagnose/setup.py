@@ -140,7 +140,7 @@ def _blame(loss: str) -> Iterator[None]:
     """Anything that a user's own loss leads to when it is tried is their mistake."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
             raise  # says what is wrong with the settings
         if ":" not in loss:

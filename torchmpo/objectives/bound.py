@@ -159,7 +159,7 @@ class Objective:
         ]
         try:
             return self.function(*data, **{**self.hyper, **params})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.own:
                 raise own_code_raised(self.name, error) from error
             raise
