@@ -1,6 +1,7 @@
 """The page is read as a browser and a reader would: its structure, its words, its numbers."""
 
 import base64
+import csv
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from PIL import Image
+from scipy import stats
 
 import torchmpo.diagnose.report.figures as figures
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
@@ -240,6 +242,8 @@ def test_every_number_of_the_leaderboard_is_shown(folder, page):
         score, iqm = row["score"], row["iqm"]
         whole = f"{shown(score['mean'], 2)} [{shown(score['low'], 2)}, {shown(score['high'], 2)}]"
         whole += f" IQM {shown(iqm['value'], 2)} [{shown(iqm['low'], 2)}, {shown(iqm['high'], 2)}]"
+        best, worst = row["rank"]["best"], row["rank"]["worst"]
+        whole += f" rank {best}" if best == worst else f" rank {best}–{worst}"
         assert any(r[0] == row["loss"] and r[1] == whole for r in page.rows if r)
     for kind in board["improvement"].values():
         for others in kind.values():
@@ -286,8 +290,82 @@ def test_tuning_agents_data_and_settings_are_shown(page):
     assert page.row("epochs") == "epochs 12"
 
 
-def test_blue_is_what_no_drawn_interval_lies_above(tmp_path):
-    """Not only the highest estimate's: a wide interval on top hides nobody below another."""
+def marked(page: Page) -> dict[str, list[str]]:
+    """Column of the leaderboard → the losses with a bar, as a browser would show them."""
+    [matrix] = re.findall(r'<table class="sortable matrix">.*?</table>', page.text, re.DOTALL)
+    head, body = matrix.split("<tbody>")
+    kinds = re.findall(r"<th[^>]*>(.*?)</th>", head)[1:]
+    bars: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for line in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL):
+        [loss] = re.findall(r'data-sort="(.*?)">', line.split("</th>")[0])
+        for kind, classes in zip(kinds, re.findall(r'<td [^>]*?class="(.*?)"', line), strict=True):
+            if "lead" in classes.split():
+                bars[kind].append(loss)
+    return bars
+
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+
+
+@pytest.mark.parametrize(
+    "name", ["quick_tla", "full_tla_all_steps", "full_hopper", "128_pairs_rate_3e-4"]
+)
+def test_headline_table_and_figure_name_the_same_losses(tmp_path, monkeypatch, name):
+    """And ranks and files: the best are those than which no other loss is shown to be better."""
+    recorded = RESULTS / f"diagnose_{name}"
+    cells = [json.loads(path.read_text()) for path in sorted(recorded.glob("cells/*.json"))]
+    board = leaderboard(cells, json.loads((recorded / "anchors.json").read_text()))
+    write_leaderboard(board, tmp_path)
+    (tmp_path / "config.yaml").write_text((recorded / "config.yaml").read_text())
+    drawn = {}
+
+    def save(folder, name, label, draw, *data):  # figures take long; what is blue is decided before
+        drawn[name] = data
+        return ""
+
+    monkeypatch.setattr(figures, "save", save)
+    page = page_of(tmp_path)
+
+    expected = {row["data"]: set() for row in board["rows"]}
+    for kind in expected:
+        runs = {c["loss"]: [sum(e) / len(e) for e in c["returns"]] for c in cells
+                if c["data"] == kind}  # fmt: skip
+        better = []  # an oracle: SciPy's paired t and p-values, Holm's steps from the smallest
+        pairs = [(a, b) for a in runs for b in runs if sum(runs[a]) > sum(runs[b])]
+        p = {(a, b): stats.ttest_rel(runs[a], runs[b]).pvalue for a, b in pairs}
+        for step, pair in enumerate(sorted(pairs, key=lambda pair: p[pair])):
+            if p[pair] * (len(pairs) - step) >= 0.05:
+                break
+            better.append(pair)
+        expected[kind] = runs.keys() - {b for _, b in better}
+        assert len(expected[kind]) < len(runs) or not better
+
+    bars = marked(page)
+    blue = {title: {loss for loss, v in values.items() if v["lead"]}
+            for title, values in drawn["intervals"][0].items()}  # fmt: skip
+    top = [r for r in board["rows"] if r["rank"]["rank"] == 1]
+    first = {kind: {r["loss"] for r in top if r["data"] == kind} for kind in expected}
+    with open(tmp_path / "leaderboard.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    in_csv = {kind: {r["loss"] for r in rows if r["data"] == kind and r["rank"] == "1"}
+              for kind in expected}  # fmt: skip
+    if len(expected) > 1:
+        expected["all data"] = {r["loss"] for r in board["overall"] if r["rank"]["rank"] == 1}
+    assert {kind: set(losses) for kind, losses in bars.items()} == blue == expected
+    assert first == in_csv == {kind: expected[kind] for kind in first}
+
+    # The headline names those that are best on every kind.
+    everywhere = set.intersection(*(expected[kind] for kind in first))
+    [told] = re.findall(r'<p class="headline">(.*?)</p>', page.text)
+    named = re.sub("<.*?>", "", told.partition(" on ")[0])
+    if len(everywhere) < len(board["overall"]) and everywhere:
+        words = set(re.split(r"[ ,]+", named))
+        assert everywhere & words == everywhere or "more" in words
+        assert words.isdisjoint({r["loss"] for r in rows} - everywhere)
+
+
+def test_blue_is_what_no_loss_is_shown_to_be_better_than(tmp_path):
+    """Not only the highest: what scatters widely on top is not shown to be better."""
     cells = [
         make_cell(loss, data, level, spread=spread, diverged=diverged)
         for data in ("base", "mixed")
@@ -330,7 +408,7 @@ def test_protocol_is_a_sentence(page):
 
 
 def test_figures_are_saved_whole_and_follow_the_scheme(folder, page):
-    names = {"intervals", "agents", "data"} | {
+    names = {"intervals", "ranks", "profiles", "agents", "data"} | {
         f"{what}-{kind}"
         for what in ("improvement", "curves", "margins")
         for kind in ("base", "noisy-0.3")
@@ -573,7 +651,8 @@ CHROMIUM = next(
 )
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on the path")
 DRIVE = """
-const table = document.querySelectorAll("table.sortable")[1];
+const table = [...document.querySelectorAll("table.sortable")].find(
+  (t) => t.caption.textContent === "Every loss on every kind of data");
 const heads = [...table.tHead.rows[0].cells];
 const seen = [];
 const look = () => seen.push({
