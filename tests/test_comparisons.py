@@ -14,6 +14,7 @@ from torchmpo.statistics import (
     cliques,
     friedman,
     holm,
+    least_shown,
     paired_differences,
     performance_profile,
     ranks,
@@ -104,6 +105,17 @@ def test_equal_losses_are_told_apart_as_rarely_as_promised(skewed):
         plain += any(entry["p"] < 0.05 for entry in entries)
     assert wrong / 400 <= 0.08  # three standard errors above
     assert plain / 400 > 0.25
+
+
+@pytest.mark.parametrize(("seeds", "losses"), [(5, 2), (5, 4), (10, 4)])
+def test_the_least_difference_shown_is_on_the_edge(seeds, losses):
+    noise = normal(seeds)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * math.sqrt(seeds)  # standard error 1
+    for factor, expected in ((0.999, False), (1.001, True)):
+        level = factor * least_shown(seeds, losses)
+        runs = {"top": noise + level, "zero": np.zeros(seeds)}
+        runs |= {f"twin {i}": np.zeros(seeds) for i in range(losses - 2)}
+        assert shown(paired_differences(runs)["top"]["zero"]) is expected
 
 
 # Ranks

@@ -386,6 +386,27 @@ def test_blue_is_what_no_loss_is_shown_to_be_better_than(tmp_path):
     assert columns["base"]["lost"]["value"] is None
 
 
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_few_seeds_are_told(tmp_path, seeds):
+    cells = [make_cell(loss, "base", 0.5, seeds=seeds) for loss in ("a", "b", "c")]
+    make_folder(tmp_path, cells)
+    # 2.78 is Student's t of one pair; of three, the level is a third: any book's 0.0083 on a side.
+    told = (
+        "with 3 losses and 5 seeds, a difference is shown where it is some 4.0 times its standard"
+    )
+    assert (told in page_of(tmp_path).visible) == (seeds == 5)
+
+
+def test_differences_with_the_highest_are_shown(folder, page):
+    found = json.loads((folder / "leaderboard.json").read_text())["differences"]["base"]
+    for loss, d in found["pkg.mod:mine"].items():
+        [row] = [r for r in page.rows if r and r[0] == loss and r[-1] in ("shown", "not shown")
+                 and r[1] == shown(d["mean"], 0)]  # fmt: skip
+        assert row[2] == f"[{shown(d['low'], 0)}, {shown(d['high'], 0)}]"
+        assert row[-1] == ("shown" if d["corrected"] < 0.05 else "not shown")
+    assert "pkg.mod:mine minus each other loss: mean return over seeds, paired" in page.visible
+
+
 def test_clamped_logits_are_told(tmp_path):
     cells = [make_cell("orpo", "base", 0.5), make_cell("sft", "base", 0.6)]
     make_folder(tmp_path, cells)

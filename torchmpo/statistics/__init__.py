@@ -37,7 +37,7 @@ runs: a bootstrap cannot see what was never drawn.
 
 from torchmpo.statistics.average_ranks import average_ranks, cliques, friedman
 from torchmpo.statistics.means import Mean, compare, mean_of, table, verdict
-from torchmpo.statistics.pairwise import holm, paired_differences, ranks, shown
+from torchmpo.statistics.pairwise import holm, least_shown, paired_differences, ranks, shown
 from torchmpo.statistics.profiles import performance_profile
 from torchmpo.statistics.scores import (
     NAN,
@@ -57,6 +57,7 @@ __all__ = [
     "friedman",
     "holm",
     "interquartile_mean",
+    "least_shown",
     "mean_of",
     "mean_score",
     "paired_differences",

@@ -134,6 +134,20 @@ def shown(entry: Mapping) -> bool:
     return p is not None and p < LEVEL
 
 
+def least_shown(seeds: int, losses: int) -> float:
+    """The least difference that can be the first to be shown, in its standard errors.
+
+    Args:
+        seeds: two or more.
+        losses: compared with each other, two or more.
+
+    >>> [round(least_shown(seeds, 11), 1) for seeds in (5, 10, 20)]
+    [8.9, 4.9, 4.0]
+    """
+    pairs = losses * (losses - 1) // 2
+    return float(student.isf(LEVEL / 2 / pairs, seeds - 1))
+
+
 def ranks(differences: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict[str, int]]:
     """Ranks from 1, tied where no difference is shown.
 

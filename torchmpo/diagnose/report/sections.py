@@ -92,7 +92,8 @@ def profiles(run: Run) -> Section:
     )
     figure = ""
     if len(run.scores) > 1:
-        figure = _draw(run, "profiles", "Performance profiles", profile_panels, run.scores)
+        ordered = {loss: run.scores[loss] for loss in run.losses if loss in run.scores}
+        figure = _draw(run, "profiles", "Performance profiles", profile_panels, ordered)
     return "Performance profiles", note, figure
 
 

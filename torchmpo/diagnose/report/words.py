@@ -6,9 +6,11 @@ from html import escape
 
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import finite, interval, number
+from torchmpo.statistics import least_shown
 
 TASKS = {"tla": "the three-legged ant", "ant": "Ant", "hopper": "Hopper"}
 NAMED = 6  # losses a sentence may list
+ENOUGH_SEEDS = 10  # from here on, more seeds change little in what can be shown
 
 
 def setting(values: Mapping | None) -> str:
@@ -137,6 +139,7 @@ def findings(run: Run) -> list[str]:
         if len(best) == 1:
             told = f"of every loss but {named} a better one is shown"
         lines.append(f"<b>All data together:</b> {told}.")
+    lines += _few(run)
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
     # Where there is no interval, there is only the mean to go by.
     tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
@@ -167,6 +170,19 @@ def findings(run: Run) -> list[str]:
             f"epochs, so many are clamped where a loss takes their logit: {listed(named)}."
         )
     return lines
+
+
+def _few(run: Run) -> list[str]:
+    """That many losses want more seeds, where there are too few of them."""
+    seeds, losses = min(row["seeds"] for row in run.rows.values()), len(run.losses)
+    if losses < 2 or not 1 < seeds < ENOUGH_SEEDS:
+        return []
+    now, then = (least_shown(n, losses) for n in (seeds, ENOUGH_SEEDS))
+    return [
+        f"<b>Few seeds:</b> with {count(losses, 'loss')} and {seeds} seeds, a difference is shown "
+        f"where it is some {number(now, 1)} times its standard error; with {ENOUGH_SEEDS} seeds "
+        f"{number(then, 1)} times would do. A low score among the best may be no more than that."
+    ]
 
 
 def _clamped(run: Run) -> dict[tuple[str, str], float]:
