@@ -390,10 +390,8 @@ def test_blue_is_what_no_loss_is_shown_to_be_better_than(tmp_path):
 def test_few_seeds_are_told(tmp_path, seeds):
     cells = [make_cell(loss, "base", 0.5, seeds=seeds) for loss in ("a", "b", "c")]
     make_folder(tmp_path, cells)
-    # 2.78 is Student's t of one pair; of three, the level is a third: any book's 0.0083 on a side.
-    told = (
-        "with 3 losses and 5 seeds, a difference is shown where it is some 4.0 times its standard"
-    )
+    # Student's t with 4 degrees of freedom at a third of the level: 0.0083 on each side.
+    told = "with 3 losses and 5 seeds, a difference is shown where it is some 4.0 times its"
     assert (told in page_of(tmp_path).visible) == (seeds == 5)
 
 
@@ -658,7 +656,8 @@ def test_headline_claims_no_more_than_the_intervals(scores, words):
 
 def test_findings_say_who_is_tied_and_who_is_surely_below():
     run = run_of({"a": (0.8, 0.9), "b": (0.7, 0.86), "c": (-0.5, -0.3), "d": (-0.4, 0.1)})
-    best, below = [re.sub("<.*?>", "", line) for line in findings(run)]
+    best, few, below = [re.sub("<.*?>", "", line) for line in findings(run)]
+    assert few.startswith("Few seeds: with 4 losses and 5 seeds")
     told = "2 losses of 4 cannot be told apart: a (0.85 [0.80, 0.90]) and b (0.78 [0.70, 0.86])."
     assert best == f"x: {told}"
     assert below == "Worse than the original agent: c on x (−0.40 [−0.50, −0.30])."
