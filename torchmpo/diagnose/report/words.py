@@ -181,7 +181,8 @@ def _few(run: Run) -> list[str]:
     return [
         f"<b>Few seeds:</b> with {count(losses, 'loss')} and {seeds} seeds, a difference is shown "
         f"where it is some {number(now, 1)} times its standard error; with {ENOUGH_SEEDS} seeds "
-        f"{number(then, 1)} times would do. A loss of a low score can be among the best for want of seeds."
+        f"{number(then, 1)} times would do. A loss of a low score can be among the best "
+        "for want of seeds."
     ]
 
 
