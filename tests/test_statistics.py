@@ -16,7 +16,6 @@ from torchmpo.statistics import (
     mean_of,
     mean_score,
     probability_of_improvement,
-    ranks,
     table,
     verdict,
 )
@@ -255,34 +254,3 @@ def test_pairs_stay_pairs_and_their_order_does_not_matter():
     assert bootstrap_interval(x, 1 - x, statistic=mean_score, paired=True) == pytest.approx(
         (0.5, 0.5)
     )
-
-
-# Ranks
-
-
-def test_ranks_by_hand():
-    found = ranks(
-        {
-            "a": (8.0, 9.0),
-            "b": (5.0, 7.0),  # below a; overlaps c and d
-            "c": (4.0, 6.0),  # overlaps b, d and e
-            "d": (5.5, 5.6),
-            "e": (3.0, 4.0),  # touches c: tied with it
-            "f": (0.0, 1.0),
-        }
-    )
-    assert {name: (r["best"], r["worst"]) for name, r in found.items()} == {
-        "a": (1, 1),
-        "b": (2, 4),
-        "c": (2, 5),
-        "d": (2, 4),
-        "e": (4, 5),
-        "f": (6, 6),
-    }
-    assert all(r["rank"] == r["best"] for r in found.values())
-
-
-def test_an_unknown_interval_is_tied_with_all():
-    found = ranks({"a": (2.0, 3.0), "b": (0.0, 1.0), "c": (math.nan, math.nan)})
-    assert [(r["best"], r["worst"]) for r in found.values()] == [(1, 2), (2, 3), (1, 3)]
-    assert ranks({}) == {}

@@ -998,8 +998,8 @@ def test_a_loss_whose_only_setting_diverges(capsys):
 
 @pytest.mark.parametrize(
     "file",
-    ["statistics.json", "anchors.json", "leaderboard.json", "leaderboard.csv", "curves-base.svg",
-     "report.html"],
+    ["statistics.json", "anchors.json", "scores.json", "leaderboard.json", "leaderboard.csv",
+     "curves-base.svg", "report.html"],
 )  # fmt: skip
 def test_disk_full_at_any_file_loses_nothing(capsys, monkeypatch, file):
     replace_file = os.replace

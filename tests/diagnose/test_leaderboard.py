@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from torchmpo.diagnose import leaderboard as module
 from torchmpo.diagnose.leaderboard import leaderboard, plain, write_leaderboard
-from torchmpo.statistics import bootstrap_interval, interquartile_mean, mean_score, ranks
+from torchmpo.statistics import bootstrap_interval, interquartile_mean, mean_score
 
 ANCHORS = {"original": [900.0, 1100.0], "target": [3000.0, 3000.0, 3000.0]}  # 1000 and 3000
 
@@ -58,7 +59,12 @@ def test_a_row_by_hand():
     assert row["rank"] == {"best": 1, "worst": 1, "rank": 1}
     assert board["improvement"] == {"base": {"dpo": {}}}
     assert board["overall"] == [
-        {"loss": "dpo", "iqm": row["iqm"], "score": pytest.approx(row["score"])}
+        {
+            "loss": "dpo",
+            "iqm": row["iqm"],
+            "score": pytest.approx(row["score"]),
+            "rank": row["rank"],
+        }
     ]
 
 
@@ -66,7 +72,7 @@ def three_losses():
     return [
         cell("simpo", "base", [3000.0, 3010.0, 3020.0, 3005.0, 3015.0]),
         cell("dpo", "base", [2000.0, 2010.0, 2020.0, 2005.0, 2015.0]),
-        cell("ipo", "base", [2001.0, 2011.0, 2021.0, 2006.0, 2016.0]),
+        cell("ipo", "base", [2006.0, 2003.0, 2021.0, 2007.0, 2018.0]),  # dpo + 6, −7, 1, 2, 3
         cell("simpo", "noisy:0.3", [-1000.0, -1200.0, -800.0, -1100.0, -900.0]),
         cell("dpo", "noisy:0.3", [1500.0, 1600.0, 1700.0, 1550.0, 1650.0]),
     ]
@@ -113,8 +119,8 @@ def test_improvement_is_there_both_ways_and_adds_up():
     improvement = leaderboard(three_losses(), ANCHORS)["improvement"]
     assert improvement["noisy:0.3"]["dpo"] == {"simpo": {"p": 1.0, "low": 1.0, "high": 1.0}}
     ab, ba = improvement["base"]["ipo"]["dpo"], improvement["base"]["dpo"]["ipo"]
-    # Equal steps of five, ipo one ahead: it wins against those up to its own place, 1 + … + 5.
-    assert ab["p"] == pytest.approx(15 / 25)
+    # 2006 beats 2 of dpo's five, 2003 one, 2021 five, 2007 two, 2018 four.
+    assert ab["p"] == pytest.approx(14 / 25)
     assert ab["low"] < 0.5 < ab["high"]
     assert ba == pytest.approx({"p": 1 - ab["p"], "low": 1 - ab["high"], "high": 1 - ab["low"]})
     assert set(improvement["base"]["simpo"]) == {"dpo", "ipo"}
@@ -125,6 +131,8 @@ def test_order_of_cells_and_seeds_does_not_matter():
     cells.append(cells[1] | {"loss": "twin"})  # tied with dpo in every respect
     turned = [c | {"returns": c["returns"][::-1]} for c in reversed(cells)]
     board, other = leaderboard(cells, ANCHORS), leaderboard(iter(turned), ANCHORS)
+    for matrix in other["scores"]["losses"].values():
+        matrix.reverse()
     assert module._rounded(board) == module._rounded(other)
 
 
@@ -267,13 +275,12 @@ def test_without_a_better_target_there_are_returns_and_ranks_but_no_scores(
             for b, entry in others.items():
                 assert entry == pytest.approx(scored["improvement"][kind][a][b])
     assert board["overall"] == []
-    # By Student's t of the returns, as they are shown.
-    intervals = {k: (r["return"]["low"], r["return"]["high"]) for k, r in found.items()
-                 if k[1] == "base" and k[0] != "cpo"}  # fmt: skip
-    assert {k: found[k]["rank"] for k in intervals} == ranks(intervals)
-    last = found["cpo", "base"]["rank"]
-    assert last == {"best": len(intervals) + 1, "worst": len(intervals) + 1,
-                    "rank": len(intervals) + 1}  # fmt: skip
+    assert board["scores"] == {"kinds": [], "losses": {}}
+    assert {k: row["rank"] for k, row in found.items()} == {
+        k: row["rank"] for k, row in expected.items()
+    }
+    assert board["differences"] == scored["differences"]
+    assert found["cpo", "base"]["rank"] == {"best": 4, "worst": 4, "rank": 4}
     order = [found[r["loss"], r["data"]]["rank"]["rank"] for r in board["rows"]
              if r["data"] == "base"]  # fmt: skip
     assert order == sorted(order)
@@ -283,15 +290,69 @@ def test_without_a_better_target_there_are_returns_and_ranks_but_no_scores(
     assert float(line["return_mean"])
 
 
-def test_without_scores_ranks_are_by_the_intervals_that_are_shown():
-    """Student's t, which is wider than the bootstrap of three runs."""
-    cells = [cell("a", "base", [10.0, 20.0, 30.0]), cell("b", "base", [40.0, 50.0, 60.0])]
-    places = {}
-    for target in (3000.0, 0.0):
-        board = leaderboard(cells, {"original": [1000.0], "target": [target]})
-        places[target] = {row["loss"]: row["rank"]["worst"] for row in board["rows"]}
-        assert [row["loss"] for row in board["rows"]] == ["b", "a"]
-    assert places == {3000.0: {"b": 1, "a": 2}, 0.0: {"b": 2, "a": 2}}
+def differ(cells, kind="base"):
+    """(higher, lower) → the paired difference on a kind of data."""
+    found = leaderboard(cells, ANCHORS)["differences"][kind]
+    return {(a, b): entry for a, lower in found.items() for b, entry in lower.items()}
+
+
+def test_losses_are_compared_seed_by_seed():
+    """Seeds differ by thousands and the intervals overlap; of each seed, one loss is the better."""
+    level = np.array([1000.0, 2000.0, 3000.0, 4000.0, 5000.0])
+    above = level + np.array([100.0, 110.0, 90.0, 105.0, 95.0])
+    cells = [cell("a", "base", level.tolist()), cell("b", "base", above.tolist())]
+    rows = rows_of(leaderboard(cells, ANCHORS))
+    assert rows["b", "base"]["return"]["low"] < rows["a", "base"]["return"]["mean"]
+    assert [rows[loss, "base"]["rank"]["rank"] for loss in "ab"] == [2, 1]
+    shuffled = [cells[0], cells[1] | {"returns": cells[1]["returns"][::-1]}]
+    rows = rows_of(leaderboard(shuffled, ANCHORS))
+    assert [rows[loss, "base"]["rank"]["rank"] for loss in "ab"] == [1, 1]
+
+
+def test_differences_are_scipys_corrected_within_the_kind():
+    draw = np.random.default_rng(0)
+    runs = {loss: draw.normal(1000 + 60 * i, 50, size=7) for i, loss in enumerate("abcd")}
+    cells = [cell(loss, "base", x.tolist()) for loss, x in runs.items()]
+    found = differ([*cells, *(c | {"data": "mixed"} for c in cells[:2])])
+    assert len(found) == 6
+    plain_p = []
+    for (a, b), entry in found.items():
+        test = stats.ttest_rel(runs[a], runs[b])
+        low, high = test.confidence_interval()
+        assert entry["mean"] == pytest.approx((runs[a] - runs[b]).mean())
+        assert entry["mean"] > 0
+        assert (entry["low"], entry["high"]) == pytest.approx((low, high))
+        assert entry["p"] == pytest.approx(test.pvalue)
+        assert entry["wilcoxon"] == pytest.approx(stats.wilcoxon(runs[a], runs[b])[1])
+        plain_p.append(entry["p"])
+    smallest = min(found.values(), key=lambda entry: entry["p"])
+    assert smallest["corrected"] == pytest.approx(6 * min(plain_p))
+    assert len(differ(cells[:2])) == 1
+    alone = differ(cells[:2])["b", "a"]
+    assert alone["corrected"] == alone["p"]
+
+
+def test_a_loss_that_never_finished_is_not_compared_and_costs_nothing():
+    cells = three_losses()[:3]
+    assert differ([*cells, cell("cpo", "base", [None, None])]) == differ(cells)
+
+
+def test_ranks_over_all_data_are_by_the_means_of_seeds():
+    """On either kind alone a is not shown to be better: what it loses there it gains here."""
+    up = [[3000.0 + 50 * k for k in range(5)], [2900.0 + 10 * k for k in range(5)]]
+    swing = [400.0, -300.0, 200.0, -100.0, 0.0]
+    cells = [
+        cell("a", "base", [x + s + 102 for x, s in zip(up[0], swing)]),
+        cell("b", "base", up[0]),
+        cell("a", "mixed", [x - s + 98 + k for k, (x, s) in enumerate(zip(up[1], swing))]),
+        cell("b", "mixed", up[1]),
+    ]
+    board = leaderboard(cells, ANCHORS)
+    assert {row["rank"]["rank"] for row in board["rows"]} == {1}
+    assert [(row["loss"], row["rank"]["rank"]) for row in board["overall"]] == [("a", 1), ("b", 2)]
+    entry = board["overall_differences"]["a"]["b"]
+    assert entry["mean"] == pytest.approx(202 / 2 / 2000)
+    assert entry["corrected"] < 1e-3
 
 
 def test_trials_are_those_of_tuning():
@@ -317,6 +378,36 @@ def test_plain_values_have_no_nan():
 # Files
 
 
+def test_scores_are_the_matrix_behind_the_leaderboard(tmp_path):
+    """In rliable's shape, runs × kinds; its mean and interquartile mean are the leaderboard's."""
+    cells = [*three_losses(), cell("cpo", "base", [1000.0, None, 2000.0, 1500.0, 3000.0])]
+    cells += [cell("cpo", "noisy:0.3", [None] * 5), cell("cpo", "hard", [None] * 5)]
+    board = leaderboard(cells, ANCHORS)
+    write_leaderboard(board, tmp_path)
+    read = json.loads((tmp_path / "scores.json").read_text())
+    assert read["kinds"] == ["base", "noisy:0.3"]  # nobody finished the hard one
+    assert set(read["losses"]) == {"cpo", "dpo", "simpo"}  # ipo was not run on noisy:0.3
+    rows, overall = rows_of(board), {row["loss"]: row for row in board["overall"]}
+    for loss, matrix in read["losses"].items():
+        scores = np.array(matrix)
+        assert scores.shape == (5, 2)
+        for kind, column in zip(read["kinds"], scores.T):
+            assert column.mean() == pytest.approx(rows[loss, kind]["score"]["mean"], abs=1e-5)
+        # As in rliable: aggregate_mean and aggregate_iqm.
+        assert scores.mean(0).mean() == pytest.approx(overall[loss]["score"]["mean"], abs=1e-5)
+        iqm = stats.trim_mean(scores.ravel(), 0.25)
+        assert iqm == pytest.approx(overall[loss]["iqm"]["value"], abs=1e-5)
+    assert read["losses"]["dpo"][1] == [0.505, 0.3]  # of one seed: 2010 and 1600
+
+
+def test_scores_of_unequal_numbers_of_seeds_are_those_of_the_seeds_all_have():
+    cells = [cell("a", "base", [2000.0, 3000.0, 1000.0]), cell("b", "base", [1000.0, 2000.0])]
+    assert leaderboard(cells, ANCHORS)["scores"]["losses"] == {
+        "a": [[0.5], [1.0]],
+        "b": [[0.0], [0.5]],
+    }
+
+
 def test_files_hold_the_board_rounded(tmp_path):
     cells = [*three_losses(), cell("cpo", "base", [None, 1 / 3, 2 / 3])]
     board = leaderboard(cells, ANCHORS)
@@ -340,7 +431,8 @@ def test_files_hold_the_board_rounded(tmp_path):
         assert int(line["rank"]) == row["rank"]["rank"]
         assert int(line["diverged"]) == row["diverged"]
         assert json.loads(line["best"]) == row["best"]
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["leaderboard.csv", "leaderboard.json"]
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["leaderboard.csv", "leaderboard.json", "scores.json"]
 
 
 def test_missing_numbers_are_null_in_json_and_empty_in_csv(tmp_path):
@@ -356,7 +448,7 @@ def test_files_are_the_same_however_often_and_in_whatever_order(tmp_path):
     for name, cells in (("one", three_losses()), ("two", three_losses()[::-1])):
         (tmp_path / name).mkdir()
         write_leaderboard(leaderboard(cells, ANCHORS), tmp_path / name)
-    for file in ("leaderboard.json", "leaderboard.csv"):
+    for file in ("leaderboard.json", "leaderboard.csv", "scores.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

@@ -1,6 +1,7 @@
 """The page is read as a browser and a reader would: its structure, its words, its numbers."""
 
 import base64
+import csv
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from PIL import Image
+from scipy import stats
 
 import torchmpo.diagnose.report.figures as figures
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
@@ -240,6 +242,8 @@ def test_every_number_of_the_leaderboard_is_shown(folder, page):
         score, iqm = row["score"], row["iqm"]
         whole = f"{shown(score['mean'], 2)} [{shown(score['low'], 2)}, {shown(score['high'], 2)}]"
         whole += f" IQM {shown(iqm['value'], 2)} [{shown(iqm['low'], 2)}, {shown(iqm['high'], 2)}]"
+        best, worst = row["rank"]["best"], row["rank"]["worst"]
+        whole += f" rank {best}" if best == worst else f" rank {best}–{worst}"
         assert any(r[0] == row["loss"] and r[1] == whole for r in page.rows if r)
     for kind in board["improvement"].values():
         for others in kind.values():
@@ -286,8 +290,82 @@ def test_tuning_agents_data_and_settings_are_shown(page):
     assert page.row("epochs") == "epochs 12"
 
 
-def test_blue_is_what_no_drawn_interval_lies_above(tmp_path):
-    """Not only the highest estimate's: a wide interval on top hides nobody below another."""
+def marked(page: Page) -> dict[str, list[str]]:
+    """Column of the leaderboard → the losses with a bar, as a browser would show them."""
+    [matrix] = re.findall(r'<table class="sortable matrix">.*?</table>', page.text, re.DOTALL)
+    head, body = matrix.split("<tbody>")
+    kinds = re.findall(r"<th[^>]*>(.*?)</th>", head)[1:]
+    bars: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for line in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL):
+        [loss] = re.findall(r'data-sort="(.*?)">', line.split("</th>")[0])
+        for kind, classes in zip(kinds, re.findall(r'<td [^>]*?class="(.*?)"', line), strict=True):
+            if "lead" in classes.split():
+                bars[kind].append(loss)
+    return bars
+
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+
+
+@pytest.mark.parametrize(
+    "name", ["quick_tla", "full_tla_all_steps", "full_hopper", "128_pairs_rate_3e-4"]
+)
+def test_headline_table_and_figure_name_the_same_losses(tmp_path, monkeypatch, name):
+    """And ranks and files: the best are those than which no other loss is shown to be better."""
+    recorded = RESULTS / f"diagnose_{name}"
+    cells = [json.loads(path.read_text()) for path in sorted(recorded.glob("cells/*.json"))]
+    board = leaderboard(cells, json.loads((recorded / "anchors.json").read_text()))
+    write_leaderboard(board, tmp_path)
+    (tmp_path / "config.yaml").write_text((recorded / "config.yaml").read_text())
+    drawn = {}
+
+    def save(folder, name, label, draw, *data):  # figures take long; what is blue is decided before
+        drawn[name] = data
+        return ""
+
+    monkeypatch.setattr(figures, "save", save)
+    page = page_of(tmp_path)
+
+    expected = {row["data"]: set() for row in board["rows"]}
+    for kind in expected:
+        runs = {c["loss"]: [sum(e) / len(e) for e in c["returns"]] for c in cells
+                if c["data"] == kind}  # fmt: skip
+        better = []  # an oracle: SciPy's paired t and p-values, Holm's steps from the smallest
+        pairs = [(a, b) for a in runs for b in runs if sum(runs[a]) > sum(runs[b])]
+        p = {(a, b): stats.ttest_rel(runs[a], runs[b]).pvalue for a, b in pairs}
+        for step, pair in enumerate(sorted(pairs, key=lambda pair: p[pair])):
+            if p[pair] * (len(pairs) - step) >= 0.05:
+                break
+            better.append(pair)
+        expected[kind] = runs.keys() - {b for _, b in better}
+        assert len(expected[kind]) < len(runs) or not better
+
+    bars = marked(page)
+    blue = {title: {loss for loss, v in values.items() if v["lead"]}
+            for title, values in drawn["intervals"][0].items()}  # fmt: skip
+    top = [r for r in board["rows"] if r["rank"]["rank"] == 1]
+    first = {kind: {r["loss"] for r in top if r["data"] == kind} for kind in expected}
+    with open(tmp_path / "leaderboard.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    in_csv = {kind: {r["loss"] for r in rows if r["data"] == kind and r["rank"] == "1"}
+              for kind in expected}  # fmt: skip
+    if len(expected) > 1:
+        expected["all data"] = {r["loss"] for r in board["overall"] if r["rank"]["rank"] == 1}
+    assert {kind: set(losses) for kind, losses in bars.items()} == blue == expected
+    assert first == in_csv == {kind: expected[kind] for kind in first}
+
+    # The headline names those that are best on every kind.
+    everywhere = set.intersection(*(expected[kind] for kind in first))
+    [told] = re.findall(r'<p class="headline">(.*?)</p>', page.text)
+    named = re.sub("<.*?>", "", told.partition(" on ")[0])
+    if len(everywhere) < len(board["overall"]) and everywhere:
+        words = set(re.split(r"[ ,]+", named))
+        assert everywhere & words == everywhere or "more" in words
+        assert words.isdisjoint({r["loss"] for r in rows} - everywhere)
+
+
+def test_blue_is_what_no_loss_is_shown_to_be_better_than(tmp_path):
+    """Not only the highest: what scatters widely on top is not shown to be better."""
     cells = [
         make_cell(loss, data, level, spread=spread, diverged=diverged)
         for data in ("base", "mixed")
@@ -306,6 +384,25 @@ def test_blue_is_what_no_drawn_interval_lies_above(tmp_path):
         lead = {loss: row["lead"] for loss, row in values.items()}
         assert [lead[loss] for loss in ("wide", "narrow", "lower")] == [True, True, False]
     assert columns["base"]["lost"]["value"] is None
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_few_seeds_are_told(tmp_path, seeds):
+    cells = [make_cell(loss, "base", 0.5, seeds=seeds) for loss in ("a", "b", "c")]
+    make_folder(tmp_path, cells)
+    # Student's t with 4 degrees of freedom at a third of the level: 0.0083 on each side.
+    told = "with 3 losses and 5 seeds, a difference is shown where it is some 4.0 times its"
+    assert (told in page_of(tmp_path).visible) == (seeds == 5)
+
+
+def test_differences_with_the_highest_are_shown(folder, page):
+    found = json.loads((folder / "leaderboard.json").read_text())["differences"]["base"]
+    for loss, d in found["pkg.mod:mine"].items():
+        [row] = [r for r in page.rows if r and r[0] == loss and r[-1] in ("shown", "not shown")
+                 and r[1] == shown(d["mean"], 0)]  # fmt: skip
+        assert row[2] == f"[{shown(d['low'], 0)}, {shown(d['high'], 0)}]"
+        assert row[-1] == ("shown" if d["corrected"] < 0.05 else "not shown")
+    assert "pkg.mod:mine minus each other loss: mean return over seeds, paired" in page.visible
 
 
 def test_clamped_logits_are_told(tmp_path):
@@ -330,7 +427,7 @@ def test_protocol_is_a_sentence(page):
 
 
 def test_figures_are_saved_whole_and_follow_the_scheme(folder, page):
-    names = {"intervals", "agents", "data"} | {
+    names = {"intervals", "ranks", "profiles", "agents", "data"} | {
         f"{what}-{kind}"
         for what in ("improvement", "curves", "margins")
         for kind in ("base", "noisy-0.3")
@@ -559,7 +656,8 @@ def test_headline_claims_no_more_than_the_intervals(scores, words):
 
 def test_findings_say_who_is_tied_and_who_is_surely_below():
     run = run_of({"a": (0.8, 0.9), "b": (0.7, 0.86), "c": (-0.5, -0.3), "d": (-0.4, 0.1)})
-    best, below = [re.sub("<.*?>", "", line) for line in findings(run)]
+    best, few, below = [re.sub("<.*?>", "", line) for line in findings(run)]
+    assert few.startswith("Few seeds: with 4 losses and 5 seeds")
     told = "2 losses of 4 cannot be told apart: a (0.85 [0.80, 0.90]) and b (0.78 [0.70, 0.86])."
     assert best == f"x: {told}"
     assert below == "Worse than the original agent: c on x (−0.40 [−0.50, −0.30])."
@@ -573,7 +671,8 @@ CHROMIUM = next(
 )
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on the path")
 DRIVE = """
-const table = document.querySelectorAll("table.sortable")[1];
+const table = [...document.querySelectorAll("table.sortable")].find(
+  (t) => t.caption.textContent === "Every loss on every kind of data");
 const heads = [...table.tHead.rows[0].cells];
 const seen = [];
 const look = () => seen.push({

@@ -1,5 +1,9 @@
 """Every loss on every kind of data: scores with intervals, ranks and comparisons.
 
+One relation is behind every verdict: a loss is *shown to be better* than another by the paired
+differences of their seeds, corrected for the number of pairs (:mod:`torchmpo.statistics.pairwise`).
+Ranks count it. The best losses are those of rank 1: no other loss is shown to be better.
+
 A score is normalised so that the original agent is 0 and the target agent 1; the statistics and
 what is to be thought of their intervals are in :mod:`torchmpo.statistics`.
 """
@@ -23,6 +27,7 @@ from torchmpo.statistics import (
     interquartile_mean,
     mean_of,
     mean_score,
+    paired_differences,
     probability_of_improvement,
     ranks,
 )
@@ -43,9 +48,12 @@ def leaderboard(
     cannot be had is ``None``: an interval from one seed, anything on a data kind on which no loss
     finished. A loss of which one seed was run is tied with all others that finished.
 
+    Ranks are by paired differences of the seeds' mean returns, so seed k of all losses is taken to
+    have had the same minibatches and start states.
+
     Where the target agent is not better than the original, as on a task it was not made for or in
-    episodes too short to tell them apart, there is no scale and all scores are ``None``. Ranks then
-    are by the intervals of "return".
+    episodes too short to tell them apart, there is no scale and all scores are ``None``. Ranks are
+    the same.
 
     Args:
         cells: any number, in any order, of one task: ``loss``, ``data``, ``task``, ``grid`` (the
@@ -60,13 +68,19 @@ def leaderboard(
         python numbers, strings, lists and dictionaries, ready for JSON:
         ``task``; ``anchors`` (``mean``, ``se`` over episodes); ``scaled``, whether there are
         scores; ``rows``, sorted by data kind, rank and score (``return`` with Student's t,
-        ``score`` with a bootstrap interval of the mean, ``iqm``, and ``rank`` within the data kind
-        by the intervals of ``score``; ``trials`` is the number of settings tried, 0 where there was
-        nothing to tune); ``overall``, sorted by interquartile mean, pooled over all data kinds on
-        which any loss finished, by seeds (kinds of unequal numbers of seeds, each by itself), for
-        the losses that have them all; and
+        ``score`` with a bootstrap interval of the mean, ``iqm``, and ``rank`` within the data
+        kind, see `torchmpo.statistics.pairwise.ranks`; ``trials`` is the number of settings tried,
+        0 where there was nothing to tune);
+        ``overall``, sorted by interquartile mean, pooled over all data kinds on which any loss
+        finished, by seeds (kinds of unequal numbers of seeds, each by itself), for the losses that
+        have them all, with ``rank`` among these by their seeds' mean scores over the kinds;
+        ``differences`` by data kind, higher loss and lower loss, of the seeds' mean returns, see
+        `torchmpo.statistics.pairwise.paired_differences`, without losses that never finished, and
+        ``overall_differences``, those of the mean scores;
         ``improvement`` by data kind, loss a and loss b: the probability ``p`` that a run of a beats
-        one of b.
+        one of b; and
+        ``scores``, the matrix behind ``overall``: ``kinds``, and ``losses`` from loss to
+        ``[runs][kinds]``, for the seeds that all these cells have.
 
     Raises:
         ValueError: cells of two tasks, or two cells of one loss and data kind.
@@ -83,7 +97,7 @@ def leaderboard(
     low, high = (original, target) if scaled else (0.0, 1.0)
 
     kinds = sorted({data for data, _ in keys})
-    rows, improvement = [], {}
+    rows, improvement, differences = [], {}, {}
     scores: dict[str, dict[str, NDArray]] = {}  # [data kind][loss]
     for kind in kinds:
         here = {cell["loss"]: cell for cell in cells if cell["data"] == kind}
@@ -98,8 +112,8 @@ def leaderboard(
             for loss, cell in here.items()
         ]
         alive = [row for row in board if row["diverged"] < row["seeds"]]
-        by = "score" if scaled else "return"
-        places = ranks({r["loss"]: (r[by]["low"], r[by]["high"]) for r in alive})
+        differences[kind] = paired_differences({r["loss"]: filled[r["loss"]] for r in alive})
+        places = ranks(differences[kind])
         last = {"best": len(alive) + 1, "worst": len(board), "rank": len(alive) + 1}
         for row in board:
             row["rank"] = places.get(row["loss"], last)
@@ -113,10 +127,20 @@ def leaderboard(
     compared = [
         kind for kind in kinds if np.isfinite(np.concatenate([*scores[kind].values()])).all()
     ]
-    overall = [
-        _pooled(loss, [scores[kind][loss] for kind in compared])
+    pooled = [
+        loss
         for loss in sorted({loss for _, loss in keys})
         if scaled and compared and all(loss in scores[kind] for kind in compared)
+    ]
+    seeds = min((len(scores[kind][loss]) for kind in compared for loss in pooled), default=0)
+    matrix = {
+        loss: np.stack([scores[kind][loss][:seeds] for kind in compared], axis=1) for loss in pooled
+    }
+    of_seeds = paired_differences({loss: values.mean(1) for loss, values in matrix.items()})
+    places = ranks(of_seeds)
+    overall = [
+        _pooled(loss, [scores[kind][loss] for kind in compared]) | {"rank": places[loss]}
+        for loss in pooled
     ]
     overall.sort(key=lambda row: -row["iqm"]["value"])
     return plain(
@@ -126,13 +150,19 @@ def leaderboard(
             "anchors": {agent: _mean(anchors[agent]) for agent in ("original", "target")},
             "rows": rows,
             "overall": overall,
+            "differences": differences,
+            "overall_differences": of_seeds,
             "improvement": improvement,
+            "scores": {
+                "kinds": compared if pooled else [],
+                "losses": {loss: values.tolist() for loss, values in matrix.items()},
+            },
         }
     )
 
 
 def write_leaderboard(board: Mapping[str, Any], folder: str | Path) -> None:
-    """Write ``leaderboard.json`` (whole) and ``leaderboard.csv`` (its rows, one a line).
+    """Write ``leaderboard.json``, ``leaderboard.csv`` (its rows) and ``scores.json`` (its scores).
 
     Numbers are rounded to six decimals, hyper-parameters are not; keys are sorted. An empty field
     of the CSV is a number that could not be had, ``best`` is JSON.
@@ -142,6 +172,7 @@ def write_leaderboard(board: Mapping[str, Any], folder: str | Path) -> None:
         folder: must exist.
     """
     rounded = _rounded(board)
+    scores = json.dumps(rounded.pop("scores"), ensure_ascii=False, allow_nan=False)
     text = json.dumps(rounded, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -151,6 +182,7 @@ def write_leaderboard(board: Mapping[str, Any], folder: str | Path) -> None:
         best = json.dumps(row["best"], sort_keys=True)
         counts = [row[key] for key in _COUNTS]
         writer.writerow([rounded["task"], row["data"], row["loss"], *numbers, *counts, best])
+    write_atomic(Path(folder) / "scores.json", scores + "\n")
     write_atomic(Path(folder) / "leaderboard.json", text + "\n")
     write_atomic(Path(folder) / "leaderboard.csv", table.getvalue())
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from torchmpo.diagnose.report.html import finite, interval, number
 
 
@@ -10,10 +12,12 @@ class Run:
     """The files of a run of the diagnostic suite.
 
     Args:
-        board, cells, anchors, config, statistics: contents of the files.
+        board, cells, anchors, config, statistics, scores: contents of the files.
         figures: folder to write to.
 
     Attributes:
+        differences: kind of data → higher loss → lower loss → their paired difference; ``None``
+            stands for all data.
         scaled: whether there are scores. Without, what is shown in their place are returns.
     """
 
@@ -25,10 +29,14 @@ class Run:
         config: Mapping,
         statistics: Mapping,
         figures: Path,
+        scores: Mapping | None = None,
     ):
         self.board, self.anchors, self.config = board, anchors, config
         self.statistics, self.figures = statistics, figures
+        self.scores = {loss: np.array(x) for loss, x in (scores or {}).get("losses", {}).items()}
         self.scaled = board.get("scaled", True)
+        self.differences: dict[str | None, Mapping] = {None: board.get("overall_differences", {})}
+        self.differences |= board.get("differences", {})
         rows = board["rows"] if self.scaled else [r | {"score": r["return"]} for r in board["rows"]]
         self.rows = {(row["loss"], row["data"]): row for row in rows}
         self.cells = {
@@ -69,7 +77,20 @@ class Run:
         """The cells of a data kind, in the order of the losses."""
         return [self.cells[loss, kind] for loss in self.losses if (loss, kind) in self.cells]
 
+    def best(self, kind: str | None) -> list[str]:
+        """The losses than which no other is shown to be better on this data, highest score first.
 
-def leads(row: Mapping) -> bool:
-    """Whether no other loss is shown to be better on this data."""
-    return row["rank"]["best"] == 1 and finite(row["return"]["mean"])
+        ``None`` stands for all data. This is what "best" means in every sentence, table and figure.
+        """
+        rows = self.on(kind) if kind is not None else self.overall.values()
+        return [row["loss"] for row in rows if _leads(row)]
+
+    def marked(self, kind: str | None) -> list[str]:
+        """The best where they were compared with others: what a bar or a colour points out."""
+        rows = self.on(kind) if kind is not None else self.overall
+        return self.best(kind) if len(rows) > 1 else []
+
+
+def _leads(row: Mapping) -> bool:
+    measured = row.get("return", row["score"])
+    return row["rank"]["best"] == 1 and finite(measured["mean"])

@@ -5,7 +5,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ def intervals(columns: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str
         losses: from top to bottom.
     """
     names, wide = shorten(losses), 1.75
-    left, top, bottom = _label_inches(names), 0.3, 0.45
+    left, top, bottom = label_inches(names), 0.3, 0.45
     line = 0.26 if len(losses) <= 20 else 0.2
     height = line * len(losses)
     figure = new_figure(max(left + wide * len(columns), 3.5), top + height + bottom, None)
@@ -147,9 +147,9 @@ def intervals(columns: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str
     known = [0.0, 1.0, *(x for x in numbers if x is not None)]
     low, high = max(min(known), FLOOR) - 0.06, min(max(known), CEILING) + 0.06
     for i, (title, values) in enumerate(columns.items()):
-        ax = _axes(figure, left + wide * i, bottom, wide - 0.2, height)
+        ax = axes_at(figure, left + wide * i, bottom, wide - 0.2, height)
         ax.set(xlim=(low, high), ylim=(len(losses) - 0.5, -0.5))
-        ax.set_title(_cut(title, 24), loc="left", fontweight="bold")
+        ax.set_title(cut(title, 24), loc="left", fontweight="bold")
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.set_yticks(range(len(losses)), names if i == 0 else [""] * len(losses))
         ax.tick_params(left=False, bottom=False)
@@ -175,41 +175,51 @@ def _interval(ax: "Axes", y: int, v: Mapping) -> None:
         below = value < FLOOR
         text = f"◂ {value:.1f}".replace("-", "−") if below else f"{value:.1f} ▸"
         place, side = (FLOOR, "left") if below else (CEILING, "right")
-        ax.text(place, y, text, color=RUST if below else colour, va="center", ha=side, fontsize=8)
+        ax.text(
+            place,
+            y,
+            text,
+            color=RUST if below and not v["lead"] else colour,
+            va="center",
+            ha=side,
+            fontsize=8,
+        )
         return
     if low is not None and high is not None:
         low, high = max(low, FLOOR), min(high, CEILING)
-        colour = RUST if high < 0 else colour
+        colour = RUST if high < 0 and not v["lead"] else colour
         ax.barh(y, high - low, left=low, height=0.52, color=colour, alpha=0.6, linewidth=0)
     ax.plot([value, value], [y - 0.36, y + 0.36], color=INK, linewidth=1.8, solid_capstyle="butt")
 
 
-def improvement(table: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str]) -> "Figure":
+def improvement(
+    table: Mapping[str, Mapping[str, Mapping]],
+    losses: Sequence[str],
+    apart: Collection[frozenset[str]],
+) -> "Figure":
     """Probability that the loss of a line is better than the loss of a column.
 
     Args:
         table: loss → other loss → ``{"p", "low", "high"}``.
         losses: order of lines and columns.
+        apart: pairs of losses that are shown to differ.
     """
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     n, names = len(losses), shorten(losses)
     written = n <= 14
-    cell, label = 0.27 if written else 0.17, 0.9 * _label_inches(names)
+    cell, label = 0.27 if written else 0.17, 0.9 * label_inches(names)
     values = np.full((n, n), np.nan)
     figure = new_figure(label + n * cell + 0.1, label + n * cell + 0.1, None)
-    ax = _axes(figure, label, 0.1, n * cell, n * cell)
+    ax = axes_at(figure, label, 0.1, n * cell, n * cell)
     for i, a in enumerate(losses):
         for j, b in enumerate(losses):
             entry = table.get(a, {}).get(b)
             if i == j or entry is None or entry["p"] is None:
                 continue
             values[i, j] = entry["p"]
-            sure = None not in (entry["low"], entry["high"]) and not (
-                entry["low"] <= 0.5 <= entry["high"]
-            )
             if written:
-                text, weight = f"{entry['p']:.2f}", "bold" if sure else "normal"
+                text, weight = f"{entry['p']:.2f}", "bold" if {a, b} in apart else "normal"
                 ax.text(j, i, text, ha="center", va="center", fontsize=7, fontweight=weight)
     # No colour, rather than white, in the middle: the page shines through.
     ends = [(0, RUST, TINT), (0.5, RUST, 0), (0.5, BLUE, 0), (1, BLUE, TINT)]
@@ -231,13 +241,13 @@ def curves(cells: Sequence[Mapping]) -> "Figure":
     """Log-probabilities and accuracy over the epochs, a panel per cell, a thin line per seed."""
     from matplotlib.lines import Line2D
 
-    figure, places = _panels(len(cells), 1.95, 0.35)
+    figure, places = panels(len(cells), 1.95, 0.35)
     names = shorten([c["loss"] for c in cells])
     for cell, name, (x, y) in zip(cells, names, places, strict=True):
         data = cell.get("curves") or {}
         epochs = [float(e) for e in data.get("epoch") or []]
-        top = _axes(figure, x, y + 0.85, 1.75, 0.85)
-        low = _axes(figure, x, y + 0.25, 1.75, 0.42)
+        top = axes_at(figure, x, y + 0.85, 1.75, 0.85)
+        low = axes_at(figure, x, y + 0.25, 1.75, 0.42)
         top.set_title(name, loc="left", fontweight="bold", pad=3)
         for ax, lines in ((top, {"rejected": RUST, "chosen": BLUE}), (low, {"accuracy": INK})):
             drawn = False
@@ -259,7 +269,7 @@ def curves(cells: Sequence[Mapping]) -> "Figure":
         low.set_yticks([0, 0.5, 1] if low.lines else [], ["0", "½", "1"] if low.lines else [])
     titles = {"chosen": BLUE, "rejected": RUST, "accuracy (below), over the epochs": INK}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in titles.items()]
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -279,10 +289,10 @@ def margins(cells: Sequence[Mapping]) -> "Figure":
     """Histograms of chosen − rejected mean log-probability at the end, all seeds together."""
     from matplotlib.patches import Patch
 
-    figure, places = _panels(len(cells), 1.4, 0.35)
+    figure, places = panels(len(cells), 1.4, 0.35)
     names = shorten([c["loss"] for c in cells], 16)
     for cell, name, (x, y) in zip(cells, names, places, strict=True):
-        ax = _axes(figure, x, y + 0.25, 1.75, 0.85)
+        ax = axes_at(figure, x, y + 0.25, 1.75, 0.85)
         ax.set_title(name, loc="left", fontweight="bold", pad=5)
         ax.tick_params(bottom=False, left=False, pad=2)
         ax.spines["left"].set_visible(False)
@@ -310,7 +320,7 @@ def margins(cells: Sequence[Mapping]) -> "Figure":
         ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
         ax.set_title(f"{np.mean(values > 0):.0%}", loc="right", pad=5)
     patches = {"right order": BLUE, "wrong order": RUST}
-    _legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
+    legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
     return figure
 
 
@@ -323,13 +333,13 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
     """
     from matplotlib.patches import Patch
 
-    figure, places = _panels(len(kinds), 2.6, 0.35)
+    figure, places = panels(len(kinds), 2.6, 0.35)
     returns, margins = (np.array(edges[name]) for name in ("return", "margin"))
     middle = len(margins) // 2  # the edge at 0
     for (kind, entry), (x, y) in zip(kinds.items(), places, strict=True):
-        top = _axes(figure, x, y + 1.65, 1.75, 0.62)
-        low = _axes(figure, x, y + 0.45, 1.75, 0.62)
-        top.set_title(_cut(kind, 22), loc="left", fontweight="bold", pad=5)
+        top = axes_at(figure, x, y + 1.65, 1.75, 0.62)
+        low = axes_at(figure, x, y + 0.45, 1.75, 0.62)
+        top.set_title(cut(kind, 22), loc="left", fontweight="bold", pad=5)
         for agent, colour in zip(entry["agents"].values(), (RUST, BLUE), strict=True):
             style = {"fill": True, "color": colour, "alpha": 0.75}
             top.stairs(agent["return_counts"], returns, **style)
@@ -348,15 +358,15 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
             ax.set_xlabel(label, labelpad=1, fontsize=8)
             ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
     patches = {"original agent": RUST, "target agent": BLUE}
-    _legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
+    legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
     return figure
 
 
 def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
     """Returns of the agents, an episode a dot; the line is the mean."""
-    left, height = _label_inches(list(returns)), 0.5 * len(returns)
+    left, height = label_inches(list(returns)), 0.5 * len(returns)
     figure = new_figure(6.5, height + 0.6, None)
-    ax = _axes(figure, left, 0.5, 6.4 - left, height)
+    ax = axes_at(figure, left, 0.5, 6.4 - left, height)
     for y, (values, colour) in enumerate(zip(returns.values(), (RUST, BLUE), strict=False)):
         spread = 0.28 * np.sin(2.4 * np.arange(len(values)))  # apart, and the same every time
         style = {"markersize": 3.5, "alpha": 0.5, "color": colour, "markeredgewidth": 0}
@@ -379,28 +389,29 @@ def shorten(losses: Iterable[str], most: int = 22) -> list[str]:
     losses = list(losses)
     ends = [loss.rpartition(":")[2] or loss for loss in losses]
     return [
-        _cut(end if ends.count(end) == 1 else loss, most)
+        cut(end if ends.count(end) == 1 else loss, most)
         for loss, end in zip(losses, ends, strict=True)
     ]
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
     """At most so many characters; of a long name the end says more than the middle."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) + 1 :]}"
 
 
-def _label_inches(names: Sequence[str]) -> float:
+def label_inches(names: Sequence[str]) -> float:
+    """Room for the names beside an axis."""
     return 0.25 + 0.085 * max(map(len, names), default=0)
 
 
-def _axes(figure: "Figure", x: float, y: float, width: float, height: float) -> "Axes":
+def axes_at(figure: "Figure", x: float, y: float, width: float, height: float) -> "Axes":
     """Axes placed in inches: with hundreds of panels, a layout engine takes minutes."""
     w, h = figure.get_size_inches()
     return figure.add_axes((x / w, y / h, width / w, height / h))
 
 
-def _panels(n: int, height: float, top: float) -> tuple["Figure", list[tuple[float, float]]]:
+def panels(n: int, height: float, top: float) -> tuple["Figure", list[tuple[float, float]]]:
     """A figure for ``n`` panels, at most five in a line, and their lower left corners in inches."""
     lines, wide = math.ceil(n / 5), 2.25
     columns = math.ceil(n / lines)
@@ -410,6 +421,7 @@ def _panels(n: int, height: float, top: float) -> tuple["Figure", list[tuple[flo
     ]
 
 
-def _legend(figure: "Figure", handles: Sequence) -> None:
+def legend(figure: "Figure", handles: Sequence) -> None:
+    """A legend in a line above all panels."""
     place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
     figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, **place)

@@ -22,8 +22,8 @@ def write_page(folder: str | Path) -> Path:
 
     Args:
         folder: of the run: ``leaderboard.json``, and where there are, ``cells/*.json``,
-            ``anchors.json``, ``config.yaml`` and ``statistics.json``. The leaderboard decides which
-            cells are shown.
+            ``anchors.json``, ``config.yaml``, ``statistics.json`` and ``scores.json``.
+            The leaderboard decides which cells are shown.
 
     Returns:
         the path of the page.
@@ -40,6 +40,7 @@ def write_page(folder: str | Path) -> Path:
         _config(folder / "config.yaml"),
         _optional(folder / "statistics.json"),
         folder / "figures",
+        _optional(folder / "scores.json"),
     )
     run.figures.mkdir(exist_ok=True)
     for old in [*run.figures.glob("*.png"), *run.figures.glob("*.svg")]:

@@ -3,14 +3,19 @@
 All three are HTML; a section without content is left out of the page.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torchmpo.diagnose.report import figures, tables
 from torchmpo.diagnose.report.contents import Run
-from torchmpo.diagnose.report.html import finite, fold, interval, nested
+from torchmpo.diagnose.report.critical_difference import critical_difference
+from torchmpo.diagnose.report.html import finite, fold, nested
+from torchmpo.diagnose.report.profiles import profiles as profile_panels
 from torchmpo.diagnose.report.words import name_html
 from torchmpo.runs.files import slug
+from torchmpo.statistics import average_ranks as ranked
+from torchmpo.statistics import cliques, friedman, shown
 
 Section = tuple[str, str, str]
 
@@ -19,8 +24,10 @@ def leaderboard(run: Run) -> Section:
     """Every loss on every kind of data at a glance."""
     scale = "Score: 0 is the return of the original agent, 1 that of the target agent. "
     note = (
-        "A rank of 1–3 is a tie: the loss’s interval overlaps others’. A bar at the left: no "
-        "other loss is shown to be better on that data."
+        "A bar at the left: the loss is among the best, that is, no other loss is shown to be "
+        "better on that data. A rank of 2–4 among six: one loss is shown to be better, and two to "
+        "be worse. The intervals are of one loss by itself; two losses are "
+        "compared seed by seed, see Differences."
     )
     return "Leaderboard", scale * run.scaled + note, tables.matrix(run)
 
@@ -28,9 +35,10 @@ def leaderboard(run: Run) -> Section:
 def scores(run: Run) -> Section:
     """The same as a figure."""
     note = (
-        "Interquartile mean over seeds with its interval. Blue: no other interval lies wholly "
-        "above; red: below the original agent. Ranks are by the mean, whose intervals can "
-        "differ. What lies beyond the axis is written at its edge."
+        "Interquartile mean over seeds with its interval. Blue: among the best, as in the "
+        "leaderboard: no other loss is shown to be better, seed by seed. So a blue interval may "
+        "lie below another. Red: below the original agent. What lies beyond the axis is written "
+        "at its edge."
     )
     if not run.scaled:
         return "Scores", note, ""
@@ -38,11 +46,63 @@ def scores(run: Run) -> Section:
     return "Scores", note, figure
 
 
+def differences(run: Run) -> Section:
+    """The loss of the highest mean against each other one, seed by seed."""
+    note = (
+        "The highest mean against every other loss. Seed k of every loss has the same minibatches "
+        "and start states, so differences are taken seed by seed. A loss is shown to be better "
+        "where the corrected p is below 0.05. Intervals and plain p are of one pair by itself "
+        "(Student’s t); the corrected p (Holm) allows for all pairs of losses. Wilcoxon’s test "
+        "is a check that asks for no normal distribution; with fewer than six seeds it cannot "
+        "decide."
+    )
+    every = [None] if len(run.kinds) > 1 else []
+    found = {kind: tables.differences(run, kind) for kind in [*every, *run.kinds]}
+    parts = [
+        fold("all data" if kind is None else name_html(kind), table, open=kind == run.kinds[0])
+        for kind, table in found.items()
+        if table
+    ]
+    return "Differences", note, "\n".join(parts)
+
+
+def average_ranks(run: Run) -> Section:
+    """A critical-difference diagram."""
+    note = "The rank of a loss among all, averaged over kinds of data and seeds; 1 is the highest. "
+    note += "A bar joins losses of which none is shown to be better than another on all data. "
+    title = "Average ranks"
+    if len(run.scores) < 2 or not all(len(x) > 1 for x in run.scores.values()):
+        return title, note, ""
+    seeds = {loss: x.mean(1) for loss, x in run.scores.items()}
+    if math.isfinite(p := friedman(seeds)):
+        told = "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}"
+        note += f"Friedman’s test over seeds, that no loss differs from another: {told}."
+    order = ranked({loss: x.ravel() for loss, x in run.scores.items()})
+    groups = cliques(list(order), run.differences[None])
+    figure = _draw(run, "ranks", "Average ranks", critical_difference, order, groups)
+    return title, note, figure
+
+
+def profiles(run: Run) -> Section:
+    """Performance profiles."""
+    note = (
+        "The share of runs, over all seeds and kinds of data, whose score is above the one on the "
+        "axis. Blue: the loss with its 95 % band (pointwise bootstrap over seeds); grey: all "
+        "losses together. Further right is better."
+    )
+    figure = ""
+    if len(run.scores) > 1:
+        ordered = {loss: run.scores[loss] for loss in run.losses if loss in run.scores}
+        figure = _draw(run, "profiles", "Performance profiles", profile_panels, ordered)
+    return "Performance profiles", note, figure
+
+
 def improvement(run: Run) -> Section:
     """Every loss against every other one."""
     note = (
         "How probable it is that a run of the loss on the left beats a run of the loss above. "
-        "Blue: above one half, red: below. Bold: the interval excludes one half."
+        "Blue: above one half, red: below. Bold: one of the two is shown to be better, seed by "
+        "seed and corrected for the number of pairs."
     )
     title = "Probability of improvement"
     if len(run.losses) < 2:
@@ -52,7 +112,9 @@ def improvement(run: Run) -> Section:
         table = run.board["improvement"].get(kind, {})
         losses = [loss for loss in run.losses if (loss, kind) in run.rows]
         name, label = f"improvement-{slug(kind)}", f"Probability of improvement on {kind}"
-        figure = _draw(run, name, label, figures.improvement, table, losses)
+        found = run.differences.get(kind, {})
+        apart = {frozenset((a, b)) for a in found for b in found[a] if shown(found[a][b])}
+        figure = _draw(run, name, label, figures.improvement, table, losses, apart)
         parts.append(_captioned(name_html(kind), figure))
     return title, note, f'<div class="row">{"".join(parts)}</div>'
 
@@ -129,6 +191,9 @@ def reading(run: Run) -> Section:
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     leaderboard,
     scores,
+    differences,
+    average_ranks,
+    profiles,
     improvement,
     numbers,
     training,
@@ -142,21 +207,19 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
 
 
 def columns(run: Run) -> tuple[dict, list[str]]:
-    """What the figure of intervals shows; blue is what no drawn interval lies wholly above."""
+    """What the figure of intervals shows; ``lead``, which is blue, marks the best."""
     columns: dict[str, dict] = {}
     if len(run.kinds) > 1 and run.overall:
-        columns["all data"] = {loss: row["iqm"] for loss, row in run.overall.items()}
+        best = run.marked(None)
+        columns["all data"] = {
+            loss: row["iqm"] | {"lead": loss in best} for loss, row in run.overall.items()
+        }
     for kind in run.kinds:
         lost = {"value": None, "low": None, "high": None}
         columns[kind] = {
-            row["loss"]: row["iqm"] if finite(row["return"]["mean"]) else lost
+            row["loss"]: (row["iqm"] if finite(row["return"]["mean"]) else lost)
+            | {"lead": row["loss"] in run.marked(kind)}
             for row in run.on(kind)
-        }
-    for title, values in columns.items():
-        lows = [iqm["low"] for iqm in values.values() if interval(iqm)]
-        columns[title] = {
-            loss: iqm | {"lead": not (interval(iqm) and any(low > iqm["high"] for low in lows))}
-            for loss, iqm in values.items()
         }
     return columns, run.losses
 
@@ -184,9 +247,14 @@ READING = """<dl>
 is the mean return of one seed’s episodes.</dd>
 <dt>Interval</dt><dd>95 % percentile bootstrap over seeds. A seed has the same minibatches on every
 kind of data, so where kinds are taken together it is drawn with its scores on all. With few seeds
-such intervals are too narrow, and what they separate may not last with more.</dd>
-<dt>Rank</dt><dd>From one more than the number of losses whose interval lies wholly above, to the
-number of losses whose interval does not lie wholly below.</dd>
+such intervals are too narrow: no verdict rests on them.</dd>
+<dt>Shown to be better</dt><dd>The differences of two losses, seed by seed, have a p below 0.05 by
+Student’s t after Holm’s correction over all pairs of losses on that data, so that with normal noise
+the chance of any wrong statement there is 5 % at most. What is not shown may still be true: five
+seeds show only large differences, ten many more.</dd>
+<dt>Best</dt><dd>No other loss is shown to be better on that data.</dd>
+<dt>Rank</dt><dd>From one more than the number of losses shown to be better, to the number of losses
+not shown to be worse. Over all kinds, by the seeds’ mean scores over the kinds.</dd>
 <dt>Diverged</dt><dd>A seed whose training did not stay finite counts as the worst run that any loss
 finished on that kind of data.</dd>
 <dt>IQM, probability of improvement</dt><dd>As in Agarwal et al., Deep Reinforcement Learning at the

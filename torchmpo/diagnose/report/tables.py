@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from torchmpo.diagnose.report.contents import Run, leads
+from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import cell, finite, fold, interval, number, table
 from torchmpo.diagnose.report.words import (
     diverged_text,
@@ -14,6 +14,7 @@ from torchmpo.diagnose.report.words import (
     rank_text,
     setting,
 )
+from torchmpo.statistics import shown
 
 
 def _line(loss: str) -> str:
@@ -23,13 +24,13 @@ def _line(loss: str) -> str:
 def matrix(run: Run) -> str:
     """Loss × data kind."""
 
-    def score(row: Mapping | None) -> str:
+    def score(row: Mapping | None, best: Sequence[str]) -> str:
         if row is None:
             return cell("not run", kind="score none")
         mean, digits = row["score"]["mean"], 2 if run.scaled else 0
         ends = interval(row["score"], digits)
         parts = [f"<b>{number(mean, digits)}</b> <small>{ends}</small>"]
-        if "rank" not in row:
+        if "return" not in row:
             iqm = row["iqm"]
             parts.append(f"<small>IQM {number(iqm['value'], 2)} {interval(iqm)}</small>")
         elif not finite(row["return"]["mean"]):
@@ -37,19 +38,18 @@ def matrix(run: Run) -> str:
             parts = [f"<b>✕ diverged</b>{counted}"]
         elif row["diverged"]:
             parts.append(f"<small><b>✕ {diverged_text(row)}</b></small>")
-        if "rank" in row:
-            parts.append(f"<small>rank {rank_text(row)}</small>")
+        parts.append(f"<small>rank {rank_text(row)}</small>")
         tint = min(abs(mean), 1) * 55 if finite(mean) and run.scaled else 0
         kind = "score below" if tint and mean < 0 else "score"
-        kind += " lead" if "rank" in row and leads(row) and len(run.losses) > 1 else ""
+        kind += " lead" * (row["loss"] in best)
         return cell("<br>".join(parts), mean, kind, f"--tint:{tint:.0f}%")
 
     pooled = len(run.kinds) > 1 and bool(run.overall)
     head = ["loss", *["#all data"] * pooled, *(f"#{escape(kind)}" for kind in run.kinds)]
     lines = []
     for loss in run.losses:
-        every = [score(run.overall.get(loss))] * pooled
-        own = [score(run.rows.get((loss, kind))) for kind in run.kinds]
+        every = [score(run.overall.get(loss), run.marked(None))] * pooled
+        own = [score(run.rows.get((loss, kind)), run.marked(kind)) for kind in run.kinds]
         lines.append("".join([_line(loss), *every, *own]))
     what = "Normalised score (mean over seeds), interval"
     if not run.scaled:
@@ -85,6 +85,36 @@ def full_table(run: Run) -> str:
             ]
             lines.append(_line(row["loss"]) + "".join(columns))
     return table(head, lines, "Every loss on every kind of data")
+
+
+def differences(run: Run, kind: str | None) -> str:
+    """The loss of the highest mean minus every other one, on a kind of data or, ``None``, on all.
+
+    Nothing where fewer than two losses finished.
+    """
+    found = run.differences.get(kind, {})
+    top = next((a for a, lower in found.items() if len(lower) == len(found) - 1), None)
+    if top is None or len(found) < 2:
+        return ""
+    digits = 2 if kind is None else 0
+    lines = []
+    for loss, entry in sorted(found[top].items(), key=lambda item: item[1]["mean"]):
+        told = "shown" if shown(entry) else "not shown"
+        cells = [
+            cell(f"{number(entry['mean'], digits)}", entry["mean"], "number"),
+            cell(interval(entry, digits) or "–", entry["low"], "number"),
+            *(cell(_p(entry[key]), entry[key], "number") for key in ("p", "corrected", "wilcoxon")),
+            cell(told),
+        ]
+        lines.append(_line(loss) + "".join(cells))
+    head = ["loss", "#difference", "#95 % interval", "#p", "#p, corrected", "#p, Wilcoxon"]
+    unit = "score" if kind is None else "return"
+    caption = f"{name_html(top)} minus each other loss: mean {unit} over seeds, paired"
+    return table([*head, "better?"], lines, caption)
+
+
+def _p(p: Any) -> str:
+    return ("&lt; 0.001" if p < 0.001 else number(p, 3)) if finite(p) else "–"
 
 
 def tuning(run: Run) -> str:

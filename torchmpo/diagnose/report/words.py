@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from torchmpo.diagnose.report.contents import Run, leads
+from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import finite, interval, number
+from torchmpo.statistics import least_shown
 
 TASKS = {"tla": "the three-legged ant", "ant": "Ant", "hopper": "Hopper"}
 NAMED = 6  # losses a sentence may list
+ENOUGH_SEEDS = 10  # from here on, more seeds change little in what can be shown
 
 
 def setting(values: Mapping | None) -> str:
@@ -76,7 +78,7 @@ def _tuned(run: Run) -> str:
 
 def headline(run: Run) -> str:
     """The answer in a line: which loss is best, or that this is not known."""
-    tops = [{r["loss"] for r in run.on(kind) if leads(r)} for kind in run.kinds]
+    tops = [set(run.best(kind)) for kind in run.kinds]
     many = "each kind of data" if len(tops) > 1 else name_html(run.kinds[0])
     everywhere = [loss for loss in run.losses if all(loss in top for top in tops)]
     if len(run.losses) == 1:
@@ -113,7 +115,7 @@ def findings(run: Run) -> list[str]:
         )
     for kind in run.kinds:
         rows = run.on(kind)
-        best = [r for r in rows if leads(r)]
+        best = [run.rows[loss, kind] for loss in run.best(kind)]
         named = [f"{name_html(r['loss'])} ({run.score(r)})" for r in best]
         where = f"<b>{escape(kind)}:</b>"
         if not best:
@@ -122,13 +124,22 @@ def findings(run: Run) -> list[str]:
             lines.append(f"{where} {named[0]}.")
         elif not interval(best[0]["score"]):
             lines.append(f"{where} highest {named[0]}; without an interval that is no ranking.")
+        elif len(best) == 1 and best[0]["rank"]["worst"] == 1:
+            lines.append(f"{where} {named[0]}, shown to be better than every other loss.")
         elif len(best) == 1:
-            lines.append(f"{where} {named[0]}, above the intervals of all others.")
+            lines.append(f"{where} {named[0]}; of every other loss a better one is shown.")
         else:
             lines.append(
                 f"{where} {count(len(best), 'loss')} of {len(rows)} cannot be told apart: "
                 f"{listed(named, 4)}."
             )
+    if len(run.kinds) > 1 and (best := run.marked(None)):
+        named = listed([name_html(loss) for loss in best], 4)
+        told = f"{count(len(best), 'loss')} of {len(run.overall)} cannot be told apart: {named}"
+        if len(best) == 1:
+            told = f"of every loss but {named} a better one is shown"
+        lines.append(f"<b>All data together:</b> {told}.")
+    lines += _few(run)
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
     # Where there is no interval, there is only the mean to go by.
     tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
@@ -159,6 +170,20 @@ def findings(run: Run) -> list[str]:
             f"epochs, so many are clamped where a loss takes their logit: {listed(named)}."
         )
     return lines
+
+
+def _few(run: Run) -> list[str]:
+    """That many losses want more seeds, where there are too few of them."""
+    seeds, losses = min(row["seeds"] for row in run.rows.values()), len(run.losses)
+    if losses < 2 or not 1 < seeds < ENOUGH_SEEDS:
+        return []
+    now, then = (least_shown(n, losses) for n in (seeds, ENOUGH_SEEDS))
+    return [
+        f"<b>Few seeds:</b> with {count(losses, 'loss')} and {seeds} seeds, a difference is shown "
+        f"where it is some {number(now, 1)} times its standard error; with {ENOUGH_SEEDS} seeds "
+        f"{number(then, 1)} times would do. A loss of a low score can be among the best "
+        "for want of seeds."
+    ]
 
 
 def _clamped(run: Run) -> dict[tuple[str, str], float]:
