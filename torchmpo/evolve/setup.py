@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, replace
 
 from torchmpo.control.inner_loop import check_inputs
+from torchmpo.control.kinds import parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.preferences import parse_kind
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
@@ -81,7 +81,8 @@ class Setup:
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here
             pools = 1 + config.final_seeds * config.final_data_per_seed
-            check_space(testbed.pool, config.cache_dir, pools=pools)
+            data_pools = [replace(testbed, data=kind).data_pool for kind in kinds]
+            check_space(data_pools, config.cache_dir, pools=pools)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(
