@@ -332,7 +332,7 @@ def parse_kind(kind: str) -> Kind:
     """
     path, modified = file_of(kind)
     # A plus sign also stands in 1e+3.
-    source, *rest = (part.strip() for part in re.split(r"\+(?=[a-zA-Z_])", modified))
+    source, *rest = re.split(r"\s*\+\s*(?=[a-zA-Z_])", modified)
     name, numbers = (path, ()) if path else _part(source)
     if not path and PARTS[name].role != "source":
         rest.insert(0, source)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torchmpo.runs.errors import UserError, one_line
 
 SUFFIXES = (".npz", ".safetensors")
+_WHOLE = ("lengths", "chosen", "rejected")
 _REQUIRED = ("observation", "action", "lengths", "returns", "chosen", "rejected")
-_KINDS = {"f": "floating-point numbers", "i": "integers"}
 
 
 def file_of(kind: str) -> tuple[str, str]:
@@ -66,7 +66,8 @@ def write_pair_file(arrays: Mapping[str, Tensor | None], path: str | Path) -> No
         raise UserError(f"{path}: a file of pairs ends in {' or '.join(SUFFIXES)}")
     tensors = checked_arrays({n: torch.as_tensor(v) for n, v in arrays.items() if v is not None})
     if str(path).endswith(".npz"):
-        np.savez(path, **{name: value.numpy() for name, value in tensors.items()})
+        arrays_of_numpy: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
+        np.savez(path, **arrays_of_numpy)
     else:
         save_file({name: value.contiguous() for name, value in tensors.items()}, str(path))
 
@@ -87,15 +88,15 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unknown := arrays.keys() - {*_REQUIRED, "preference_probs"}:
         raise UserError(f"{', '.join(sorted(unknown))}: there is no array of such a name")
     for name, value in arrays.items():
-        whole = name in ("lengths", "chosen", "rejected")
-        if value.is_complex() or value.dtype == torch.bool or value.is_floating_point() == whole:
-            raise UserError(f"{name} must be {_KINDS['i' if whole else 'f']}; got {value.dtype}")
+        whole = name in _WHOLE
+        wrong = value.is_complex() or value.dtype == torch.bool
+        if wrong or (whole and value.is_floating_point()):
+            raise UserError(f"{name} must be {'whole' if whole else 'real'} numbers; {value.dtype}")
         size = 3 if name in ("observation", "action") else 1
         if value.ndim != size or not value.numel():
             raise UserError(f"{name} must have {size} dimensions; got shape {tuple(value.shape)}")
     found = {
-        name: value.long() if not value.is_floating_point() else value.float()
-        for name, value in arrays.items()
+        name: value.long() if name in _WHOLE else value.float() for name, value in arrays.items()
     }
     count, time = found["observation"].shape[:2]
     for name, shape in (("action", (count, time)), ("lengths", (count,)), ("returns", (count,))):

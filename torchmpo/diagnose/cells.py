@@ -81,10 +81,10 @@ def check_cell(
         raise UserError(f"{path} is of {cell['loss']} on {cell['data']}, not of {loss} on {data}")
     then = cell.get("made_of", made)
     if then["pool"] != made["pool"]:
-        raise UserError(
-            f"{path} was made with other agents or another version of the physics: choose another "
-            "--out"
-        )
+        what = "other agents or another version of the physics"
+        if made["pool"].startswith("file-"):
+            what = "another file of pairs"
+        raise UserError(f"{path} was made with {what}: choose another --out")
     if then["source"] != made["source"]:
         raise UserError(f"{loss} has changed since {path} was made: delete that file and --resume")
     if _tried(cell["grid"]) != _tried(grid):

@@ -318,19 +318,22 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
     """Returns of both agents' trajectories, and margins of the pairs, a panel per kind of data.
 
     Args:
-        edges: of the histograms, see `torchmpo.diagnose.data_statistics.histogram_edges`.
+        edges: of the histograms of kinds that do not bring their own, see
+            `torchmpo.diagnose.data_statistics.histogram_edges`.
         kinds: title → what `torchmpo.diagnose.data_statistics.data_statistics` says.
     """
     from matplotlib.patches import Patch
 
     figure, places = _panels(len(kinds), 2.6, 0.35)
-    returns, margins = (np.array(edges[name]) for name in ("return", "margin"))
-    middle = len(margins) // 2  # the edge at 0
     for (kind, entry), (x, y) in zip(kinds.items(), places, strict=True):
+        own = entry.get("edges", edges)
+        returns, margins = (np.array(own[name]) for name in ("return", "margin"))
+        middle = len(margins) // 2  # the edge at 0
         top = _axes(figure, x, y + 1.65, 1.75, 0.62)
         low = _axes(figure, x, y + 0.45, 1.75, 0.62)
         top.set_title(_cut(kind, 22), loc="left", fontweight="bold", pad=5)
-        for agent, colour in zip(entry["agents"].values(), (RUST, BLUE), strict=True):
+        for name, agent in entry["agents"].items():
+            colour = {"original": RUST, "target": BLUE}.get(name, MUTED)
             style = {"fill": True, "color": colour, "alpha": 0.75}
             top.stairs(agent["return_counts"], returns, **style)
         counts, flipped = entry["margin_counts"], entry["flipped"]
@@ -348,6 +351,8 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
             ax.set_xlabel(label, labelpad=1, fontsize=8)
             ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
     patches = {"original agent": RUST, "target agent": BLUE}
+    if any(entry["agents"].keys() - {"original", "target"} for entry in kinds.values()):
+        patches["other agents"] = MUTED
     _legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
     return figure
 

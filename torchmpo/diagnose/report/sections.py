@@ -9,7 +9,7 @@ from typing import Any
 from torchmpo.diagnose.report import figures, tables
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import finite, fold, interval, nested
-from torchmpo.diagnose.report.words import name_html
+from torchmpo.diagnose.report.words import kinds_html, name_html
 from torchmpo.runs.files import slug
 
 Section = tuple[str, str, str]
@@ -112,7 +112,7 @@ def data(run: Run) -> Section:
         return "Data", note, ""
     edges = run.statistics["edges"]
     figure = _draw(run, "data", "Returns in the data", figures.data, edges, kinds)
-    return "Data", note, figure + tables.data_kinds(run)
+    return "Data", note, kinds_html(run) + figure + tables.data_kinds(run)
 
 
 def settings(run: Run) -> Section:
