@@ -12,6 +12,7 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import preference_data
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
 from torchmpo.diagnose.report.figures import data as draw
+from torchmpo.diagnose.report.figures import save
 from torchmpo.runs.files import slug
 
 PICTURES = Path(__file__).parent / "figures" / "kinds"
@@ -20,22 +21,14 @@ POOL = PoolConfig(pairs=256, behaviour_std=0.05)
 KINDS = [part.example for part in PARTS.values() if part.form != "FILE"]
 
 
-def picture(kind: str) -> Path:
-    """Where the picture of a kind is."""
-    return PICTURES / f"{slug(kind)}.svg"
-
-
 def main() -> None:
     """Draw them all."""
-    import matplotlib
-
-    matplotlib.rcParams.update({"svg.hashsalt": "kinds", "svg.fonttype": "none"})
     PICTURES.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:
         data = preference_data(POOL, kind)
         found = data_statistics(parse_kind(kind).pool(POOL), data)
-        figure = draw(histogram_edges(data), {kind: found})
-        figure.savefig(picture(kind), metadata={"Date": None})
+        save(PICTURES, slug(kind), kind, draw, histogram_edges(data), {kind: found})
+        (PICTURES / f"{slug(kind)}.png").unlink()  # beside the SVG, which is smaller
         print(
             f"{kind:16} {found['flipped']:6.1%} wrong  chosen return {found['chosen_return']:6.0f}"
         )

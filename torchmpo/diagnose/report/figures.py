@@ -350,9 +350,10 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
             ax.set_yticks([])
             ax.set_xlabel(label, labelpad=1, fontsize=8)
             ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
-    patches = {"original agent": RUST, "target agent": BLUE}
-    if any(entry["agents"].keys() - {"original", "target"} for entry in kinds.values()):
-        patches["other agents"] = MUTED
+    names = {name for entry in kinds.values() for name in entry["agents"]}
+    known = {"original": RUST, "target": BLUE}
+    patches = {f"{name} agent": colour for name, colour in known.items() if name in names}
+    patches |= {"other agents": MUTED} if names - known.keys() else {}
     _legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
     return figure
 
