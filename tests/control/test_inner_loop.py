@@ -380,6 +380,59 @@ class Curious:
     needs_reference = False
 
 
+def after(name, data, **hyper):
+    """A population after an epoch under a loss of the library."""
+    policy = make_policy()
+    start = make_population(policy, 3)
+    own = {n: torch.full((3,), v, dtype=torch.float64) for n, v in hyper.items()}
+    settings = config(epochs=2, steps_per_trajectory=5)
+    return start, train_policies(policy, start, resolve(name), own, data, settings, 3)
+
+
+def test_votes_reach_the_losses_that_ask_for_them():
+    data = make_data()
+    _, sure = after("soft_label_dpo", data, beta=0.3)  # nobody voted: the label is right
+    assert distance(sure, after("dpo", data, beta=0.3)[1]) < 1e-12
+    start, undecided = after(
+        "smpo", replace(data, preference_probs=torch.full((7,), 0.5)), beta=0.3
+    )
+    assert distance(undecided, start) == 0.0
+    probs = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 1.0, 0.2])
+    _, voted = after("soft_label_dpo", replace(data, preference_probs=probs), beta=0.3)
+    assert distance(voted, sure) > 1e-4
+    # Conservative DPO is the same share for all.
+    _, alike = after(
+        "soft_label_dpo", replace(data, preference_probs=torch.full((7,), 0.8)), beta=0.3
+    )
+    assert distance(alike, after("dpo", data, beta=0.3, label_smoothing=0.2)[1]) < 1e-7
+
+
+def test_each_pair_has_its_own_votes_and_each_member_its_own_data():
+    """One pair per update, and a loss without another pair's votes, by a loss made for the test."""
+    seen = []
+
+    def tell(chosen_mean_logps, chosen_rewards, preference_probs):
+        seen.append((chosen_rewards, preference_probs))
+        return -chosen_mean_logps
+
+    policy, one, two = make_policy(), make_data(seed=1), make_data(seed=2)
+    one = replace(one, preference_probs=torch.arange(7) / 10)
+    two = replace(two, preference_probs=torch.arange(7) / 10 + 0.05, rewards=two.returns + 100)
+    table = {}
+    for data, shift in ((one, 0), (two, 100)):
+        scores = (data.returns[data.chosen] + shift).double()
+        table |= {round(s.item(), 4): p.item() for s, p in zip(scores, data.preference_probs)}
+    loop = inner._Loop(policy, [one, two], config(), torch.zeros((), dtype=torch.float64))
+    order, _ = loop.draw("preference", 0, 3, [1, 2])
+    order = order + loop.first_pair[:, None, None]
+    rewards, probs = loop.rewards[loop.pairs[0][order]], loop.probs[order]
+    for reward, prob in zip(rewards.flatten().tolist(), probs.flatten().tolist()):
+        assert table[round(reward, 4)] == pytest.approx(prob)
+    start = make_population(policy, 2)
+    train_policies(policy, start, Objective(tell), {}, [one, two], config(epochs=1), [1, 2])
+    assert seen
+
+
 def test_mistakes_are_told_before_anything_runs():
     policy, data, objective = make_policy(), make_data(), Objective(dpo_loss)
     start, own = stack_policies(policy.trainable(), 3), {"beta": torch.ones(3)}

@@ -9,9 +9,10 @@ import torch
 from tensordict import TensorDict
 
 from torchmpo.control import pools
+from torchmpo.control.kinds import parse_kind
 from torchmpo.control.policy import load_policy
 from torchmpo.control.pools import PoolConfig, pool_folder
-from torchmpo.control.preferences import bradley_terry, parse_kind, preference_data
+from torchmpo.control.preferences import bradley_terry, preference_data
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
 from torchmpo_envs import ThreeLeggedAnt, expert_path
@@ -63,6 +64,12 @@ def test_judge_refuses_a_negative_temperature():
 # --- the kinds, on returns made by hand
 
 
+def pick(kind, returns, seed):
+    """Chosen and rejected rows of a pool of which only the returns are known."""
+    config = PoolConfig(pairs=returns.shape[1], seed=seed)
+    return parse_kind(kind).pairs({"returns": returns.flatten()}, config)[:2]
+
+
 def returns_by_hand(pairs=2000):
     """Original agents at 0, targets at 10, the third by a coin, all with some spread."""
     torch.manual_seed(0)
@@ -73,7 +80,7 @@ def returns_by_hand(pairs=2000):
 
 def test_base_prefers_the_target_agent_and_pairs_the_same_start():
     returns, _ = returns_by_hand()
-    chosen, rejected = parse_kind("base")(returns, 0)
+    chosen, rejected = pick("base", returns, 0)
     pairs = returns.shape[1]
     assert torch.equal(chosen, torch.arange(pairs) + pairs)
     assert torch.equal(rejected, torch.arange(pairs))
@@ -82,8 +89,8 @@ def test_base_prefers_the_target_agent_and_pairs_the_same_start():
 @pytest.mark.parametrize("flip_prob", [0.1, 0.3])
 def test_noisy_flips_labels_of_base_at_its_rate(flip_prob):
     returns, _ = returns_by_hand()
-    chosen, rejected = parse_kind("base")(returns, 0)
-    noisy_chosen, noisy_rejected = parse_kind(f"noisy:{flip_prob}")(returns, 0)
+    chosen, rejected = pick("base", returns, 0)
+    noisy_chosen, noisy_rejected = pick(f"noisy:{flip_prob}", returns, 0)
     flipped = noisy_chosen == rejected
     assert torch.equal(torch.where(flipped, noisy_rejected, noisy_chosen), chosen)
     assert flipped.double().mean().item() == pytest.approx(flip_prob, abs=0.03)
@@ -91,16 +98,16 @@ def test_noisy_flips_labels_of_base_at_its_rate(flip_prob):
 
 def test_flips_are_nested_and_follow_from_the_seed():
     returns, _ = returns_by_hand()
-    base = parse_kind("base")(returns, 0)[0]
-    few, many = (parse_kind(f"noisy:{p}")(returns, 0)[0] != base for p in (0.1, 0.3))
+    base = pick("base", returns, 0)[0]
+    few, many = (pick(f"noisy:{p}", returns, 0)[0] != base for p in (0.1, 0.3))
     assert not (few & ~many).any()
-    assert not torch.equal(parse_kind("noisy:0.3")(returns, 1)[0] != base, many)
+    assert not torch.equal(pick("noisy:0.3", returns, 1)[0] != base, many)
 
 
 def test_mixed_has_a_quarter_each_of_equal_agents_and_judges_by_return():
     returns, _ = returns_by_hand()
     pairs = returns.shape[1]
-    chosen, rejected = parse_kind("mixed")(returns, 0)
+    chosen, rejected = pick("mixed", returns, 0)
     flat = returns.flatten()
     assert (flat[chosen] >= flat[rejected]).all()
     assert torch.equal(chosen % pairs, rejected % pairs)
@@ -111,9 +118,9 @@ def test_mixed_has_a_quarter_each_of_equal_agents_and_judges_by_return():
 
 def test_bad_judge_errs_more_the_higher_its_temperature():
     returns, _ = returns_by_hand()
-    right = parse_kind("base")(returns, 0)[0]
+    right = pick("base", returns, 0)[0]
     errors = [
-        (parse_kind(f"bad_judge:{t}")(returns, 0)[0] != right).double().mean().item()
+        (pick(f"bad_judge:{t}", returns, 0)[0] != right).double().mean().item()
         for t in (0.0, 5.0, 1e9)
     ]
     assert errors[0] == 0.0

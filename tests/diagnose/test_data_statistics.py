@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchmpo.control.kinds import parse_kind
 from torchmpo.control.policy import load_policy
 from torchmpo.control.pools import PoolConfig, made_by_target
 from torchmpo.control.preferences import PreferenceDataset, preference_data
@@ -65,6 +66,7 @@ def test_by_hand():
     }
     assert found["target_chosen"] == pytest.approx(2 / 3)
     assert found["flipped"] == pytest.approx(1 / 3)  # 3 over 9; a tie is no mistake
+    assert found["chosen_return"] == pytest.approx((5 + 3 + 9) / 3)
     assert found["margin"] == {
         "mean": pytest.approx((4 - 6 + 0) / 3),
         "sd": pytest.approx(np.std([4, -6, 0], ddof=1)),
@@ -144,3 +146,18 @@ def test_each_kind_of_data_is_what_it_says(config, cache):
     # The pool is one, so the edges are.
     edges = [histogram_edges(data_of(config, kind, cache)) for kind in ("base", "mixed")]
     assert edges[0] == edges[1]
+
+
+def test_graded_data_says_where_imitation_ends_and_how_voters_agree(cache, config):
+    own = parse_kind("graded:0-0.4+votes:5").pool(config)
+    data = data_of(config, "graded:0-0.4+votes:5", cache)
+    found = data_statistics(own, data)
+    assert found["chosen_return"] == pytest.approx(data.returns[data.chosen].mean().item())
+    assert found["agreement"] == pytest.approx(data.preference_probs.mean().item())
+    assert 0.6 <= found["agreement"] <= 1
+    [(maker, entry)] = found["agents"].items()
+    assert maker == "0 to 0.4 of the way"
+    assert entry["trajectories"] == 2 * PAIRS == sum(entry["return_counts"])
+    assert (found["pair_kinds"], found["target_chosen"]) == ({}, None)
+    assert found["edges"] == histogram_edges(data)
+    json.dumps(found, allow_nan=False)

@@ -21,6 +21,8 @@ import yaml
 import torchmpo.diagnose.cells
 from torchmpo.control import pools
 from torchmpo.control.grids import RATE, rate_grid
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.preferences import preference_data
 from torchmpo.control.settings import TestbedSettings
 from torchmpo.control.testbed import STARTS
 from torchmpo.diagnose import run as diagnose
@@ -132,9 +134,6 @@ OWN = textwrap.dedent(
     def counts(chosen_mean_logps, *, strength=1.0, times=3):
         return -strength * sum(chosen_mean_logps for _ in range(times))
 
-    def votes(chosen_logps, preference_probs):
-        return -chosen_logps * preference_probs
-
     def explodes(chosen_mean_logps, *, power=100.0):
         return -torch.exp(torch.as_tensor(power)) * chosen_mean_logps
 
@@ -208,6 +207,43 @@ def cells(folder="run"):
     return found
 
 
+# --- kinds of data ---
+
+
+def test_data_list_prints_every_kind_and_runs_nothing(capsys, no_run):
+    for argv in ("--data list", "--data=list", "--losses sft --data list"):
+        assert call(argv) == 0
+        out = capsys.readouterr().out
+        assert "graded:LO-HI" in out
+        assert "noisy:P        every label flipped with probability P" in out
+    assert not no_run
+    assert not list(Path().iterdir())
+
+
+def test_every_loss_runs_on_graded_data_votes_and_a_file(capsys):
+    """Data of three pools in one run, fresh for every seed where it can be."""
+    pool = PoolConfig(pairs=4, max_steps=12)
+    preference_data(pool, "votes:3", cache_dir=Path("elsewhere"), progress=False).save("own.npz")
+    data = "base,graded:0-0.4+votes:3,own.npz"
+    assert call(f"{TINY} --losses smpo,modpo --data {data} --seeds 2") == 0
+    found = cells()
+    assert len(found) == 6
+    assert all(len(cell["returns"]) == 2 for cell in found.values())
+    told = json.loads(Path("run/statistics.json").read_text())["kinds"]
+    assert list(told) == data.split(",")
+    assert "agreement" in told["own.npz"]
+    page = Path("run/report.html").read_text()
+    assert "Imitation alone" in page
+    assert "both trajectories of agents on the line" in page
+    assert call("--out run --resume --data graded:0-0.4+noisy:0.2") == 0  # over a pool of before
+    assert len(cells()) == 8
+    content = bytearray(Path("own.npz").read_bytes())
+    preference_data(pool, "base", cache_dir=Path("elsewhere"), progress=False).save("own.npz")
+    assert content != Path("own.npz").read_bytes()
+    said = one_line_error(capsys, "--out run --resume --seeds 3")
+    assert "own.npz.json was made with another file of pairs" in said
+
+
 # --- mistakes ---
 
 
@@ -255,14 +291,15 @@ def cells(folder="run"):
             "--losses own_losses:narrow --trials 8",
             "from the suite's own trials: give others by --gr",
         ),
-        ("--losses own_losses:votes", "own_losses:votes: the inner loop cannot supply preference"),
-        ("--losses sft,smpo", "smpo: the inner loop cannot supply preference_probs"),
         ("--losses a/folder", "a/folder is not a readable saved objective"),
         ("--data noizy:0.3", "unknown data 'noizy:0.3': did you mean 'noisy'?"),
         ("--data base,noisy", "needs a number, as in 'noisy:0.3'"),
         ("--data noisy:1.5", "out of range"),
         ("--data noisy:0.3,noisy:0.30", "noisy:0.3 and noisy:0.30 are the same; name one"),
         ("--data base:1", "data 'base' takes no number"),
+        ("--data base,noisy:0+base", "base is a source of trajectories, as noisy:0 is"),
+        ("--data noisy:0.3,base+noisy:0.3", "noisy:0.3 and base+noisy:0.3 are the same; name one"),
+        ("--data a/x.npz", "data 'a/x.npz' cannot be read: No such file"),
         ("--data ,", "data is empty"),
         ("--task tlaa", "unknown task 'tlaa': did you mean 'tla'?"),
         ("--start middle", "start must be original or scratch; got 'middle'"),

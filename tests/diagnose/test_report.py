@@ -99,6 +99,7 @@ def described(flipped: float) -> dict:
         "pair_kinds": kinds,
         "target_chosen": 0.9,
         "flipped": flipped,
+        "chosen_return": 2400.0,
         "margin": spread(-300.0),
         "margin_counts": [3, 1, 7, 0],
         "agents": agents,
@@ -279,7 +280,7 @@ def test_tuning_agents_data_and_settings_are_shown(page):
     assert page.row("target agent") == "target agent 1 3,000 70 2,930 3,070 2"
     margin = "−300 −299 −297 −296 −295"
     assert page.row("noisy:0.3", "1,280") == (
-        f"noisy:0.3 1,280 28.8 % 25.0 % 51.2 % 23.8 % 90.0 % {margin}"
+        f"noisy:0.3 1,280 28.8 % 25.0 % 51.2 % 23.8 % 90.0 % 2,400 {margin}"
     )
     assert page.row("base", "original") == (
         "base original 1,281 1,000 1,001 1,003 1,004 1,005 502 500 45.7 %"
@@ -288,6 +289,30 @@ def test_tuning_agents_data_and_settings_are_shown(page):
     assert "gone" not in page.visible  # of a data kind that no loss was run on
     assert "28.8% flipped" in page.visible
     assert page.row("epochs") == "epochs 12"
+
+
+def test_imitation_and_the_kinds_are_explained(page):
+    line = "Imitation alone of what is chosen would return 2,400 (0.70) on noisy:0.3 and 2,400"
+    assert line in page.visible
+    assert "every label flipped with probability P" in page.visible
+
+
+def test_kinds_of_other_trajectories_have_edges_and_makers_of_their_own(tmp_path):
+    graded = described(0.0)
+    agent = graded["agents"]["original"] | {"return_counts": [2, 3]}
+    graded |= {"agents": {"0 to 0.4 of the way": agent}, "pair_kinds": {}, "target_chosen": None}
+    graded |= {"edges": {"return": [0, 9, 18], "margin": [-18, -9, 0, 9, 18]}, "agreement": 0.75}
+    kind = "graded:0-0.4+votes:4"
+    statistics = {**STATISTICS, "kinds": {**STATISTICS["kinds"], kind: graded}}
+    make_folder(tmp_path, [make_cell("sft", data, 0.5) for data in ("base", kind)])
+    (tmp_path / "statistics.json").write_text(json.dumps(statistics))
+    page = Page(write_page(tmp_path).read_text())
+    # Pairs by agents are not told, votes are.
+    assert page.row(kind, "1,280").startswith(f"{kind} 1,280 0.0 % – – – – 75.0 % 2,400")
+    assert page.row("base", "1,280").startswith("base 1,280 0.0 % 25.0 % 51.2 % 23.8 % 90.0 % –")
+    assert "0 to 0.4 of the way" in page.visible
+    assert "the majority of K votes" in page.visible
+    figures.data(STATISTICS["edges"], {kind: graded, "base": described(0.0)})
 
 
 def marked(page: Page) -> dict[str, list[str]]:

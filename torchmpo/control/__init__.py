@@ -1,7 +1,10 @@
 """Losses on robots: preference data with a known true return, policies, training, returns.
 
-:mod:`.pools` are trajectories on disk, :mod:`.preferences` pairs of them (here labels are flipped),
-:mod:`.policy` what is trained, :mod:`.inner_loop` the training of a whole population at once,
+:mod:`.pools` are trajectories on disk, made by the agents of a task or by those that
+:mod:`.rollouts` puts between them; :mod:`.preferences` are pairs of them. :mod:`.kinds` says which
+pairs and labels a kind of data stands for, :mod:`.annotators` has its judges, :mod:`.components`
+the parts of a return, :mod:`.pair_files` reads pairs of one's own.
+:mod:`.policy` is what is trained, :mod:`.inner_loop` the training of a whole population at once,
 :mod:`.returns` what the trained policies score. :mod:`.testbed` puts them together: train under
 given objectives, then measure. :mod:`.grids` says what is tuned and over which values,
 :mod:`.tuning` tunes, :mod:`.rehearsal` tries a loss before any of it, :mod:`.sample` is a part of

@@ -235,7 +235,17 @@ class _Loop:
         whiten = copy.deepcopy(policy).to(like).whiten  # the policy itself may be elsewhere
         self.whitened = whiten(joined("observation").to(like))
         self.action = joined("action").to(like)
-        self.returns = joined("returns").to(like)
+        # What losses get as rewards, and how likely the label is right: 1 where nobody voted.
+        self.rewards = torch.cat(
+            [
+                (data.returns if data.rewards is None else data.rewards)[rows]
+                for data, rows in zip(distinct, used, strict=True)
+            ]
+        ).to(like)
+        known = [data.preference_probs for data in distinct]
+        self.probs = torch.cat(
+            [torch.ones(self.count) if own is None else own for own in known]
+        ).to(like)
 
     @torch.no_grad()
     def step_logps(self, params: Params) -> Tensor:
@@ -281,6 +291,8 @@ class _Loop:
                 clock = (n / (epochs * updates), 1 - BETA1 ** (n + 1), 1 - BETA2 ** (n + 1))
                 rows = pairs[:, order[..., i, :]].movedim(0, -2).flatten(-2)
                 batch = self.gather(rows, offsets[..., i, : rows.shape[-1], :], reference)
+                if "preference_probs" in objective.inputs:
+                    batch["preference_probs"] = self.probs[order[..., i, :]]
                 clock = torch.tensor(clock, dtype=self.action.dtype, device=self.device)
                 args = (*state, rates, objective_params, self.buffers, batch, clock)
                 if update is None:
@@ -318,7 +330,7 @@ class _Loop:
             time, mask = torch.minimum(steps, last), steps <= last
         at = rows[..., None], time
         batch = {"whitened": self.whitened[at], "action": self.action[at], "mask": mask}
-        batch |= {"lengths": lengths, "returns": self.returns[rows]}
+        batch |= {"lengths": lengths, "rewards": self.rewards[rows]}
         if self.first_row is not None:
             rows = rows - self.first_row[:, None]
         for name, logps in reference.items():
@@ -335,12 +347,12 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> 
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``."""
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
-    values |= {"{}_lengths": lengths, "{}_rewards": batch["returns"]}
+    values |= {"{}_lengths": lengths, "{}_rewards": batch["rewards"]}
     for ref, logps in (("", step_logps), ("ref_", batch.get("reference"))):
         if logps is not None:
             mean = (logps * mask).sum(-1) / mask.sum(-1)
             values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": mean * lengths}
-    fields = {"progress": progress}
+    fields = {"progress": progress, "preference_probs": batch.get("preference_probs")}
     for name, value in values.items():
         for side, part in zip(("chosen", "rejected"), value.chunk(_sides(inputs)), strict=False):
             fields[name.format(side)] = part
@@ -407,8 +419,7 @@ def check_inputs(objective: Objective | MirrorObjective) -> None:
     Raises:
         UserError: which input, and what could be supplied.
     """
-    # Trajectories have a return, but nobody voted on them.
-    supplied = [name for name in PairLogps._fields if name != "preference_probs"]
+    supplied = PairLogps._fields
     if unknown := objective.inputs - set(supplied):
         raise UserError(
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "

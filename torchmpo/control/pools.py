@@ -1,8 +1,9 @@
-"""Trajectories on disk, rolled out once by the two agents of a task.
+"""Trajectories on disk, rolled out once by the agents of a task.
 
 A *pool* holds, for every start state, one trajectory of the original agent, one of the target agent
-and one of either, drawn by a coin. It is built on first use, named by a hash of all it follows
-from, and mapped into memory.
+and one of either, drawn by a coin; or trajectories of agents between the two, see
+:mod:`torchmpo.control.rollouts`. It is built on first use, named by a hash of all it follows from,
+and mapped into memory.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torchmpo.control.pair_files import read_pair_file
 from torchmpo.control.policy import GaussianPolicy, load_policy
+from torchmpo.control.rollouts import FileRows, LineRollouts, line_agents
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import held, write_atomic
 from torchmpo.runs.json_files import parse_json
@@ -48,6 +51,7 @@ class PoolConfig:
         integrator: of the physics.
         original, target: names in ``torchmpo_envs.EXPERTS``; empty for those of the task,
             ``torchmpo_envs.AGENTS``. On Hopper the original is the bad agent.
+        rollouts: other trajectories than those of the two agents and of either; or a file.
 
     Raises:
         UserError: an unknown task or agent, or a number out of its range.
@@ -61,6 +65,7 @@ class PoolConfig:
     integrator: str = "implicitfast"
     original: str = ""
     target: str = ""
+    rollouts: LineRollouts | FileRows | None = None
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -77,8 +82,16 @@ class PoolConfig:
                 raise UserError(f"no agent {agent!r} is shipped: {nearest(agent, EXPERTS)}")
             object.__setattr__(self, role, agent)  # frozen, and still being made
 
+    @property
+    def rows(self) -> int:
+        """Trajectories in the pool, of one's own making."""
+        each = self.rollouts.per_start if isinstance(self.rollouts, LineRollouts) else len(ROLES)
+        return each * self.pairs
+
     def key(self) -> str:
         """A hash of settings, agents' weights and physics: the name of the pool's folder."""
+        if isinstance(self.rollouts, FileRows):
+            return f"file-{self.rollouts.digest}"
         digests = [
             hashlib.blake2b(expert_path(agent).read_bytes()).hexdigest()
             for agent in (self.original, self.target)
@@ -86,7 +99,10 @@ class PoolConfig:
         penalty = getattr(TASKS[self.task], "default_penalty", None)
         # Other physics give other trajectories, and the noise is drawn batch by batch.
         versions = [version(package) for package in ("mujoco", "gymnasium")]
-        parts = [FORMAT, _BATCH, asdict(self), digests, penalty, versions]
+        settings = asdict(self)
+        if self.rollouts is None:  # as before there were others
+            del settings["rollouts"]
+        parts = [FORMAT, _BATCH, settings, digests, penalty, versions]
         made_of = json.dumps(parts, sort_keys=True)
         return f"{self.task}-{hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()}"
 
@@ -94,14 +110,18 @@ class PoolConfig:
 def pool_of(
     config: PoolConfig, *, cache_dir: str | Path | None = None, progress: bool = True
 ) -> dict[str, Tensor]:
-    """The trajectories of :class:`PreferenceDataset`, by its names: ``3 × pairs`` rows.
+    """The trajectories of :class:`PreferenceDataset`, by its names: ``config.rows`` rows.
+
+    Of a file, also its pairs.
 
     Raises:
-        UserError: a damaged store, or too little disk.
+        UserError: a damaged store or file, or too little disk.
     """
+    if isinstance(config.rollouts, FileRows):
+        return read_pair_file(config.rollouts.path)
     folder = pool_folder(config, cache_dir)
     if not folder.exists():
-        check_space(config, cache_dir)
+        check_space([config], cache_dir)
         _build(config, folder, progress)
     return _load(folder)
 
@@ -117,10 +137,11 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
     from tensordict import MemoryMappedTensor
     from tqdm import tqdm
 
-    count = len(ROLES) * config.pairs
+    count = config.rows
     agents = {}
     for role, agent in (("original", config.original), ("target", config.target)):
         agents[role] = load_policy(expert_path(agent), std=config.behaviour_std, std_kind="fixed")
+    act = _actors(config, agents)
     shapes = _shapes(config, agents["target"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(folder)
@@ -134,8 +155,7 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             for name, shape in shapes.items()
         }
         pair = torch.arange(config.pairs)
-        start_of = pair.repeat(len(ROLES))
-        is_target = made_by_target(config)
+        start_of = pair.repeat(count // config.pairs)
         batch = min(_BATCH, count)
         env = TASKS[config.task](batch, integrator=config.integrator, max_steps=config.max_steps)
         start = env.start_states(config.pairs, generator(config.seed, "start states"))
@@ -145,7 +165,7 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
                 rows = torch.arange(first, min(first + batch, count))
                 padded = torch.arange(first, first + batch).clamp(max=count - 1)
                 noise = generator(config.seed, "actions", first)
-                part = _roll_out(env, agents, start[start_of[padded]], is_target[padded], noise)
+                part = _roll_out(env, *act(padded), start[start_of[padded]], noise)
                 for name, value in part.items():
                     pool[name][rows] = value[: len(rows)]
                 bar.update(len(rows))
@@ -164,6 +184,30 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
                 raise
 
 
+_Act = Callable[[Tensor], Tensor]
+
+
+def _actors(
+    config: PoolConfig, agents: dict[str, GaussianPolicy]
+) -> Callable[[Tensor], tuple[_Act, Tensor]]:
+    """The function ``rows → (mean action of these rows by observation, σ)``."""
+    original, target = agents["original"], agents["target"]
+    std = target.log_std.exp()
+    if isinstance(config.rollouts, LineRollouts):
+        alphas = config.rollouts.alphas(config.pairs, config.seed)
+        levels = config.rollouts.noise_levels(config.pairs, config.seed)
+        return lambda rows: (
+            line_agents(original, target, alphas[rows]),
+            std * levels[rows][:, None],
+        )
+    is_target = made_by_target(config)[:, None]
+
+    def of_either(rows: Tensor) -> tuple[_Act, Tensor]:
+        return lambda obs: torch.where(is_target[rows], target(obs), original(obs)), std
+
+    return of_either
+
+
 def made_by_target(config: PoolConfig) -> Tensor:
     """Whether the target agent makes each row of a pool, by `ROLES`: bool ``[3·pairs]``."""
     coin = torch.rand(config.pairs, generator=generator(config.seed, "third agent")) < 0.5
@@ -171,7 +215,7 @@ def made_by_target(config: PoolConfig) -> Tensor:
 
 
 def _shapes(config: PoolConfig, agent: GaussianPolicy) -> dict[str, tuple[int, ...]]:
-    count = len(ROLES) * config.pairs
+    count = config.rows
     return {
         "observation": (count, config.max_steps, agent.observation_size),
         "action": (count, config.max_steps, agent.action_size),
@@ -180,21 +224,31 @@ def _shapes(config: PoolConfig, agent: GaussianPolicy) -> dict[str, tuple[int, .
     }
 
 
-def check_space(config: PoolConfig, cache_dir: str | Path | None = None, *, pools: int = 1) -> None:
-    """See that there is room for the pool of ``config``, if it is not built yet.
+def check_space(
+    configs: Sequence[PoolConfig], cache_dir: str | Path | None = None, *, pools: int = 1
+) -> None:
+    """See that there is room for the pools of ``configs`` that are not built yet.
 
     Args:
-        pools: of that size, which are taken to be missing where that of ``config`` is.
+        pools: of the size of each, which are taken to be missing where the first one is.
 
     Raises:
         UserError: there is not.
     """
-    folder = pool_folder(config, cache_dir)
-    if folder.exists():
+    missing = {
+        folder: config
+        for config in configs
+        if not isinstance(config.rollouts, FileRows)
+        and not (folder := pool_folder(config, cache_dir)).exists()
+    }
+    if not missing:
         return
-    shapes = _shapes(config, load_policy(expert_path(config.target)))
-    needed = sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
+    needed = 0
+    for config in missing.values():
+        shapes = _shapes(config, load_policy(expert_path(config.target)))
+        needed += sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
     needed *= pools
+    folder = next(iter(missing))
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if not place.is_dir():
         raise UserError(f"{place} is not a folder: trajectories cannot be kept there")
@@ -222,21 +276,20 @@ def _clear_abandoned(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _roll_out(env, agents, start, is_target, noise) -> dict[str, Tensor]:
-    """One episode in every simulation; rows of ``is_target`` follow the target agent."""
+def _roll_out(env, mean_action: _Act, std: Tensor, start: Tensor, noise) -> dict[str, Tensor]:
+    """One episode in every simulation, from ``start``."""
     from tensordict import TensorDict
 
     state = env.reset(TensorDict({"start_state": start}, env.batch_size))
-    std = agents["target"].log_std.exp()
     shape = (env.num_envs, env.max_steps)
-    observation = torch.zeros(*shape, agents["target"].observation_size)
-    actions = torch.zeros(*shape, agents["target"].action_size)
+    observation = torch.zeros(*shape, state["observation"].shape[-1])
+    actions = torch.zeros(*shape, std.shape[-1])
     lengths = torch.zeros(env.num_envs, dtype=torch.int64)
     returns = torch.zeros(env.num_envs)
     running = torch.ones(env.num_envs, dtype=torch.bool)
     for step in range(env.max_steps):
         obs = state["observation"]
-        mean = torch.where(is_target[:, None], agents["target"](obs), agents["original"](obs))
+        mean = mean_action(obs)
         action = mean + std * torch.randn(mean.shape, generator=noise)
         observation[:, step] = obs * running[:, None]
         actions[:, step] = action * running[:, None]

@@ -1,29 +1,33 @@
 """Preference data of any quality: pairs of trajectories with a known true return.
 
 A *dataset* is a choice of pairs from a pool (:mod:`torchmpo.control.pools`): which rows are
-``chosen``, which ``rejected``. All kinds of data over one pool share its files.
+``chosen``, which ``rejected``. :mod:`torchmpo.control.kinds` says which kinds there are, and how
+they are written; all kinds over one pool share its files.
 
-====================  ==========================================================================
-``base``              original against target, judged by their returns
-``noisy:p``           base with every label flipped with probability p
-``mixed``             each trajectory's agent drawn at random: ¼ target–target, ½ mixed, ¼ original
-``bad_judge:η``       base pairs, judged by Bradley–Terry at temperature η (units of return)
-====================  ==========================================================================
-
-Source: arXiv 2411.06568, section 4.1.
+Source of ``base``, ``noisy``, ``mixed`` and ``bad_judge``: arXiv 2411.06568, section 4.1.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchmpo.control.pools import ROLES, PoolConfig, pool_of
-from torchmpo.runs.errors import UserError, nearest
-from torchmpo.runs.seeding import generator
+from torchmpo.control.annotators import bradley_terry
+from torchmpo.control.kinds import Kind, parse_kind
+from torchmpo.control.pair_files import checked_arrays, padded, write_pair_file
+from torchmpo.control.pools import PoolConfig, pool_of
+from torchmpo.runs.errors import UserError
+
+__all__ = [
+    "PreferenceDataset",
+    "bradley_terry",
+    "choose_pairs",
+    "parse_kind",
+    "preference_data",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class PreferenceDataset:
         lengths: ``[trajectories]``, int64, steps that count.
         returns: ``[trajectories]``, float32, undiscounted true returns.
         chosen, rejected: ``[pairs]``, int64, rows of the pool.
+        preference_probs: ``[pairs]``, float32 in [0, 1], how likely the chosen trajectory is the
+            better one, by votes; ``None`` where nobody voted, and losses that ask are told 1.
+        rewards: ``[trajectories]``, float32, what losses are given as rewards; ``None`` for the
+            returns.
     """
 
     observation: Tensor
@@ -45,6 +53,8 @@ class PreferenceDataset:
     returns: Tensor
     chosen: Tensor
     rejected: Tensor
+    preference_probs: Tensor | None = None
+    rewards: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -57,29 +67,44 @@ class PreferenceDataset:
         """
         if not 0 < pairs <= len(self):
             raise UserError(f"cannot take {pairs} pairs: the data has {len(self)}")
-        return replace(self, chosen=self.chosen[:pairs], rejected=self.rejected[:pairs])
+        probs = None if self.preference_probs is None else self.preference_probs[:pairs]
+        chosen, rejected = self.chosen[:pairs], self.rejected[:pairs]
+        return replace(self, chosen=chosen, rejected=rejected, preference_probs=probs)
 
+    @staticmethod
+    def from_trajectories(
+        trajectories: Sequence[Mapping[str, Any]],
+        pairs: Sequence[tuple[int, int]],
+        preference_probs: Sequence[float] | None = None,
+    ) -> "PreferenceDataset":
+        """Pairs of one's own, from lists.
 
-def bradley_terry(first: Tensor, second: Tensor, *, temperature: float, uniform: Tensor) -> Tensor:
-    """Whether a Bradley–Terry judge prefers the first trajectory: bool ``[pairs]``.
+        Args:
+            trajectories: each a mapping with ``observation [time, n]``, ``action [time, m]``, and
+                either ``return``, a number, or ``rewards [time]``. Lists, NumPy arrays or tensors;
+                lengths may differ.
+            pairs: (chosen, rejected) as places in ``trajectories``.
+            preference_probs: how likely each chosen trajectory is the better one.
 
-    P(first chosen) = σ((R₁ − R₂)/η)
+        Raises:
+            UserError: shapes, lengths, types or numbers that are wrong; the line says which.
+        """
+        if not len(pairs) or any(len(pair) != 2 for pair in pairs):
+            raise UserError("pairs must be (chosen, rejected), at least one")
+        chosen, rejected = (torch.as_tensor(side) for side in zip(*pairs, strict=True))
+        arrays = {**padded(trajectories), "chosen": chosen, "rejected": rejected}
+        if preference_probs is not None:
+            arrays["preference_probs"] = torch.as_tensor(preference_probs)
+        return PreferenceDataset(**checked_arrays(arrays))
 
-    Args:
-        first, second: returns ``[pairs]``.
-        temperature: η ≥ 0 in units of return; 0 is the judge that always picks the better one.
-        uniform: ``[pairs]``, draws from [0, 1) that decide.
+    def save(self, path: str | Path) -> None:
+        """Write to a ``.npz`` or ``.safetensors`` file, which is a kind of data by its path.
 
-    Raises:
-        UserError: η is negative or not a number.
-
-    Source: arXiv 2411.06568, section 4.1.
-    """
-    if not temperature >= 0:
-        raise UserError(f"the judge's temperature must not be negative; got {temperature}")
-    if temperature == 0:
-        return first >= second
-    return uniform < torch.sigmoid((first - second) / temperature)
+        Raises:
+            UserError: another suffix.
+        """
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rewards"}
+        write_pair_file(arrays, path)
 
 
 def preference_data(
@@ -89,87 +114,26 @@ def preference_data(
 
     Args:
         config: what the pool follows from.
-        kind: ``"base"``, ``"noisy:0.3"``, ``"mixed"`` or ``"bad_judge:1000"``.
+        kind: as in ``"base"``, ``"noisy:0.3"`` or ``"graded:0-0.4+votes:5"``.
         cache_dir: folder of the pools; by default ``$TORCHMPO_CACHE`` or ``~/.cache/torchmpo``.
         progress: show a progress bar while building.
 
     Raises:
         UserError: an unknown kind, a damaged store, or too little disk.
     """
-    parse_kind(kind)
-    return choose_pairs(pool_of(config, cache_dir=cache_dir, progress=progress), config, kind)
+    own = parse_kind(kind).pool(config)
+    return choose_pairs(pool_of(own, cache_dir=cache_dir, progress=progress), config, kind)
 
 
-def choose_pairs(pool: dict[str, Tensor], config: PoolConfig, kind: str) -> PreferenceDataset:
-    """Preference pairs of one kind among the trajectories of a pool, which are not copied.
+def choose_pairs(
+    pool: Mapping[str, Tensor], config: PoolConfig, kind: str | Kind
+) -> PreferenceDataset:
+    """Preference pairs of one kind among the trajectories of its pool, which are not copied.
 
     Raises:
         UserError: an unknown kind.
     """
-    select = parse_kind(kind)
-    chosen, rejected = select(pool["returns"].view(len(ROLES), -1), config.seed)
-    return PreferenceDataset(**pool, chosen=chosen, rejected=rejected)
-
-
-Select = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-
-
-def parse_kind(kind: str) -> Select:
-    """The function ``(returns [3, pairs], seed) → (chosen, rejected)`` that a kind stands for.
-
-    Raises:
-        UserError: an unknown kind, or its number missing, superfluous or out of range.
-    """
-    name, _, number = kind.partition(":")
-    if name not in _KINDS:
-        raise UserError(f"unknown data {kind!r}: {nearest(name, _KINDS)}")
-    select, example = _KINDS[name]
-    if example is None:
-        if number:
-            raise UserError(f"data {name!r} takes no number; got {kind!r}")
-        return select
-    try:
-        value = float(number)
-    except ValueError:
-        raise UserError(f"data {name!r} needs a number, as in '{name}:{example}'") from None
-    if not 0 <= value < math.inf or (name == "noisy" and value > 1):
-        raise UserError(f"the number of {kind!r} is out of range, try '{name}:{example}'")
-    return lambda returns, seed: select(returns, seed, value)
-
-
-def _base(returns: Tensor, seed: int, temperature: float = 0.0) -> tuple[Tensor, Tensor]:
-    pairs = returns.shape[1]
-    return _judge(returns, torch.arange(pairs), torch.arange(pairs) + pairs, seed, temperature)
-
-
-def _noisy(returns: Tensor, seed: int, flip_prob: float) -> tuple[Tensor, Tensor]:
-    chosen, rejected = _base(returns, seed)
-    # One uniform draw per pair decides at every flip_prob: the flips at 0.1 are among those at 0.2.
-    flip = torch.rand(len(chosen), generator=generator(seed, "flips")) < flip_prob
-    return torch.where(flip, rejected, chosen), torch.where(flip, chosen, rejected)
-
-
-def _mixed(returns: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    # The second trajectory's agent was drawn by a coin when the pool was built.
-    pairs = returns.shape[1]
-    target = torch.rand(pairs, generator=generator(seed, "mixed")) < 0.5
-    first = torch.arange(pairs) + pairs * target
-    return _judge(returns, first, torch.arange(pairs) + 2 * pairs, seed, temperature=0.0)
-
-
-def _judge(returns, first, second, seed, temperature) -> tuple[Tensor, Tensor]:
-    flat = returns.flatten()
-    uniform = torch.rand(len(first), generator=generator(seed, "judge"))
-    prefers_first = bradley_terry(
-        flat[first], flat[second], temperature=temperature, uniform=uniform
-    )
-    return torch.where(prefers_first, first, second), torch.where(prefers_first, second, first)
-
-
-# name → (selection, example of its number)
-_KINDS: dict[str, tuple[Callable, str | None]] = {
-    "base": (_base, None),
-    "noisy": (_noisy, "0.3"),
-    "mixed": (_mixed, None),
-    "bad_judge": (_base, "1000"),
-}
+    kind = parse_kind(kind) if isinstance(kind, str) else kind
+    pairs = kind.pairs(pool, kind.pool(config))
+    rows = {name: pool[name] for name in ("observation", "action", "lengths", "returns")}
+    return PreferenceDataset(**rows, **pairs._asdict())

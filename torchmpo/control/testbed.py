@@ -15,9 +15,10 @@ from torch import Tensor
 
 from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
+from torchmpo.control.kinds import parse_kind
 from torchmpo.control.policy import GaussianPolicy, load_policy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
-from torchmpo.control.preferences import PreferenceDataset, choose_pairs, parse_kind
+from torchmpo.control.preferences import PreferenceDataset, choose_pairs
 from torchmpo.control.returns import evaluate_policies
 from torchmpo.control.settings import TestbedSettings
 from torchmpo.objectives.bound import Objective
@@ -39,8 +40,8 @@ class TestbedConfig:
     """Everything that a testbed follows from.
 
     Args:
-        pool: the task and its trajectories.
-        data: kind of preference data, see :mod:`torchmpo.control.preferences`.
+        pool: the task and its trajectories, as far as they do not follow from ``data``.
+        data: kind of preference data, see :mod:`torchmpo.control.kinds`.
         inner: settings of training.
         policy_std: σ of the policies in training, from the original agent's mean (> 0).
         policy_std_kind: ``"fixed"`` or ``"learned"``.
@@ -70,6 +71,11 @@ class TestbedConfig:
         if self.start not in ("original", "scratch"):
             raise UserError(f"start must be original or scratch; got {self.start!r}")
 
+    @property
+    def data_pool(self) -> PoolConfig:
+        """The pool that its pairs are chosen from."""
+        return parse_kind(self.data).pool(self.pool)
+
     def load_policy(self) -> GaussianPolicy:
         """The original agent, with the σ of training."""
         path = expert_path(self.pool.original)
@@ -78,13 +84,13 @@ class TestbedConfig:
 
 @dataclass(frozen=True)
 class Materials:
-    """What is loaded once and shared by all testbeds over one pool.
+    """What is loaded once and shared by testbeds that are prepared together.
 
     Args:
         policy: the original agent, with the σ of training. One object also means one compiled
             update, see :mod:`torchmpo.control.inner_loop`.
-        trajectories: what pairs are chosen from, by the names of
-            :class:`~torchmpo.control.preferences.PreferenceDataset`.
+        trajectories: what pairs are chosen from, by the key of a pool and the names of
+            :class:`~torchmpo.control.preferences.PreferenceDataset`, as in ``KEY/returns``.
         environments: those made so far, by number of simulations and threads.
     """
 
@@ -209,11 +215,11 @@ class Testbed:
 def prepare(
     configs: Sequence[TestbedConfig], *, read: Callable[[], Tensors] | None = None
 ) -> list[Testbed]:
-    """Load what testbeds need: one for each configuration, all over the same trajectories.
+    """Load what testbeds need: one for each configuration. Those of one pool share trajectories.
 
     Args:
         configs: alike in everything but ``data``.
-        read: where the trajectories come from; by default their pool, which is built on first use.
+        read: where the trajectories come from; by default their pools, built on first use.
 
     Raises:
         UserError: an unknown kind of data, or what :func:`torchmpo.control.pools.pool_of` raises.
@@ -225,7 +231,7 @@ def prepare(
     for config in configs:
         parse_kind(config.data)  # before anything is built
     with _one_torch_thread():
-        trajectories = _from_pool(first) if read is None else read()
+        trajectories = _from_pools(configs) if read is None else read()
         return _over(configs, Materials(first.load_policy(), trajectories))
 
 
@@ -236,25 +242,56 @@ def prepare_fresh(
 
     Args:
         testbeds: prepared together.
-        seed: of the trajectories and of the choice of pairs.
+        seed: of the trajectories and of the choice of pairs. A file has no other trajectories: of
+            its pairs only the labels may be others, where they are drawn.
         cache_dir: where the trajectories are kept; by default where those of the testbeds are.
     """
     settings: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
     settings["pool"] = replace(testbeds[0].config.pool, seed=seed)
     configs = [replace(testbed.config, **settings) for testbed in testbeds]
     with _one_torch_thread():
-        materials = replace(testbeds[0].materials, trajectories=_from_pool(configs[0]))
+        materials = replace(testbeds[0].materials, trajectories=_from_pools(configs))
         return _over(configs, materials)
 
 
-def _from_pool(config: TestbedConfig) -> Tensors:
-    return pool_of(config.pool, cache_dir=config.cache_dir, progress=sys.stderr.isatty())
+def _from_pools(configs: Sequence[TestbedConfig]) -> Tensors:
+    found = {}
+    for key, config in {config.data_pool.key(): config for config in configs}.items():
+        show = sys.stderr.isatty()
+        pool = pool_of(config.data_pool, cache_dir=config.cache_dir, progress=show)
+        found |= {f"{key}/{name}": value for name, value in pool.items()}
+    return found
 
 
 def _over(configs: Sequence[TestbedConfig], materials: Materials) -> list[Testbed]:
-    return [
-        Testbed(c, materials, choose_pairs(materials.trajectories, c.pool, c.data)) for c in configs
-    ]
+    testbeds = []
+    for config in configs:
+        prefix = f"{config.data_pool.key()}/"
+        pool = {
+            name.removeprefix(prefix): value
+            for name, value in materials.trajectories.items()
+            if name.startswith(prefix)
+        }
+        testbeds.append(Testbed(config, materials, _matching(pool, config, materials.policy)))
+    return testbeds
+
+
+def _matching(pool: Tensors, config: TestbedConfig, policy: GaussianPolicy) -> PreferenceDataset:
+    """The pairs, if they are of robots like this one."""
+    data = choose_pairs(pool, config.pool, config.data)
+    have = data.observation.shape[-1], data.action.shape[-1]
+    want = policy.observation_size, policy.action_size
+    if have != want:
+        raise UserError(
+            f"data {config.data!r} has observations of {have[0]} and actions of {have[1]} numbers; "
+            f"policies on {config.pool.task} have {want[0]} and {want[1]}"
+        )
+    if len(data) < config.inner.minibatch_pairs:
+        raise UserError(
+            f"data {config.data!r} has {len(data)} pairs, fewer than one minibatch of "
+            f"{config.inner.minibatch_pairs}"
+        )
+    return data
 
 
 def configure(settings: TestbedSettings, data: str, num_threads: int) -> TestbedConfig:

@@ -4,14 +4,17 @@ Every loss is tuned with the same number of trials on every kind of data, traine
 seeds, and judged by the true return. A finished cell (loss × data) is on disk at once; a run goes
 on with ``--resume``, also with more losses, more data or more seeds: ``--resume --losses x`` adds x
 to the losses of the run. To take a loss out of a run, take it out of its ``config.yaml``.
+``--data list`` prints all kinds of data.
 """
 
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torchmpo.diagnose.settings import PLACE, PRESETS, DiagnoseConfig
 from torchmpo.runs.command import Command
+from torchmpo.runs.errors import exit_code
 
 COMMAND = Command(
     program="python -m torchmpo.diagnose",
@@ -35,8 +38,17 @@ def parser() -> ArgumentParser:
     return COMMAND.parser()
 
 
+def _list_data() -> None:
+    from torchmpo.control.kinds import listing  # which takes a second
+
+    print(listing())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code."""
+    """Run the command line, or print all kinds of data; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--data=list" in words or ["--data", "list"] in map(list, pairwise(words)):
+        return exit_code(_list_data, extra=COMMAND.extra)
     return COMMAND.main(argv)
 
 

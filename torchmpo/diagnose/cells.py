@@ -84,10 +84,10 @@ def check_cell(
         raise UserError(f"{path} is of {cell['loss']} on {cell['data']}, not of {loss} on {data}")
     then = cell.get("made_of", {"pool": made["pool"], "source": None})
     if then["pool"] != made["pool"]:
-        raise UserError(
-            f"{path} was made with other agents or another version of the physics: choose another "
-            "--out"
-        )
+        what = "other agents or another version of the physics"
+        if made["pool"].startswith("file-"):
+            what = "another file of pairs"
+        raise UserError(f"{path} was made with {what}: choose another --out")
     if reason := made.get("unknowable") or then.get("unknowable"):
         raise UserError(
             f"nobody can tell whether {loss} has changed since {path} was made ({reason}): delete "

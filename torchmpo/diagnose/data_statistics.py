@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchmpo.control.pools import PoolConfig, made_by_target
 from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.rollouts import FileRows, LineRollouts
 
 BINS = 40  # of histograms of returns; those of margins have as many on either side of 0
 AGENTS = ("original", "target")
@@ -19,7 +20,7 @@ QUANTILES = {"lowest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "highest":
 
 
 def histogram_edges(data: PreferenceDataset) -> dict[str, list[float]]:
-    """Edges of the histograms, the same for all kinds of data of a pool.
+    """Edges of the histograms, the same for all kinds of data over one pool.
 
     Returns:
         ``return``, which spans all trajectories, and ``margin``, which spans all pairs there could
@@ -36,28 +37,40 @@ def data_statistics(config: PoolConfig, data: PreferenceDataset) -> dict[str, An
     """What one kind of data consists of.
 
     Args:
-        config: of the pool.
+        config: of the pool; its ``rollouts`` say who made the trajectories.
         data: pairs of that pool.
 
     Returns:
         python numbers, ready for JSON:
         ``pairs``; ``pair_kinds``, the share of each in `PAIR_KINDS`; ``target_chosen``, the share
         of pairs whose chosen trajectory the target agent made; ``flipped``, the share whose chosen
-        trajectory has the lower true return (equal returns are no mistake); ``margin``, the chosen
+        trajectory has the lower true return (equal returns are no mistake); ``chosen_return``, the
+        mean return of the chosen side, where a perfect imitation of it ends; ``margin``, the chosen
         return minus the rejected one, and ``margin_counts`` by `histogram_edges`; ``agents``: for
         each of `AGENTS`, of the trajectories in the pairs, each counted once, ``trajectories``,
         ``return`` with ``return_counts``, ``length`` in steps, and ``terminated``, the share that
         ended before the time limit. ``margin``, ``return`` and ``length`` are a mean, a standard
-        deviation and the `QUANTILES`, ``None`` where there is nothing to take them of.
+        deviation and the `QUANTILES`, ``None`` where there is nothing to take them of. Where votes
+        were cast, ``agreement`` is the mean share of those for the chosen trajectory. Of other
+        trajectories than the two agents', ``agents`` has one entry, ``pair_kinds`` is empty,
+        ``target_chosen`` is ``None``, and ``edges`` are those of this kind's histograms.
     """
-    target = made_by_target(config)
     edges = {name: torch.tensor(e).double() for name, e in histogram_edges(data).items()}
     margin = (data.returns[data.chosen] - data.returns[data.rejected]).double()
-    targets = target[data.chosen].int() + target[data.rejected].int()  # of the two of a pair
-    used = torch.zeros_like(target)
+    used = torch.zeros(len(data.returns), dtype=torch.bool)
     used[data.chosen] = used[data.rejected] = True
+    found: dict[str, Any] = {"pairs": len(data)}
+    if config.rollouts is None:
+        target = made_by_target(config)
+        of_pair = target[data.chosen].int() + target[data.rejected].int()
+        kinds = {kind: _share(of_pair == 2 - i) for i, kind in enumerate(PAIR_KINDS)}
+        found |= {"pair_kinds": kinds, "target_chosen": _share(target[data.chosen])}
+        makers = dict(zip(AGENTS, (~target, target), strict=True))
+    else:
+        found |= {"pair_kinds": {}, "target_chosen": None, "edges": histogram_edges(data)}
+        makers = {_maker(config.rollouts): torch.ones_like(used)}
     agents = {}
-    for agent, of_agent in zip(AGENTS, (~target, target), strict=True):
+    for agent, of_agent in makers.items():
         rows = of_agent & used
         returns, lengths = data.returns[rows].double(), data.lengths[rows].double()
         agents[agent] = {
@@ -67,15 +80,23 @@ def data_statistics(config: PoolConfig, data: PreferenceDataset) -> dict[str, An
             "length": _summary(lengths),
             "terminated": _share(lengths < config.max_steps),
         }
-    return {
-        "pairs": len(data),
-        "pair_kinds": {kind: _share(targets == 2 - i) for i, kind in enumerate(PAIR_KINDS)},
-        "target_chosen": _share(target[data.chosen]),
+    if data.preference_probs is not None:
+        found["agreement"] = data.preference_probs.double().mean().item()
+    return found | {
         "flipped": _share(margin < 0),
+        "chosen_return": data.returns[data.chosen].double().mean().item(),
         "margin": _summary(margin),
         "margin_counts": _counts(margin, edges["margin"]),
         "agents": agents,
     }
+
+
+def _maker(rollouts: LineRollouts | FileRows) -> str:
+    if isinstance(rollouts, FileRows):
+        return "of the file"
+    if rollouts.low == rollouts.high == 1:
+        return "target, at more noise"
+    return f"{rollouts.low:g} to {rollouts.high:g} of the way"
 
 
 def _summary(values: Tensor) -> dict[str, float | None]:

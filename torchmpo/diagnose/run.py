@@ -68,8 +68,9 @@ def _described(out: Path) -> dict:
 def _describe(testbeds: Mapping[str, Testbed], found: dict, out: Path) -> None:
     """Add kinds of data to ``statistics.json``."""
     for kind, testbed in testbeds.items():
-        found["edges"] = histogram_edges(testbed.dataset)
-        found["kinds"][kind] = data_statistics(testbed.config.pool, testbed.dataset)
+        if not found["edges"] or testbed.config.data_pool.rollouts is None:
+            found["edges"] = histogram_edges(testbed.dataset)  # a kind of another pool has its own
+        found["kinds"][kind] = data_statistics(testbed.config.data_pool, testbed.dataset)
     if testbeds:
         write_atomic(out / "statistics.json", json.dumps(found) + "\n")
 
@@ -109,7 +110,7 @@ def check(setup: Setup, out: Path) -> list[Missing]:
     for data, testbed in setup.testbeds.items():
         for loss, objective in setup.objectives.items():
             path, done = cell_path(out, loss, data), None
-            made = made_of(loss, objective, testbed.pool)
+            made = made_of(loss, objective, testbed.data_pool)
             if path.exists():
                 done = read_cell(path)
                 check_cell(path, done, loss, data, setup.grids[loss], made)

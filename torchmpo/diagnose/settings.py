@@ -13,8 +13,8 @@ class DiagnoseConfig(TestbedSettings):
         losses: names, references to functions (pkg.mod:fn) or folders of objectives (judged as they
             were saved), by commas (a comma in a folder's name is \\,); with --resume, in addition
             to those of the run.
-        data: kinds of preference data, by commas: base, mixed, noisy:P, bad_judge:ETA; with
-            --resume, in addition to those of the run.
+        data: kinds of preference data, by commas, as in base,graded:0-0.4+noisy:0.3, or files of
+            pairs; "list" prints all kinds; with --resume, in addition to those of the run.
         seeds: final trainings per loss and data kind; --resume may raise their number. Seeds added
             later are those of a longer run up to rounding, which episodes amplify: the same
             distribution, not the same bits.
@@ -58,7 +58,7 @@ PRESETS: dict[str, dict] = {
     # arXiv 2411.06568, section 4.1; its Table 2, and CoLPO.
     "full": {
         "losses": "rrhf,slic_hf,dpo,ipo,cpo,orpo,r_dpo,simpo,sft,lpo,colpo",
-        "data": "base,mixed,noisy:0.1,noisy:0.2,noisy:0.3",
+        "data": "base,mixed,noisy:0.1,noisy:0.2,noisy:0.3,graded:0-0.4,best_of:4",
         "pairs": None,
         "steps_per_trajectory": None,
         "seeds": 5,

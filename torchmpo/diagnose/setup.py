@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
+from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.preferences import parse_kind
 from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
@@ -81,7 +81,8 @@ class Setup:
                 with _blame(name):
                     rehearse(objective, grids[name], testbed)
             pools = 1 + config.seeds * config.data_per_seed
-            check_space(testbed.pool, config.cache_dir, pools=pools)
+            data_pools = [testbed.data_pool for testbed in testbeds.values()]
+            check_space(data_pools, config.cache_dir, pools=pools)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
@@ -95,11 +96,13 @@ def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:
         other = taken.setdefault(cell_path(Path(), loss, ""), loss)
         if other != loss:
             raise UserError(f"losses: {other} and {loss} would share a file of results; rename one")
-    same: dict[tuple, str] = {}
+    same: dict[Kind, str] = {}
+    files: dict[Path, str] = {}
     for kind in kinds:
-        name, _, number = kind.partition(":")
-        if (other := same.setdefault((name, number and float(number)), kind)) != kind:
+        if (other := same.setdefault(parse_kind(kind), kind)) != kind:
             raise UserError(f"data: {other} and {kind} are the same; name one of them")
+        if (other := files.setdefault(cell_path(Path(), "", kind), kind)) != kind:
+            raise UserError(f"data: {other} and {kind} would share files of results; rename one")
 
 
 def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:

@@ -10,8 +10,8 @@ class EvolveConfig(TestbedSettings):
     """Settings of a run, besides those of :class:`~torchmpo.control.settings.TestbedSettings`.
 
     Args:
-        data: kinds of preference data, by commas: base, mixed, noisy:P (share of flipped labels),
-            bad_judge:ETA.
+        data: kinds of preference data, by commas, as in noisy:0.3,graded:0-0.4+votes:5; all of
+            them: python -m torchmpo.diagnose --data list.
         combine: mean or worst: what counts of the returns on several kinds of data.
         space: network (mirror losses of learned functions), closed_form (the eight numbers of
             closed_form_loss) or hyper (the hyper-parameters of the loss that warm_start names).

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
+from torchmpo.control.kinds import parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.preferences import parse_kind
 from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
@@ -88,7 +88,8 @@ class Setup:
             for rival in rivals.values():
                 rehearse(rival, [start_setting(rival)], testbed)
             pools = 1 + config.final_seeds * config.final_data_per_seed
-            check_space(testbed.pool, config.cache_dir, pools=pools)
+            data_pools = [replace(testbed, data=kind).data_pool for kind in kinds]
+            check_space(data_pools, config.cache_dir, pools=pools)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(

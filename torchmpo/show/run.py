@@ -111,7 +111,7 @@ def visits(objective: Bound, config: Mapping) -> Pairs:
         settings = TestbedSettings(**own | {"compile": False, "num_threads": 0, "cache_dir": None})
         check_sizes(settings)
         beds = [configure(settings, kind, num_threads=0) for kind in words("data", config["data"])]
-        check_space(beds[0].pool)
+        check_space([bed.data_pool for bed in beds])
         testbeds = prepare(beds)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--visit: the run's settings do not fit: {error}") from error

@@ -328,19 +328,22 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
     """Returns of both agents' trajectories, and margins of the pairs, a panel per kind of data.
 
     Args:
-        edges: of the histograms, see `torchmpo.diagnose.data_statistics.histogram_edges`.
+        edges: of the histograms of kinds that do not bring their own, see
+            `torchmpo.diagnose.data_statistics.histogram_edges`.
         kinds: title → what `torchmpo.diagnose.data_statistics.data_statistics` says.
     """
     from matplotlib.patches import Patch
 
     figure, places = panels(len(kinds), 2.6, 0.35)
-    returns, margins = (np.array(edges[name]) for name in ("return", "margin"))
-    middle = len(margins) // 2  # the edge at 0
     for (kind, entry), (x, y) in zip(kinds.items(), places, strict=True):
+        own = entry.get("edges", edges)
+        returns, margins = (np.array(own[name]) for name in ("return", "margin"))
+        middle = len(margins) // 2  # the edge at 0
         top = axes_at(figure, x, y + 1.65, 1.75, 0.62)
         low = axes_at(figure, x, y + 0.45, 1.75, 0.62)
         top.set_title(cut(kind, 22), loc="left", fontweight="bold", pad=5)
-        for agent, colour in zip(entry["agents"].values(), (RUST, BLUE), strict=True):
+        for name, agent in entry["agents"].items():
+            colour = {"original": RUST, "target": BLUE}.get(name, MUTED)
             style = {"fill": True, "color": colour, "alpha": 0.75}
             top.stairs(agent["return_counts"], returns, **style)
         counts, flipped = entry["margin_counts"], entry["flipped"]
@@ -357,7 +360,10 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
             ax.set_yticks([])
             ax.set_xlabel(label, labelpad=1, fontsize=8)
             ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
-    patches = {"original agent": RUST, "target agent": BLUE}
+    names = {name for entry in kinds.values() for name in entry["agents"]}
+    known = {"original": RUST, "target": BLUE}
+    patches = {f"{name} agent": colour for name, colour in known.items() if name in names}
+    patches |= {"other agents": MUTED} if names - known.keys() else {}
     legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
     return figure
 

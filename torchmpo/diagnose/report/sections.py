@@ -12,7 +12,7 @@ from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.critical_difference import critical_difference
 from torchmpo.diagnose.report.html import finite, fold, nested
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
-from torchmpo.diagnose.report.words import name_html
+from torchmpo.diagnose.report.words import kinds_html, name_html
 from torchmpo.runs.files import slug
 from torchmpo.statistics import average_ranks as ranked
 from torchmpo.statistics import cliques, friedman, shown
@@ -174,7 +174,7 @@ def data(run: Run) -> Section:
         return "Data", note, ""
     edges = run.statistics["edges"]
     figure = _draw(run, "data", "Returns in the data", figures.data, edges, kinds)
-    return "Data", note, figure + tables.data_kinds(run)
+    return "Data", note, kinds_html(run) + figure + tables.data_kinds(run)
 
 
 def settings(run: Run) -> Section:

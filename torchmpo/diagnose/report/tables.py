@@ -174,11 +174,21 @@ def agents(run: Run) -> str:
 def data_kinds(run: Run) -> str:
     """What each kind of data consists of, and whose trajectories."""
     pairs, rows = [], []
+    voted = any("agreement" in entry for entry in described(run).values())
+    kinds = dict.fromkeys(k for entry in described(run).values() for k in entry["pair_kinds"])
     for kind, entry in described(run).items():
         name = f'<th scope="row">{name_html(kind)}</th>'
-        shares = [entry["flipped"], *entry["pair_kinds"].values(), entry["target_chosen"]]
+        shares = [entry["pair_kinds"].get(k) for k in kinds]
+        shares = [
+            entry["flipped"],
+            *shares,
+            entry["target_chosen"],
+            *[entry.get("agreement")] * voted,
+        ]
         cells = [cell(number(entry["pairs"]), entry["pairs"], "number")]
         cells += [cell(_percent(x), x, "number") for x in shares]
+        imitated = entry.get("chosen_return")
+        cells += [cell(number(imitated), imitated, "number")]
         pairs.append(name + "".join([*cells, *_spread(entry["margin"])]))
         for agent, of in entry["agents"].items():
             lengths = [of["length"][key] for key in ("lowest", "mean")]
@@ -189,17 +199,17 @@ def data_kinds(run: Run) -> str:
             rows.append(name + "".join(cells))
     if not pairs:
         return ""
-    kinds = next(iter(described(run).values()))["pair_kinds"]
     spread = ["#mean", "#s.d.", "#5 %", "#median", "#95 %"]
     of_pairs = ["data", "#pairs", "#flipped", *(f"#{escape(kind)}" for kind in kinds)]
-    of_pairs += ["#target’s chosen", *spread]
+    of_pairs += ["#target’s chosen", *["#votes for the chosen"] * voted]
+    of_pairs += ["#chosen return", *spread]
     of_agents = ["data", "agent", "#trajectories", *spread]
     of_agents += ["#shortest", "#mean length", "#terminated"]
     return table(
         of_pairs,
         pairs,
-        "Pairs: flipped labels, whose trajectories are compared, and by how much the chosen "
-        "return is the higher",
+        "Pairs: flipped labels, whose trajectories are compared, the mean return of the chosen "
+        "side, and by how much it is the higher",
     ) + table(of_agents, rows, "Trajectories in the pairs: returns, and lengths in steps")
 
 

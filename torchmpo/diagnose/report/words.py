@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 
+from torchmpo.control.kinds import describe
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import finite, interval, number
+from torchmpo.runs.errors import UserError
 from torchmpo.statistics import least_shown
 
 TASKS = {"tla": "the three-legged ant", "ant": "Ant", "hopper": "Hopper"}
@@ -45,7 +48,9 @@ def protocol(run: Run) -> str:
     """What was done, in a sentence or two."""
     rows, config = list(run.rows.values()), run.config
     used = {key: run.board.get(key, config.get(key)) for key in ("pairs", "start")}
-    pairs = f", {number(used['pairs'])} pairs each" if finite(used["pairs"]) else ""
+    known = run.statistics.get("kinds", {})
+    sizes = [known[kind]["pairs"] for kind in run.kinds if kind in known] or [used["pairs"]]
+    pairs = f", {span(sizes)} pairs each" if all(map(finite, sizes)) else ""
     epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
@@ -140,6 +145,8 @@ def findings(run: Run) -> list[str]:
             told = f"of every loss but {named} a better one is shown"
         lines.append(f"<b>All data together:</b> {told}.")
     lines += _few(run)
+    if ends := imitation(run):
+        lines.append(ends)
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
     # Where there is no interval, there is only the mean to go by.
     tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
@@ -194,6 +201,30 @@ def _clamped(run: Run) -> dict[tuple[str, str], float]:
         values = [share for seed in seeds for share in seed or [] if finite(share)]
         shares[key] = sum(values) / len(values) if values else 0.0
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def imitation(run: Run) -> str:
+    """Where a policy would end that imitates the chosen side perfectly, on each kind of data."""
+    ends = []
+    for kind in run.kinds:
+        value = run.statistics.get("kinds", {}).get(kind, {}).get("chosen_return")
+        if finite(value):
+            low, high = (run.board["anchors"][agent]["mean"] for agent in ("original", "target"))
+            scored = f" ({number((value - low) / (high - low), 2)})" if run.scaled else ""
+            ends.append(f"{number(value)}{scored} on {escape(kind)}")
+    if not ends:
+        return ""
+    return f"<b>Imitation alone</b> of what is chosen would return {listed(ends, 12)}."
+
+
+def kinds_html(run: Run) -> str:
+    """What the kinds of data mean, a line for each of their parts."""
+    parts: dict[str, str] = {}
+    for kind in run.kinds:
+        with suppress(UserError):  # of a version that knew other kinds
+            parts |= dict(describe(kind))
+    lines = [f"<dt>{name_html(part)}</dt><dd>{escape(line)}</dd>" for part, line in parts.items()]
+    return f"<dl>{''.join(lines)}</dl>" * bool(lines)
 
 
 def name_html(name: str) -> str:

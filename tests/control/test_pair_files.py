@@ -1,0 +1,199 @@
+"""Pairs of one's own: from lists, from files, and refused in a line."""
+
+import numpy as np
+import pytest
+import torch
+
+from torchmpo.control.inner_loop import InnerConfig
+from torchmpo.control.pair_files import read_pair_file
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.testbed import TestbedConfig, prepare, prepare_fresh
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.errors import UserError
+
+
+def trajectory(steps, seed, *, observations=27, actions=8):
+    draw = np.random.default_rng(seed)
+    return {
+        "observation": draw.normal(size=(steps, observations)),
+        "action": draw.uniform(-1, 1, size=(steps, actions)).tolist(),
+        "rewards": torch.arange(steps, dtype=torch.float32),
+    }
+
+
+TRAJECTORIES = [trajectory(steps, seed) for seed, steps in enumerate((5, 3, 7, 4))]
+PAIRS = [(2, 1), (0, 3), (1, 0), (3, 2)]  # the last two prefer the lower return
+
+
+def made(**settings):
+    return PreferenceDataset.from_trajectories(TRAJECTORIES, PAIRS, **settings)
+
+
+def test_lists_become_padded_arrays():
+    data = made(preference_probs=[0.9, 0.5, 1, 0.25])
+    assert data.observation.shape == (4, 7, 27)
+    assert (data.observation.dtype, data.lengths.dtype) == (torch.float32, torch.int64)
+    assert data.lengths.tolist() == [5, 3, 7, 4]
+    assert data.returns.tolist() == [10.0, 3.0, 21.0, 6.0]
+    assert torch.equal(data.action[1, :3], torch.tensor(TRAJECTORIES[1]["action"]))
+    assert data.action[1, 3:].eq(0).all()
+    assert (data.chosen.tolist(), data.rejected.tolist()) == ([2, 0, 1, 3], [1, 3, 0, 2])
+    assert data.preference_probs.tolist() == pytest.approx([0.9, 0.5, 1.0, 0.25])
+    given = [{**TRAJECTORIES[0], "return": 4}, TRAJECTORIES[1]]
+    del given[0]["rewards"]
+    assert PreferenceDataset.from_trajectories(given, [(0, 1)]).returns.tolist() == [4.0, 3.0]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+@pytest.mark.parametrize("probs", [None, [0.9, 0.5, 1.0, 0.25]])
+def test_a_file_gives_back_what_was_written(tmp_path, suffix, probs):
+    data = made(preference_probs=probs)
+    data.save(tmp_path / f"own.{suffix}")
+    read = read_pair_file(str(tmp_path / f"own.{suffix}"))
+    assert read.keys() == {f for f, v in vars(data).items() if v is not None}
+    assert all(torch.equal(read[name], getattr(data, name)) for name in read)
+
+
+def with_(index, **changes):
+    return [t | changes if i == index else t for i, t in enumerate(TRAJECTORIES)]
+
+
+NAN = np.array(TRAJECTORIES[2]["observation"])
+NAN[4, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "pairs", "message"),
+    [
+        ([], PAIRS, "there are no trajectories"),
+        (TRAJECTORIES, [], "pairs must be"),
+        (TRAJECTORIES, [(0, 1, 2)], "pairs must be"),
+        (TRAJECTORIES, [(0, 4)], "rejected must name trajectories, from 0 to 3"),
+        (TRAJECTORIES, [(-1, 0)], "chosen must name trajectories"),
+        (TRAJECTORIES, [(0, 1), (2, 2)], "pair 1 compares a trajectory with itself"),
+        (TRAJECTORIES, [(0.5, 1.0)], "chosen must be whole numbers"),
+        ([{"action": [[1.0]]}], PAIRS, "trajectory 0 has no observation"),
+        (with_(1, action=[[0.0] * 8]), PAIRS, "trajectory 1 has unequal lengths"),
+        (with_(1, rewards=[1.0]), PAIRS, "trajectory 1 has unequal lengths"),
+        (with_(2, observation=NAN), PAIRS, "observation of trajectory 2 is not finite at step 4"),
+        (with_(3, rewards=[1.0, np.inf, 0, 0]), PAIRS, "return of trajectory 3 must be a finite"),
+        (with_(1, observation=np.zeros(3)), PAIRS, r"observation of trajectory 1 must be \[time"),
+        (with_(1, observation=np.zeros((3, 5))), PAIRS, "has 5 numbers a step, the first traj"),
+        (with_(1, observation=[[1, 2], [3]]), PAIRS, "observation of trajectory 1 is not an array"),
+        (with_(1, action=np.full((3, 8), "x")), PAIRS, "action of trajectory 1 is not an array"),
+        ([{k: v for k, v in t.items() if k != "rewards"} for t in TRAJECTORIES], PAIRS, "neither"),
+    ],
+)
+def test_what_is_wrong_with_lists_is_one_line(trajectories, pairs, message):
+    with pytest.raises(UserError, match=message) as error:
+        PreferenceDataset.from_trajectories(trajectories, pairs)
+    assert "\n" not in str(error.value)
+
+
+def test_probabilities_are_checked():
+    with pytest.raises(UserError, match="must be between 0 and 1"):
+        made(preference_probs=[0.9, 0.5, 1.1, 0.2])
+    with pytest.raises(UserError, match="preference_probs has 1 pairs, but chosen has 4"):
+        made(preference_probs=[0.9])
+
+
+def arrays():
+    return {name: value.numpy() for name, value in vars(made()).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": None}, "lengths missing"),
+        ({"reward": np.zeros(4)}, "reward: there is no array of such a name"),
+        ({"lengths": np.array([5.0, 3, 7, 4])}, "lengths must be whole numbers"),
+        ({"returns": np.zeros(4, complex)}, "returns must be real numbers"),
+        ({"returns": np.zeros(3)}, r"returns is of \(3,\), but observation of \(4, 7\)"),
+        ({"lengths": np.array([5, 3, 8, 4])}, "lengths must be between 1 and 7"),
+        ({"lengths": np.array([0, 3, 7, 4])}, "lengths must be between 1 and 7"),
+        ({"action": np.zeros((4, 8))}, "action must have 3 dimensions"),
+        ({"rejected": np.array([1])}, "rejected has 1 pairs"),
+        ({"returns": np.array([0, np.nan, 1, 2])}, "returns must be finite"),
+        ({"chosen": np.array([], dtype=int)}, "chosen must have 1 dimensions"),
+        ({"returns": np.array(["a"] * 4, dtype=object)}, "is not a readable file of pairs"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path, change, message):
+    path = tmp_path / "own.npz"
+    np.savez(path, **{n: v for n, v in (arrays() | change).items() if v is not None})
+    with pytest.raises(UserError, match=message) as error:
+        read_pair_file(str(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["own.npz", "own.safetensors"])
+def test_a_file_that_is_none_is_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not at all")
+    with pytest.raises(UserError, match="is not a readable file of pairs"):
+        read_pair_file(str(tmp_path / name))
+
+
+def test_nothing_is_read_past_the_end_of_a_trajectory(tmp_path):
+    later = arrays()
+    later["observation"] = later["observation"].copy()
+    later["observation"][1, 3:] = np.nan  # its length is 3
+    np.savez(tmp_path / "own.npz", **later)
+    assert torch.equal(read_pair_file(str(tmp_path / "own.npz"))["observation"], made().observation)
+
+
+def test_a_dataset_is_saved_under_a_known_suffix(tmp_path):
+    with pytest.raises(UserError, match=r"a file of pairs ends in \.npz or \.safetensors"):
+        made().save(tmp_path / "own.pt")
+
+
+# --- a file as a kind of data
+
+
+def bed_of(path, modifiers=""):
+    inner = InnerConfig(epochs=1, compile=False, steps_per_trajectory=2)
+    pool = PoolConfig(pairs=4, max_steps=7)
+    return TestbedConfig(pool=pool, data=f"{path}{modifiers}", inner=inner, num_threads=1)
+
+
+def test_training_on_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "none"))
+    path = tmp_path / "own+mine.npz"
+    made(preference_probs=[0.9, 0.5, 1.0, 0.25]).save(path)
+    bed, rejudged, flipped = prepare(
+        [bed_of(path), bed_of(path, "+bad_judge:0"), bed_of(path, "+noisy:1")]
+    )
+    assert bed.dataset.chosen.tolist() == [2, 0, 1, 3]  # the file's labels, right or wrong
+    assert bed.dataset.preference_probs.tolist() == pytest.approx([0.9, 0.5, 1.0, 0.25])
+    assert rejudged.dataset.chosen.tolist() == [2, 0, 0, 2]  # by return
+    assert rejudged.dataset.preference_probs is None
+    assert flipped.dataset.rejected.tolist() == [2, 0, 1, 3]
+    params = bed.train(resolve("soft_label_dpo"), {}, 1, 0)
+    assert all(value.isfinite().all() for value in params.values())
+    [again] = prepare_fresh([bed], 5)
+    assert torch.equal(again.dataset.chosen, bed.dataset.chosen)
+    assert not (tmp_path / "none").exists()  # no pool was built
+
+
+def test_another_content_is_other_data(tmp_path):
+    path = tmp_path / "own.npz"
+    made().save(path)
+    before = bed_of(path).data_pool.key()
+    made(preference_probs=[1, 1, 1, 0]).save(path)
+    assert bed_of(path).data_pool.key() != before
+
+
+def test_pairs_of_another_robot_are_refused(tmp_path):
+    path = tmp_path / "own.safetensors"
+    own = [trajectory(3, seed, observations=17, actions=6) for seed in range(2)]
+    PreferenceDataset.from_trajectories(own, [(0, 1), (1, 0)]).save(path)
+    with pytest.raises(UserError, match=r"observations of 17 and actions of 6.*have 27 and 8"):
+        prepare([bed_of(path)])
+
+
+def test_too_few_pairs_are_refused(tmp_path):
+    path = tmp_path / "own.npz"
+    PreferenceDataset.from_trajectories(TRAJECTORIES, [(0, 1)]).save(path)
+    with pytest.raises(UserError, match="has 1 pairs, fewer than one minibatch of 2"):
+        prepare([bed_of(path)])
