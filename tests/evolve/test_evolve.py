@@ -419,7 +419,8 @@ def test_a_search_can_be_made_longer(capsys, trials):
     """With null, rivals have as many trainings as the search, so they are tuned anew."""
     folder = "it's a run, longer"
     small = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
-    small += ["--rivals=orpo", f"--rival_trials={trials}", "--population=2", "--out"]
+    small += ["--rivals=orpo", f"--rival_trials={trials}", "--population=2"]
+    small += ["--learning_rate=1e-3", "--out"]
     assert main([*small, "whole", "--generations", "3"]) == 0
     assert main([*small, folder, "--generations", "1"]) == 0
     capsys.readouterr()
@@ -605,6 +606,7 @@ def test_a_run_of_before_there_were_these_settings_goes_on(no_run):
     for name in OLDER:
         del config[name]
     Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    Path("run/made_of.json").unlink()  # which such a run has not either
     assert main(["--out", "run", "--resume"]) == 0
     resumed = asdict(no_run[-1][0].config)
     assert {name: resumed[name] for name in OLDER} == OLDER

@@ -217,7 +217,7 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
 
     def configured(settings, kind, num_threads):
         asked.update(vars(settings) | {"data": kind, "num_threads": num_threads})
-        return SimpleNamespace(pool=None)
+        return SimpleNamespace(data_pool=None)
 
     class Sample:
         def mean_logps(self, policy, params):

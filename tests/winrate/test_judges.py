@@ -327,7 +327,9 @@ def test_what_ones_own_judge_raises_is_told(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "odd_judges.py").write_text("def judge(p, a, b):\n    return p.answers\n")
     (tmp_path / "bad_judges.py").write_text("judge = 1 / 0\n")
-    with pytest.raises(UserError, match=r"odd_judges:judge: AttributeError: .*judges.py, line 2\)"):
+    with pytest.raises(
+        UserError, match=r"odd_judges:judge raised AttributeError: .*judges.py, line 2\)"
+    ):
         resolve_judge("odd_judges:judge")(["p"], ["a"], ["b"])
     with pytest.raises(UserError, match=r"bad_judges:judge: ZeroDivisionError: .*, line 1\)"):
         resolve_judge("bad_judges:judge")

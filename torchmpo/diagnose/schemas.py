@@ -86,19 +86,17 @@ _Agent = TypedDict(
 )
 
 
-class _Agents(TypedDict):
-    original: _Agent
-    target: _Agent
-
-
 class _Kind(TypedDict):
     pairs: int
     pair_kinds: dict[str, Share]
     target_chosen: Share
     flipped: Share
+    chosen_return: NotRequired[FiniteFloat]
     margin: _Summary
     margin_counts: Counts
-    agents: _Agents
+    agents: Annotated[dict[str, _Agent], Field(min_length=1)]
+    agreement: NotRequired[Share]
+    edges: NotRequired[dict[str, Row]]
 
 
 class _Statistics(TypedDict):
@@ -108,13 +106,15 @@ class _Statistics(TypedDict):
 
 def _counted(found: dict[str, Any]) -> dict[str, Any]:
     """Refuse histograms that do not have a bin between two edges, and other kinds of pairs."""
-    bins = {name: len(edges) - 1 for name, edges in found["edges"].items()}
     for kind in found["kinds"].values():
+        edges = kind.get("edges", found["edges"])
+        bins = {name: len(values) - 1 for name, values in edges.items()}
         counts = [("margin", kind["margin_counts"])]
         counts += [("return", agent["return_counts"]) for agent in kind["agents"].values()]
         if any(len(values) != bins.get(name) for name, values in counts):
             raise ValueError("histograms without their edges")
-        if kind["pair_kinds"].keys() != {*PAIR_KINDS}:
+        # Trajectories of others than the two agents have edges of their own and no kinds of pairs.
+        if kind["pair_kinds"].keys() != ({*PAIR_KINDS} if "edges" not in kind else set()):
             raise ValueError(f"the kinds of pairs are {', '.join(PAIR_KINDS)}")
     return found
 

@@ -25,12 +25,14 @@ from torchmpo.evolve.comparison import (
     tune_over,
     tune_rival,
 )
-from torchmpo.evolve.extension import forget_the_old_end
+from torchmpo.evolve.extension import check_longer, forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers
 from torchmpo.evolve.progress import Progress
 from torchmpo.evolve.records import (
+    check_records,
+    fingerprints,
     read_comparison,
     read_learning_rate,
     read_rivals,
@@ -49,7 +51,15 @@ from torchmpo.runs.seeding import derive_seed
 from torchmpo.statistics import compare as paired_differences
 from torchmpo.statistics import table, verdict
 
+__all__ = ["check", "explore", "fingerprints", "prepare", "run"]
+
 prepare = Setup.of
+
+
+def check(setup: Setup, out: Path) -> None:
+    """Refuse a folder with which the run could not go on, before anything is written there."""
+    check_records(setup, out)
+    check_longer(setup, out)
 
 
 def run(setup: Setup, out: Path) -> None:

@@ -113,10 +113,10 @@ class Objective:
         self._optional = frozenset(p.name for p in inputs if p.default is None)
         self.inputs = frozenset(self._inputs)
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
-        library = {LOSSES[coupled] for coupled in COUPLED}
-        self.coupled = getattr(self.source, "coupled", False) or any(
-            loss in library for loss in _made_of(self.source)
-        )
+        # By identity: a callable of one's own may have no hash.
+        parts = _made_of(self.source)
+        coupled = any(part is LOSSES[name] for part in parts for name in COUPLED)
+        self.coupled = coupled or getattr(self.source, "coupled", False)
         self._try()
 
     def _try(self) -> None:

@@ -111,12 +111,12 @@ class OptionParser(ArgumentParser):
         """The content of a file; whether a run goes on, and where, is not for a file to say."""
         try:
             check_yaml(content)
-            with suppress(yaml.YAMLError):  # which is told below
-                if not isinstance(yaml.safe_load(content), dict):
-                    some = "settings such as  seed: 0"
-                    raise UserError(f"the file must have {some}; it has {content.strip()!r}")
         except ValueError as error:
             raise UserError(f"--config: {one_line(error)}") from error
+        with suppress(yaml.YAMLError):  # which is told below
+            if not isinstance(yaml.safe_load(content), dict):
+                some = "settings such as  seed: 0"
+                raise UserError(f"--config: the file must have {some}; it has {content.strip()!r}")
         namespace = super().parse_string(content, *args, **kwargs)
         self.refuse_unknown(namespace.keys())
         for name in ("out", "resume", "trust"):

@@ -142,7 +142,7 @@ def least_shown(seeds: int, losses: int) -> float:
         losses: compared with each other, two or more.
 
     >>> [round(least_shown(seeds, 11), 1) for seeds in (5, 10, 20)]
-    [8.9, 4.9, 4.0]
+    [8.8, 4.8, 3.9]
     """
     pairs = losses * (losses - 1) // 2
     return float(student.isf(LEVEL / 2 / pairs, seeds - 1))
