@@ -127,8 +127,11 @@ def test_a_card_that_is_none(learned, content, kind):
         ({"loss": "simpo", "hyper": {"beta": None}}, "beta is a NoneType, not a number"),
         ({"loss": "simpo", "hyper": {"beta": [1.0]}}, "beta is a list, not a number"),
         ({"loss": "simpo", "hyper": {"beta": {"a": 1}}}, "beta is a dict, not a number"),
-        ({"loss": "simpo", "hyper": {"beta": math.nan}}, "beta is nan, which is not finite"),
-        ({"loss": "simpo", "hyper": {"beta": math.inf}}, "beta is inf, which is not finite"),
+        ({"loss": "simpo", "hyper": {"beta": math.nan}}, "beta is nan, which is no number"),
+        (
+            {"loss": "simpo", "hyper": {"beta": math.inf}},
+            "beta must be positive and finite; got inf",
+        ),
         ({"loss": "simpo", "hyper": {"beta": 10**400}}, ""),
         ({"loss": "simpo", "hyper": {"beta": 1e308}}, "not finite"),
         ({"loss": "simpo", "hyper": {"beta": -1.0}}, "beta must be positive"),
@@ -179,3 +182,9 @@ def test_what_the_library_has_is_sound():
         resolve(DISCOVERED / name)
     for loss in LOSSES.values():
         check_finite(Objective(loss))
+
+
+def test_an_infinite_threshold_is_saved_and_loaded(tmp_path):
+    objective = resolve("colpo", threshold=math.inf)
+    objective.save(tmp_path / "mine", {"name": "mine"})
+    assert resolve(tmp_path / "mine").hyper["threshold"] == math.inf

@@ -23,6 +23,7 @@ from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.schemas import Anchors, Statistics
 from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.suite import anchors, run_cell
+from torchmpo.objectives.resolve import is_own
 from torchmpo.runs.command import duration
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
@@ -139,7 +140,7 @@ def _cells(
                 cell = _cell(setup, testbeds[kind], loss, done, own)
             except Exception as error:
                 raised = isinstance(error, OwnCodeRaised)
-                if ":" not in loss or (isinstance(error, UserError) and not raised):
+                if not is_own(loss) or (isinstance(error, UserError) and not raised):
                     raise  # a loss of this package: a bug of ours
                 failures.append(f"{loss} on {kind}: {where((raised and error.__cause__) or error)}")
                 bar.write(f"error: {failures[-1]}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """From the settings of a diagnosis to its parts, checked before anything is computed."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ from torchmpo.diagnose.cells import cell_path
 from torchmpo.diagnose.settings import DiagnoseConfig
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
-from torchmpo.objectives.resolve import resolve
+from torchmpo.objectives.resolve import is_own, resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.own_code import OwnCodeRaised, own_code_raised
@@ -117,7 +118,9 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
             if not (isinstance(settings, list) and len({frozenset(s) for s in settings}) == 1):
                 raise ValueError(f"{name}: give a list of settings with the same keys")
             # YAML takes 1e-3, without a point, for a word.
-            found[str(name)] = [{key: float(s[key]) for key in settings[0]} for s in settings]
+            found[str(name)] = own = [{key: float(s[key]) for key in settings[0]} for s in settings]
+            if not all(math.isfinite(value) for setting in own for value in setting.values()):
+                raise ValueError(f"{name}: a number of a setting is not finite")
     except (OSError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--grid: {path} is not a file of trials: {reason}") from error
@@ -144,8 +147,8 @@ def _blame(loss: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        if isinstance(error, ValueError) and (":" not in loss or loss in str(error)):
+        if isinstance(error, ValueError) and (not is_own(loss) or loss in str(error)):
             raise  # says what is wrong with the settings
-        if ":" not in loss:
+        if not is_own(loss):
             raise  # a loss of this package: a bug of ours
         raise own_code_raised(loss, error) from error

@@ -20,6 +20,8 @@ def check_longer(setup: Setup, out: Path) -> None:
         UserError: the learning rate was tuned with trials whose number follows from the length.
     """
     config, path = setup.config, out / "learning_rate.json"
+    if not _is_longer(setup, out):
+        return
     if config.learning_rate is None and config.rival_trials is None and path.exists():
         found = read_json(path)
         tried = found.get("trials") if isinstance(found, dict) else None
@@ -33,10 +35,17 @@ def check_longer(setup: Setup, out: Path) -> None:
 
 def forget_the_old_end(setup: Setup, out: Path) -> None:
     """Remove what was made at the end of a shorter search, if ``out`` has one."""
-    checkpoint = load_checkpoint(out / "checkpoints")
-    last = checkpoint.info[-1] if checkpoint is not None else None
-    if last is None or last["mean"] is not None or last["generation"] >= setup.search.generations:
+    if not _is_longer(setup, out):
         return
     (out / "comparison.json").unlink(missing_ok=True)
     if setup.config.rival_trials is None:
         (out / "rivals.json").unlink(missing_ok=True)
+
+
+def _is_longer(setup: Setup, out: Path) -> bool:
+    """Whether ``out`` has a search that ended before this one does."""
+    checkpoint = load_checkpoint(out / "checkpoints")
+    last = checkpoint.info[-1] if checkpoint is not None else None
+    if last is None or last["mean"] is not None:
+        return False
+    return last["generation"] < setup.search.generations

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from torchmpo.control.grids import RATE
+from torchmpo.control.rollouts import FileRows
 from torchmpo.evolve.setup import Setup
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable
@@ -97,7 +98,8 @@ def fingerprints(setup: Setup) -> dict[str, str | None]:
     named: dict[str, Any] = dict(setup.rivals)
     if setup.config.warm_start is not None:
         named[setup.config.warm_start] = setup.space.objective
-    found: dict[str, str | None] = {}
+    files = (bed.data_pool.rollouts for bed in setup.testbeds)
+    found: dict[str, str | None] = {f.path: f.digest for f in files if isinstance(f, FileRows)}
     for name, objective in named.items():
         if is_own(name) or Path(name).is_dir():
             try:

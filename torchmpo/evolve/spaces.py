@@ -149,7 +149,7 @@ class CoefficientSpace:
         start = float(self.objective.hyper[name])
         if not log:
             value = start + (high - low) * theta
-        elif start > 0:
+        elif start != 0:
             value = start * torch.exp(GAIN * theta)
         else:
             value = (low * high) ** 0.5 * torch.relu(GAIN * theta)
@@ -287,7 +287,9 @@ def _closed_form(start: str | None) -> CoefficientSpace:
 
 def _hyper(start: str | None) -> CoefficientSpace:
     if start is None:
-        raise UserError("--space hyper needs --start: the loss whose hyper-parameters are searched")
+        raise UserError(
+            "--space hyper needs --warm_start: the loss whose hyper-parameters are searched"
+        )
     named = start in LOSSES or (is_sum(start) and not Path(start).is_dir())
     objective = resolve(start) if named else _saved(start, nearest(start, LOSSES))
     if not isinstance(objective, Objective):

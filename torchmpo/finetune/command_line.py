@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from torchmpo.finetune.data import PreferenceData
 from torchmpo.finetune.inspect import show_pair
+from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import is_adapted
 from torchmpo.finetune.module import PreferenceModule
@@ -217,7 +218,9 @@ class Inspect(CommandLine):
     def instantiate_classes(self):
         """Data only: no model is loaded."""
         settings = self.config.data.as_dict()
-        settings["tokenizer"] = settings["tokenizer"] or self.config.model.model
+        model = self.config.model
+        if settings["tokenizer"] is None:
+            settings["tokenizer"] = load_tokenizer(model.model, revision=model.revision)
         data, split = PreferenceData(**settings), self.config.split
         if split not in data.sources:
             raise UserError(f"unknown split {split!r}: {nearest(split, data.sources)}")

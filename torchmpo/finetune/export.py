@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.cloud_io import _load
 
+from torchmpo.finetune.chat_template import with_template
 from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.models import LoraSettings, export_merged, is_adapted
 from torchmpo.finetune.module import PreferenceModule
@@ -47,8 +48,13 @@ def export_checkpoint(
         raise UserError(f"{checkpoint} is not a checkpoint that can be read") from error
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"], strict=False)
-    source = (settings.get("data") or {}).get("tokenizer") or settings["model"]["model"]
-    tokenizer = load_tokenizer(source, revision=module.revision)
+    data = settings.get("data") or {}
+    if own := data.get("tokenizer"):
+        tokenizer = load_tokenizer(own)
+    else:
+        tokenizer = load_tokenizer(settings["model"]["model"], revision=module.revision)
+    if data.get("chat_template") is not None:
+        tokenizer = with_template(tokenizer, data["chat_template"])
     if not is_adapted(module.policy.model):
         module.save(folder, tokenizer)
         return 0.0

@@ -57,6 +57,8 @@ def load_model(
         raise UserError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     transformers = _transformers()
     if (Path(model) / "adapter_config.json").is_file():
+        if revision is not None:
+            raise UserError(f"{model} is an adapter, which has its base's revision: leave it out")
         return load_adapter(
             model,
             dtype=dtype,

@@ -5,6 +5,7 @@ only, so that a card can be published as it is.
 """
 
 import inspect
+import json
 import re
 import shlex
 import textwrap
@@ -72,6 +73,8 @@ def next_command(folder: Path, data: Any) -> str:
     given = f"--model {shlex.quote(str(folder))} --prompts PROMPTS.json"
     if not data.chat and data.tokenizer.chat_template:
         given += " --format text"  # as the pairs were
+    if data.chat and data.chat_template_kwargs:
+        given += f" --chat_template_kwargs {shlex.quote(json.dumps(data.chat_template_kwargs))}"
     return f"next: python -m torchmpo.generate {given} --out {shlex.quote(str(folder))}_answers"
 
 

@@ -5,11 +5,8 @@ a resumed run would be neither the old one nor a new one. How a step is divided 
 and processes may change, and so may all that concerns the learning rate and the end of the run.
 """
 
-import ast
 import hashlib
-import inspect
 from collections.abc import Iterable
-from textwrap import dedent
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor
 from torchmpo.finetune.loading import of_adapter, plain_name
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.fingerprint import Unknowable, fingerprint
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 
@@ -91,9 +89,9 @@ def loss_digest(objective: Objective | MirrorObjective) -> str:
     elif objective.source in LOSSES.values():
         return ""
     else:
-        try:  # without comments and spaces
-            text = ast.unparse(ast.parse(dedent(inspect.getsource(objective.source))))
-        except (OSError, TypeError, SyntaxError):  # typed in, or a part of a line
+        try:
+            text = fingerprint(objective.function)
+        except Unknowable:  # typed in, or of a compiled module
             return ""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

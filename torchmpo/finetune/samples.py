@@ -134,10 +134,11 @@ class Samples(Callback):
 
     def _answers(self, trainer: Any, module: Any, folder: Path) -> None:
         step = trainer.global_step
-        tokenizer = trainer.datamodule.tokenizer
-        chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
+        data = trainer.datamodule
+        tokenizer = data.tokenizer
+        chat = data.chat if self.chat is None else self.chat
         texts = [(Message("user", p),) if chat else p for p in self.prompts]
-        encoded = [encode_prompt(text, tokenizer) for text in texts]
+        encoded = [encode_prompt(text, tokenizer, data.chat_template_kwargs) for text in texts]
         writer = AnswerWriter(module.policy.model, tokenizer, self.sampling)
         writer.check(encoded)
         written: dict[int, Any] = {}

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import NonNegativeInt
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from torchmpo.finetune.answers import Answer, Sampling
 from torchmpo.generate.settings import FORMATS, GenerateConfig
@@ -119,15 +121,28 @@ def _save(prompts: Sequence[Row], answers: dict[int, Answer], out: Path) -> None
     write_atomic(out / PARTIAL, json.dumps(rows, ensure_ascii=False) + "\n")
 
 
+class _Partial(TypedDict):
+    row: NonNegativeInt
+    instruction: str
+    text: str
+    finish_reason: str
+
+
+class _Finished(TypedDict):
+    instruction: str
+    output: str
+    finish_reason: str
+
+
 def _answered(prompts: Sequence[Row], out: Path) -> dict[int, Answer]:
     """The answers in a folder, by row."""
     path, finished = out / PARTIAL, out / OUTPUTS
     if path.exists():
-        rows = read_json(path)
+        rows = read_json(path, list[_Partial])
     elif finished.exists():
         rows = [
             {"row": row, "text": answer["output"], **answer}
-            for row, answer in enumerate(read_json(finished))
+            for row, answer in enumerate(read_json(finished, list[_Finished]))
         ]
     else:
         return {}

@@ -1,6 +1,7 @@
 """The settings of ``python -m torchmpo.generate``."""
 
 from dataclasses import dataclass
+from typing import Any
 
 FORMATS = ("auto", "chat", "text")
 
@@ -16,6 +17,8 @@ class GenerateConfig:
         format: chat puts a prompt into the model's chat template, text gives it as it is; auto is
             chat where the model has a template.
         system: a system message before each prompt.
+        chat_template_kwargs: variables of the chat template, as in training:
+            {enable_thinking: false}.
         max_new_tokens: longest answer, in tokens; a longer one is cut.
         temperature: 0 takes the likeliest token, 1 draws as the model predicts.
         top_p: draw among the likeliest tokens that together have this probability.
@@ -34,6 +37,7 @@ class GenerateConfig:
     name: str | None = None
     format: str = "auto"
     system: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0

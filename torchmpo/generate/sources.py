@@ -3,7 +3,6 @@
 A source is called with rows, and gives each row with its answer, in any order.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,11 +10,12 @@ from typing import Any, TypeAlias
 import torch
 
 from torchmpo.finetune.answers import Answer, AnswerWriter, Sampling, batches
-from torchmpo.finetune.models import check_tokenizer, load_model, load_tokenizer
+from torchmpo.finetune.chat_template import check_variables
+from torchmpo.finetune.loading import adapter_base, check_tokenizer, load_model, load_tokenizer
 from torchmpo.finetune.pairs import Message
 from torchmpo.finetune.tokenize import encode_prompt
 from torchmpo.generate.settings import GenerateConfig
-from torchmpo.runs.errors import UserError, missing_package
+from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
 from torchmpo.winrate.endpoint import Endpoint
 
@@ -40,7 +40,9 @@ def local_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sampl
     chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
     if config.system is not None and not chat:
         raise UserError("a system message needs --format chat, and a model with a chat template")
-    encoded = [encode_prompt(_text(p, config.system, chat), tokenizer) for p in prompts]
+    variables = config.chat_template_kwargs or {}
+    check_variables(variables, tokenizer)
+    encoded = [encode_prompt(_text(p, config.system, chat), tokenizer, variables) for p in prompts]
     writer = AnswerWriter(model, tokenizer, sampling)
     writer.check(encoded)
 
@@ -99,27 +101,10 @@ def load_answering(source: str, dtype: str) -> tuple[Any, Any]:
     Raises:
         UserError: there is none, it cannot be loaded, or the two do not belong together.
     """
-    folder = Path(source)
-    if not (folder / "adapter_config.json").is_file():
-        model, tokenizer = load_model(source, dtype=dtype), load_tokenizer(source)
-    else:
-        try:
-            import peft
-        except ModuleNotFoundError as error:
-            raise missing_package(error, "llm") from error
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        base = settings.get("base_model_name_or_path")
-        if not base:
-            raise UserError(f"{source}/adapter_config.json does not name the base model")
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise UserError(f"{source} holds no adapter_model.safetensors, and no pickle is read")
-        model = peft.PeftModel.from_pretrained(load_model(base, dtype=dtype), source)  # pyright: ignore[reportCallIssue]
-        if model.active_peft_config.is_prompt_learning:
-            raise UserError(
-                f"{source} is an adapter of prompts, not of weights: it is not supported"
-            )
-        own = (folder / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(source if own else base)
+    model, folder = load_model(source, dtype=dtype), Path(source)
+    adapter = (folder / "adapter_config.json").is_file()
+    own = not adapter or (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(source if own else adapter_base(folder))
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from torchmpo.losses import COUPLED, LOSSES
-from torchmpo.losses.divergence import InDivergence
+from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.inputs import PairLogps, made_up, take
 from torchmpo.objectives.soundness import check_finite, check_hyper, read_card
 from torchmpo.runs.errors import one_line
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.json_files import parse_json
-from torchmpo.runs.own_code import own_code_raised
+from torchmpo.runs.own_code import names_code, own_code_raised
 
 
 def _source(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +82,7 @@ class Objective:
     def __init__(self, function: Callable[..., Tensor], *, name: str | None = None, **hyper: Any):
         self.function = function
         self.source = _source(function)
-        self.own = ":" in (name or "")
+        self.own = names_code(name or "")
         self.name = name or getattr(self.source, "__name__", type(function).__name__)
         if isinstance(function, nn.Module):
             raise ValueError(
@@ -205,6 +205,8 @@ class Objective:
             if "sum_of" in content:
                 function = WeightedSum({part: LOSSES[part] for part in content["sum_of"]})
             elif "divergence" in content:
+                if name not in OF_THE_MARGIN:
+                    raise ValueError(f"{name} has no divergence")
                 function = InDivergence(LOSSES[name], content["divergence"])
                 name = f"{name}@{content['divergence']}"
             else:

@@ -16,7 +16,7 @@ from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.other_tools import LOSSES_OF, known_to
 from torchmpo.objectives.weighted_sum import is_sum, parse, weighted_sum
 from torchmpo.runs.errors import nearest
-from torchmpo.runs.own_code import own_code_raised
+from torchmpo.runs.own_code import names_code, own_code_raised
 
 # What other libraries and papers call a loss of LOSSES.
 OTHER_NAMES = {
@@ -78,7 +78,7 @@ def _import_function(reference: str) -> Callable[..., Any]:
 
 def is_own(name: str) -> bool:
     """Whether a name is that of somebody's own function, ``package.module:function``."""
-    return ":" in name and name not in LOSSES and not Path(name).exists()
+    return names_code(name) and name not in LOSSES
 
 
 def _hint(name: str) -> str:

@@ -51,8 +51,8 @@ def check_hyper(hyper: Any, defaults: dict[str, Any]) -> None:
         wanted, kind = _kind(defaults.get(name, value)), _kind(value)
         if kind != wanted or kind not in ("number", "str", "bool"):
             raise ValueError(f"{name} is a {kind}, not a {wanted}")
-        if kind == "number" and not abs(value) < math.inf:
-            raise ValueError(f"{name} is {value}, which is not finite")
+        if kind == "number" and math.isnan(value):  # a threshold may be infinite
+            raise ValueError(f"{name} is {value}, which is no number")
 
 
 def _kind(value: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from torchmpo.runs import made_of
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
+from torchmpo.runs.own_code import names_code
 from torchmpo.runs.threads import wait_asleep
 
 BEFORE_ANY_WORK = ("config.yaml", made_of.FILE)  # what a folder has when a run begins
@@ -201,7 +202,9 @@ class Command:
         """Functions of the user's own that settings name, each with its setting."""
         values = {s: getattr(config, s) for s in self.code}
         named = {n: s for s, value in values.items() if value for n in words(s, value)}
-        return {n: s for n, s in named.items() if ":" in n and not Path(n).exists()}
+        if getattr(config, "endpoint", None) is not None:  # a name there is the endpoint's
+            return {}
+        return {n: s for n, s in named.items() if names_code(n)}
 
     def _refuse_code(self, config: Any, given: Mapping[str, Any], out: Path) -> None:
         """Raise UserError for code that nobody but the files of a run has named: they may have come

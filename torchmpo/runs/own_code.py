@@ -37,6 +37,16 @@ INSTEAD = {
 }
 
 
+# What may stand before a colon and is no module: tools whose names of losses `resolve` knows.
+TOOLS = ("trl", "llamafactory", "openrlhf", "liger", "oxrl")
+
+
+def names_code(name: str) -> bool:
+    """Whether a name is that of a user's own function, ``package.module:function``."""
+    tool, colon, _ = name.partition(":")
+    return bool(colon) and tool not in TOOLS and not Path(name).exists()
+
+
 class OwnCodeRaised(UserError):
     """Something that a user brings has raised; the message says what, and in which line of theirs.
 
