@@ -83,7 +83,7 @@ def logged(folder, version=0):
 
 def test_answers_and_win_rates_are_logged_and_training_stays_the_same(folder, capsys):
     (folder / "my_sample_judge.py").write_text(JUDGE)
-    callbacks = samples(judge="my_sample_judge:longer")
+    callbacks = samples(judge="my_sample_judge:longer", chat=True)
     assert main(["fit", "--config", config(folder, callbacks)]) == 0
     files = sorted((folder / "run/log/version_0/samples").iterdir())
     assert [path.name for path in files] == [f"step_00000{i}.json" for i in (0, 2, 4)]

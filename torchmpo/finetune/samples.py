@@ -56,7 +56,7 @@ class Samples(Callback):
         reference: file of answers to the same prompts.
         every_n_steps: optimizer steps from one time to the next, ≥ 1.
         count: how many of the prompts, from the first; None for all.
-        chat: whether prompts go through the chat template; by default where there is one.
+        chat: whether prompts go through the chat template; by default as the pairs do.
         max_new_tokens, temperature, seed: see :class:`torchmpo.finetune.answers.Sampling`.
         batch_size: answers written at a time.
         shown: answers that are printed each time.
