@@ -19,7 +19,8 @@ class DiagnoseConfig(TestbedSettings):
             later are those of a longer run up to rounding, which episodes amplify: the same
             distribution, not the same bits.
         data_per_seed: give each of them preference data and start states of its own, so that the
-            intervals hold for other data too; false: all have the data that settings are tuned on.
+            intervals hold for other data too (a file of pairs has no other); false: all have the
+            data that settings are tuned on.
         trials: hyper-parameter settings tried per loss and data kind; a loss with nothing to tune
             is not tuned.
         tuning_seeds: rounds of the tuning, each on another seed.

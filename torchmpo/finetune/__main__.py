@@ -133,7 +133,9 @@ def export_parser(*, of_adapter: bool = True) -> StrictParser:
     parser.add_argument("--config", help="of the checkpoint's run, where it is not beside it")
     parser.add_argument("--out", required=True, help="folder of the merged model")
     parser.add_argument(
-        "--dtype", default="auto", help="of its weights: float32, bfloat16 or auto, as the base's"
+        "--dtype",
+        default="auto",
+        help="of its weights: float32, bfloat16, float16 or auto, as the base's",
     )
     parser.add_argument("--push_to_hub", help="user/name on the hub: upload the folder")
     return parser

@@ -19,7 +19,7 @@ GROUPS = {
     },
     "model": {
         "--model.model": "folder or hub id of a causal LM, or folder of an adapter",
-        "--model.loss": "its name, package.module:function, or a discovered loss's folder (dpo)",
+        "--model.loss": "a name (trl:… too), a sum, package.module:function, or a folder (dpo)",
         "--loss": "the same, without the hyper-parameters that the configuration has for its own",
         "--model.loss_args": "hyper-parameters, such as '{beta: 0.1}'",
         "--model.lora": "adapters, such as '{r: 16, alpha: 32}'; null trains every weight",

@@ -24,7 +24,7 @@ class GenerateConfig:
         top_p: draw among the likeliest tokens that together have this probability.
         seed: of what is drawn; an answer follows from it and from its place in the file.
         batch_size: answers written at a time; with an endpoint, requests in flight.
-        dtype: of the weights, float32, bfloat16, or auto, as saved.
+        dtype: of the weights, float32, bfloat16, float16, or auto, as saved.
         device: cpu, cuda, …; by default a GPU, if there is one.
         endpoint: URL of an OpenAI-compatible server, such as http://localhost:8000/v1, in place of
             a model on this machine.

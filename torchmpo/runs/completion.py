@@ -4,7 +4,7 @@ import argparse
 
 import shtab
 
-FILES = ("config", "outputs", "reference", "gamed", "grid", "ckpt_path")
+FILES = ("config", "outputs", "reference", "gamed", "grid", "ckpt_path", "ckpt", "prompts")
 FOLDERS = ("out", "cache_dir", "adapter")
 
 
