@@ -233,7 +233,7 @@ def test_every_loss_runs_on_graded_data_votes_and_a_file(capsys):
     assert list(told) == data.split(",")
     assert "agreement" in told["own.npz"]
     page = Path("run/report.html").read_text()
-    assert "Imitation alone" in page
+    assert "What is chosen" in page
     assert "both trajectories of agents on the line" in page
     assert call("--out run --resume --data graded:0-0.4+noisy:0.2") == 0  # over a pool of before
     assert len(cells()) == 8

@@ -292,7 +292,7 @@ def test_tuning_agents_data_and_settings_are_shown(page):
 
 
 def test_imitation_and_the_kinds_are_explained(page):
-    line = "Imitation alone of what is chosen would return 2,400 (0.70) on noisy:0.3 and 2,400"
+    line = "What is chosen in the data returns 2,400 (0.70) on noisy:0.3 and 2,400"
     assert line in page.visible
     assert "every label flipped with probability P" in page.visible
 

@@ -45,7 +45,7 @@ def data_statistics(config: PoolConfig, data: PreferenceDataset) -> dict[str, An
         ``pairs``; ``pair_kinds``, the share of each in `PAIR_KINDS`; ``target_chosen``, the share
         of pairs whose chosen trajectory the target agent made; ``flipped``, the share whose chosen
         trajectory has the lower true return (equal returns are no mistake); ``chosen_return``, the
-        mean return of the chosen side, where a perfect imitation of it ends; ``margin``, the chosen
+        mean return of the chosen side, with the noise of the data's agents; ``margin``, the chosen
         return minus the rejected one, and ``margin_counts`` by `histogram_edges`; ``agents``: for
         each of `AGENTS`, of the trajectories in the pairs, each counted once, ``trajectories``,
         ``return`` with ``return_counts``, ``length`` in steps, and ``terminated``, the share that

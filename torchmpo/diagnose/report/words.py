@@ -204,7 +204,11 @@ def _clamped(run: Run) -> dict[tuple[str, str], float]:
 
 
 def imitation(run: Run) -> str:
-    """Where a policy would end that imitates the chosen side perfectly, on each kind of data."""
+    """What the chosen side returns on each kind of data.
+
+    A perfect imitation ends there if it is as noisy as the data's agents. Policies are judged by
+    their mean actions as a rule, so that imitation may end above.
+    """
     ends = []
     for kind in run.kinds:
         value = run.statistics.get("kinds", {}).get(kind, {}).get("chosen_return")
@@ -214,7 +218,10 @@ def imitation(run: Run) -> str:
             ends.append(f"{number(value)}{scored} on {escape(kind)}")
     if not ends:
         return ""
-    return f"<b>Imitation alone</b> of what is chosen would return {listed(ends, 12)}."
+    return (
+        f"<b>What is chosen</b> in the data returns {listed(ends, 12)}, with the noise that its "
+        "agents acted with. Beside it, the score of sft says what imitation alone is worth."
+    )
 
 
 def kinds_html(run: Run) -> str:
