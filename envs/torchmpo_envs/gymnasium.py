@@ -58,7 +58,7 @@ class SingleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     @property
     def data(self) -> mujoco.MjData:
-        """The robot's state as MuJoCo's data: a copy, so writing to it moves nothing."""
+        """The robot's state as MuJoCo's data, a copy, so that writing to it moves nothing."""
         return self._env.data()
 
     def reset(
@@ -140,7 +140,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def data(self) -> mujoco.MjData:
-        """The first robot's state as MuJoCo's data: a copy, so writing to it moves nothing."""
+        """The first robot's state as MuJoCo's data, a copy, so that writing to it moves nothing."""
         return self._env.data()
 
     def reset(

@@ -5,7 +5,7 @@ compared, a *modifier* who annotates them and how well. A modifier alone is a mo
 it is mostly used with: ``noisy:0.3`` is ``base+noisy:0.3``. The order of modifiers is without
 meaning: the judge's taste comes first, then its temperature or its votes, then wrong labels.
 
-:data:`PARTS` has them all; :func:`listing` prints them. Each kind needs a pool of trajectories
+``PARTS`` has them all; :func:`listing` prints them. Each kind needs a pool of trajectories
 (:mod:`torchmpo.control.pools`); kinds over one pool share its files.
 """
 

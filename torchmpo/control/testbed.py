@@ -160,7 +160,7 @@ class Testbed:
 
         Args:
             seed: one stream of minibatches for all, or one per member.
-            datasets: other data than :attr:`dataset`, one per member.
+            datasets: other data than ``dataset``, one per member.
             learning_rates, on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
         """
         init = self._initial(population, seed)

@@ -27,11 +27,8 @@ class InDivergence:
     With ``dpo`` it is :func:`torchmpo.losses.f_dpo_loss`, whose docstring lists the f'.
 
     Args:
-        loss: one of a margin against a reference (:data:`OF_THE_MARGIN` has the names).
+        loss: one of a margin against a reference (``OF_THE_MARGIN`` has the names).
         divergence: as for ``f_dpo``.
-
-    Attributes:
-        loss, divergence: as given.
 
     Raises:
         ValueError: an unknown divergence.

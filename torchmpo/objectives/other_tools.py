@@ -1,6 +1,6 @@
 """What other tools call their losses: ``resolve("trl:sigmoid_norm")`` is ours, as theirs runs.
 
-``LOSSES_OF`` has, by tool and by the tool's own name, a loss of :data:`torchmpo.losses.LOSSES` and
+``LOSSES_OF`` has, by tool and by the tool's own name, a loss of ``torchmpo.losses.LOSSES`` and
 the hyper-parameters that the tool has by default. A trainer with several losses stands before a
 dot, as in ``trl:cpo.simpo``. ``MISSING`` says of every other preference loss of these tools what it
 takes that is not here. Names and defaults are of November 2026: TRL 1.16.0, LLaMA-Factory 0.9.5,

@@ -5,6 +5,7 @@ another kind of loss than its class promises.
 """
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,6 @@ from torchmpo.objectives.inputs import PairLogps, made_up
 from torchmpo.runs.json_files import parse_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torchmpo.objectives.bound import Objective
     from torchmpo.objectives.mirror import MirrorObjective
 
@@ -26,7 +25,7 @@ TIMES = (0.0, 0.5, 1.0)  # of training
 SLACK = 1e-9  # of the range of a function: the rounding of float64
 
 
-def read_card(folder: "Path") -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
     """``card.json`` of a saved objective.
 
     Raises:
