@@ -328,7 +328,7 @@ def saved(tmp_path):
         ({"space": "closed_form", "start": "{}/psi"}, "no saved closed_form but mirror_one_step"),
         ({"space": "closed_form", "temporal": True, "steps": "two"}, "steps, temporal belong to"),
         ({"space": "hyper", "start": "dpo", "learn": ["g"]}, "learn belong"),
-        ({"space": "hyper"}, "needs --start"),
+        ({"space": "hyper"}, "needs --warm_start"),
         ({"space": "hyper", "start": "sft"}, "sft has no hyper-parameter to search"),
         ({"space": "hyper", "start": "slic"}, "did you mean 'slic_hf'"),
         ({"space": "hyper", "start": "{}/psi"}, "learned objective: --space network"),
