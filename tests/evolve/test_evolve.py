@@ -454,6 +454,7 @@ def test_a_rate_that_a_longer_search_might_not_have_chosen(capsys, no_run, tmp_p
     error = one_line_error(capsys, ["--out", "run", "--resume", "--generations", "6"])
     assert "is the best of 8, and a search of 6 generations tries 12: choose another" in error
     assert yaml.safe_load(Path("run/config.yaml").read_text())["generations"] == 4
+    assert main(["--out", "run", "--resume", "--rivals", "sft"]) == 0  # later rivals change no rate
 
 
 @pytest.mark.parametrize(
