@@ -14,6 +14,7 @@ A piece is a file as soon as it is finished; a second start goes on. The plan is
 """
 
 import argparse
+import functools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from torchmpo.control.grids import RATE
-from torchmpo.control.testbed import prepare, prepare_fresh
+from torchmpo.control.testbed import fresh_data, prepare
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.comparison import Contestant, contestant, seed_returns, tune_rival
 from torchmpo.evolve.run import at_rate, explore
@@ -147,15 +148,13 @@ def judged(name, made, fresh, setup, args):
 
 def collect(args):
     """Do what is missing, in the order in which it is of use."""
-    first, data = setup_of(0, args), []
+    first = setup_of(0, args)
 
+    @functools.cache
     def fresh():
-        if not data:
-            beds = prepare(first.testbeds)
-            for i in range(args.final_seeds):
-                seed = derive_seed("search study", "data", i)
-                data.append(prepare_fresh(beds, seed, cache_dir=str(args.out / "running" / "data")))
-        return data
+        seeds = [derive_seed("search study", "data", i) for i in range(args.final_seeds)]
+        folder = str(args.out / "running" / "data")
+        return fresh_data(prepare(first.testbeds), seeds, cache_dir=folder)
 
     def judge(name, made):
         judged(name, made, fresh, first, args)

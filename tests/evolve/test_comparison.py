@@ -57,7 +57,8 @@ def test_seeds_with_data_of_their_own_are_as_on_that_data_alone(beds, loss, tmp_
     assert [d.name for d in tmp_path.iterdir()] != []
     objective = resolve(loss)
     rivals = {loss: contestant(objective, start_setting(objective))}
-    both = seed_returns(beds, rivals, 2, 2, PROTOCOL, "final", data=fresh)[loss]
+    data = [[own[kind].dataset for own in fresh] for kind in range(2)]
+    both = seed_returns(beds, rivals, 2, 2, PROTOCOL, "final", data=data)[loss]
     for i, own in enumerate(fresh):
         on_it = seed_returns(own, rivals, 2, 2, PROTOCOL, "final")[loss]
         torch.testing.assert_close(both[:, i], on_it[:, i])

@@ -254,6 +254,17 @@ def prepare_fresh(
         return _over(configs, materials)
 
 
+def fresh_data(
+    testbeds: Sequence[Testbed], seeds: Sequence[int], *, cache_dir: str | None = None
+) -> list[list[PreferenceDataset]]:
+    """Preference data of each kind and each seed, ``[kind][seed]``, see :func:`prepare_fresh`."""
+    from tqdm import tqdm
+
+    bar = tqdm(seeds, "fresh data", disable=not sys.stderr.isatty())
+    by_seed = [prepare_fresh(testbeds, seed, cache_dir=cache_dir) for seed in bar]
+    return [[bed.dataset for bed in beds] for beds in zip(*by_seed, strict=True)]
+
+
 def _from_pools(configs: Sequence[TestbedConfig]) -> Tensors:
     found = {}
     for key, config in {config.data_pool.key(): config for config in configs}.items():

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from torchmpo.control.preferences import PreferenceDataset
-from torchmpo.control.testbed import Testbed, prepare_fresh
+from torchmpo.control.testbed import Testbed, fresh_data
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.diagnose.cells import cell_path, check_cell, made_of, read_cell, write_cell
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
@@ -82,13 +82,8 @@ def _final_data(
     """By kind of data, that of every final seed; None where all seeds share the data of tuning."""
     if not (setup.config.data_per_seed and todo):
         return None
-    found: dict[str, list[PreferenceDataset]] = {kind: [] for kind in testbeds}
-    seeds = tqdm(range(setup.config.seeds), "fresh data", disable=not sys.stderr.isatty())
-    for k in seeds:
-        fresh = prepare_fresh([*testbeds.values()], derive_seed(setup.config.seed, "final data", k))
-        for kind, testbed in zip(testbeds, fresh, strict=True):
-            found[kind].append(testbed.dataset)
-    return found
+    seeds = [derive_seed(setup.config.seed, "final data", k) for k in range(setup.config.seeds)]
+    return dict(zip(testbeds, fresh_data([*testbeds.values()], seeds), strict=True))
 
 
 class Missing(NamedTuple):

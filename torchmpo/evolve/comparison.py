@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from torchmpo.control.grids import RATE, grid, nothing_to_tune
+from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.testbed import Testbed
 from torchmpo.control.tuning import (
     Protocol,
@@ -111,36 +112,31 @@ def seed_returns(
     protocol: Protocol,
     stream: str,
     *,
-    data: Sequence[Sequence[Testbed]] | None = None,
+    data: Sequence[Sequence[PreferenceDataset]] | None = None,
 ) -> dict[str, Tensor]:
     """Train each contestant on each kind of data, ``seeds`` times, and judge it.
 
     Args:
         testbeds: one per kind of data.
         stream: names the random numbers, with the protocol's seed.
-        data: testbeds by seed and kind, whose pairs are used instead.
+        data: other data than that of the testbeds, ``[kind][seed]``.
 
     Returns:
         by name, mean return ``[kinds, seeds]``; NaN where training diverged.
     """
     streams = [derive_seed(protocol.seed, f"{stream} training", i) for i in range(seeds)]
+    starts = [derive_seed(protocol.seed, f"{stream} episodes", i) for i in range(seeds)]
     kinds = []
     for kind, testbed in enumerate(testbeds):
-        own_data = None if data is None else [of_seed[kind].dataset for of_seed in data]
-        trained = []
+        own_data = None if data is None else data[kind]
+        returns = []
         for objective, params, rate in contestants.values():
             own = tree_map(lambda value: value.expand(seeds, *value.shape[1:]), params)
             own_testbed = suited(testbed, objective, protocol.sft_epochs)
             rates = None if rate is None else torch.full((seeds,), rate)
-            trained.append(
-                own_testbed.train(
-                    objective, own, seeds, streams, learning_rates=rates, datasets=own_data
-                )
+            trained = own_testbed.train(
+                objective, own, seeds, streams, learning_rates=rates, datasets=own_data
             )
-        returns = []
-        for i in range(seeds):
-            rivals = {name: torch.stack([t[name][i] for t in trained]) for name in trained[0]}
-            start = derive_seed(protocol.seed, f"{stream} episodes", i)
-            returns.append(testbed.evaluate(rivals, episodes, start).mean(1))
-        kinds.append(torch.stack(returns, dim=1))  # [contestants, seeds]
+            returns.append(testbed.evaluate(trained, episodes, starts).mean(1))
+        kinds.append(torch.stack(returns))  # [contestants, seeds]
     return dict(zip(contestants, torch.stack(kinds, dim=1), strict=True))

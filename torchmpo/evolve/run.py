@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from torchmpo import RELEASE
 from torchmpo.control.grids import RATE, rate_grid, start_setting
-from torchmpo.control.testbed import Testbed, prepare_fresh
+from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.testbed import Testbed, fresh_data, prepare_fresh
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.control.tuning import suited
 from torchmpo.evolve.comparison import (
@@ -232,15 +233,16 @@ def compare(
     return _keep(setup, path, {name: returns[name] for name in contestants})
 
 
-def _final_data(setup: Setup, testbeds: Sequence[Testbed], folder: Path) -> list[list[Testbed]]:
-    """Preference data that nobody has seen, by seed and kind."""
+def _final_data(
+    setup: Setup, testbeds: Sequence[Testbed], folder: Path
+) -> list[list[PreferenceDataset]]:
+    """Preference data that nobody has seen, ``[kind][seed]``."""
     config = setup.config
     if not config.final_data_per_seed:
         fresh = prepare_fresh(testbeds, derive_seed(config.seed, "final data"))
-        return [fresh] * config.final_seeds
+        return [[bed.dataset] * config.final_seeds for bed in fresh]
     seeds = [derive_seed(config.seed, "final data", i) for i in range(config.final_seeds)]
-    bar = tqdm(seeds, desc="fresh data", disable=not sys.stderr.isatty())
-    return [prepare_fresh(testbeds, seed, cache_dir=str(folder)) for seed in bar]
+    return fresh_data(testbeds, seeds, cache_dir=str(folder))
 
 
 def _keep(setup: Setup, path: Path, returns: dict[str, Tensor]) -> dict:

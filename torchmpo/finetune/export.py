@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric.utilities.cloud_io import _load
 
 from torchmpo.finetune.chat_template import with_template
@@ -12,6 +11,7 @@ from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.models import LoraSettings, export_merged, is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.runs.errors import UserError, one_line
+from torchmpo.runs.yaml_text import parse_yaml
 
 
 def export_checkpoint(
@@ -73,12 +73,12 @@ def _settings(checkpoint: Path, config: str | Path | None) -> dict[str, Any]:
                 f"{checkpoint} has no configuration of its run beside it: give --config"
             )
     try:
-        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        settings = parse_yaml(Path(config).read_text(encoding="utf-8"))
         model = dict(settings["model"])
         if model.get("lora") is not None:
             model["lora"] = LoraSettings(**model["lora"])
         # What training needs, and may not be there any more, is not needed for the weights.
         model |= {"loss": "sft", "loss_args": None, "reference": None}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config} is not a run's configuration: {one_line(error)}") from error
     return settings | {"model": model}
