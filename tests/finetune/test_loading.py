@@ -18,6 +18,7 @@ from tiny_llm import (
 )
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -386,3 +387,19 @@ def test_adapters_on_a_quantized_base_train(tmp_path, bits):
     assert loss.item() == pytest.approx(0.6931, abs=0.01)
     loss.backward()
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+def test_an_adapter_without_a_tokenizer_has_its_bases(tmp_path, monkeypatch):
+    base, adapter = save_tiny(tmp_path / "base"), tmp_path / "adapter"
+    adapter.mkdir()
+    content = {"base_model_name_or_path": str(base), "revision": "v2"}
+    (adapter / "adapter_config.json").write_text(json.dumps(content))
+    asked, load = [], AutoTokenizer.from_pretrained
+
+    def recorded(source, **options):
+        asked.append((str(source), options))
+        return load(source, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", recorded)
+    assert load_tokenizer(adapter).get_vocab() == load_tokenizer(base).get_vocab()
+    assert asked[0] == (str(base), {"revision": "v2"})

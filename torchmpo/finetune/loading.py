@@ -121,10 +121,15 @@ def _check_complete(source: str | Path, model: Any, report: dict[str, Any]) -> N
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer of a folder or hub id, with a padding token: EOS, where it has none of its own.
 
+    An adapter's folder without one stands for its base model, in the adapter's revision.
+
     Raises:
         UserError: none there, or neither a padding nor an EOS token.
     """
     transformers = _transformers()
+    files = {name: Path(source) / f"{name}_config.json" for name in ("adapter", "tokenizer")}
+    if files["adapter"].is_file() and not files["tokenizer"].is_file():
+        return load_tokenizer(adapter_base(source), revision=_setting(source, "revision"))
     _check_path(source)
     try:
         with _quiet(transformers):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from torchmpo.finetune.loading import (
     TIED_WARNING,
-    adapter_base,
     check_tokenizer,
     load_adapter,
     load_model,
@@ -398,8 +397,7 @@ def export_merged(adapter: str | Path, folder: str | Path, *, dtype: str = "auto
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
     model = load_adapter(adapter, dtype=dtype)
-    own = (adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(adapter if own else adapter_base(adapter))
+    tokenizer = load_tokenizer(adapter)
     check_tokenizer(model, tokenizer)
     expected = _sample_logps(model)
     with warnings.catch_warnings():

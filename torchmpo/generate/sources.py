@@ -4,14 +4,13 @@ A source is called with rows, and gives each row with its answer, in any order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from torchmpo.finetune.answers import Answer, AnswerWriter, Sampling, batches
 from torchmpo.finetune.chat_template import check_variables
-from torchmpo.finetune.loading import adapter_base, check_tokenizer, load_model, load_tokenizer
+from torchmpo.finetune.loading import check_tokenizer, load_model, load_tokenizer
 from torchmpo.finetune.pairs import Message
 from torchmpo.finetune.tokenize import encode_prompt
 from torchmpo.generate.settings import GenerateConfig
@@ -101,10 +100,7 @@ def load_answering(source: str, dtype: str) -> tuple[Any, Any]:
     Raises:
         UserError: there is none, it cannot be loaded, or the two do not belong together.
     """
-    model, folder = load_model(source, dtype=dtype), Path(source)
-    adapter = (folder / "adapter_config.json").is_file()
-    own = not adapter or (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(source if own else adapter_base(folder))
+    model, tokenizer = load_model(source, dtype=dtype), load_tokenizer(source)
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 

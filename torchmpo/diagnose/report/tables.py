@@ -187,8 +187,8 @@ def data_kinds(run: Run) -> str:
         ]
         cells = [cell(number(entry["pairs"]), entry["pairs"], "number")]
         cells += [cell(_percent(x), x, "number") for x in shares]
-        imitated = entry.get("chosen_return")
-        cells += [cell(number(imitated), imitated, "number")]
+        of_chosen = entry.get("chosen_return")
+        cells += [cell(number(of_chosen), of_chosen, "number")]
         pairs.append(name + "".join([*cells, *_spread(entry["margin"])]))
         for agent, of in entry["agents"].items():
             lengths = [of["length"][key] for key in ("lowest", "mean")]

@@ -145,7 +145,7 @@ def findings(run: Run) -> list[str]:
             told = f"of every loss but {named} a better one is shown"
         lines.append(f"<b>All data together:</b> {told}.")
     lines += _few(run)
-    if ends := imitation(run):
+    if ends := chosen_side(run):
         lines.append(ends)
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
     # Where there is no interval, there is only the mean to go by.
@@ -203,7 +203,7 @@ def _clamped(run: Run) -> dict[tuple[str, str], float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def imitation(run: Run) -> str:
+def chosen_side(run: Run) -> str:
     """What the chosen side returns on each kind of data.
 
     A perfect imitation ends there if it is as noisy as the data's agents. Policies are judged by
