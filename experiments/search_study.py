@@ -1,6 +1,6 @@
 """Does the default search find a better loss? Five searches, tuned rivals, random controls.
 
-    python experiments/search_study.py [--out experiments/results/search_study]
+    python experiments/search_study.py [--out experiments/results/search_study] [--part rivals]
     python experiments/search_study.py --report
 
 Each search is ``python -m torchmpo.evolve --seed K`` with its own data. What they found is compared
@@ -9,7 +9,8 @@ search makes, and with what a search might be no better than: a random vector at
 the search went, and the best of as many random vectors, or permutations of what was found, as a
 generation has members. Everyone is judged together on fresh data, a set for every seed.
 
-A piece is a file as soon as it is finished; a second start goes on. The plan is in
+A piece is a file as soon as it is finished; a second start goes on. Parts may run side by side: the
+rivals need nothing of the searches. The plan is in
 ``experiments/HISTORY.md`` and was written before the first result.
 """
 
@@ -163,23 +164,33 @@ def collect(args):
         params = setup.space.parameters(torch.tensor(values)[None])
         return Contestant(setup.space.objective, params, rate)
 
-    plan = searches(args)
-    found = {}
-    for name, setup in plan.items():
-        found[name] = run_search(name, setup, args)
-        judge(f"found, {name}", vector(setup, found[name]["vector"], found[name][RATE]))
-        rate = found[name][RATE]  # the start differs between searches by its rate alone
-        judge(f"start at {rate:g}", vector(setup, setup.space.start.tolist(), rate))
-    for name in list(plan)[: len(SEARCHES)]:
-        setup, rate = plan[name], found[name][RATE]
-        one = draws("random", setup, found[name], args)[0]
-        judge(f"a random vector, {name}", vector(setup, one.tolist(), rate))
-        for kind in ("random", "permuted"):
-            best = best_of(kind, name.replace(" ", "_"), setup, found[name], args)
-            judge(f"best of {kind}, {name}", vector(setup, best["vector"], rate))
-    for loss in RIVALS:
-        if best := tuned(loss, args):
-            judge(f"{loss}, tuned", contestant(resolve(loss), best["setting"]))
+    def search_all():
+        for name, setup in plan.items():
+            found[name] = run_search(name, setup, args)
+            judge(f"found, {name}", vector(setup, found[name]["vector"], found[name][RATE]))
+            rate = found[name][RATE]  # the start differs between searches by its rate alone
+            judge(f"start at {rate:g}", vector(setup, setup.space.start.tolist(), rate))
+
+    def control_all():
+        for name in list(plan)[: len(SEARCHES)]:
+            setup, rate = plan[name], found[name][RATE]
+            one = draws("random", setup, found[name], args)[0]
+            judge(f"a random vector, {name}", vector(setup, one.tolist(), rate))
+            for kind in ("random", "permuted"):
+                best = best_of(kind, name.replace(" ", "_"), setup, found[name], args)
+                judge(f"best of {kind}, {name}", vector(setup, best["vector"], rate))
+
+    def tune_all():
+        for loss in RIVALS:
+            if best := tuned(loss, args):
+                judge(f"{loss}, tuned", contestant(resolve(loss), best["setting"]))
+
+    plan, found = searches(args), {}
+    if args.part != "rivals":
+        search_all()
+        control_all()
+    if args.part != "searches":
+        tune_all()
 
 
 def report(args):
@@ -203,6 +214,9 @@ def report(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("experiments/results/search_study"))
+    parser.add_argument(
+        "--part", choices=("searches", "rivals"), help="searches with their controls, or the rivals"
+    )
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
