@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,6 +25,7 @@ from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.report.sections import columns as columns_of
 from torchmpo.diagnose.report.words import findings, headline, protocol
+from torchmpo.diagnose.settings import PRESETS
 from torchmpo.runs.errors import UserError
 
 ORIGINAL, TARGET = 1000.0, 3000.0
@@ -206,9 +208,11 @@ def test_page_is_well_formed_with_unique_ids(page):
 def test_page_asks_nothing_of_the_network(page):
     for tag, attrs in page.elements:
         for name, value in attrs.items():
-            assert "//" not in (value or ""), (tag, name, value)
+            if (tag, name) == ("a", "href") and value.startswith("https://arxiv.org/abs/"):
+                continue  # opened by a reader alone
             if name in ("src", "href"):
                 assert value.startswith(("#", "data:")), (tag, value)
+            assert "//" not in (value or "").partition(";base64,")[0], (tag, name, value)
     assert page.tags("link") == []
     [style] = re.findall(r"<style>(.*?)</style>", page.text, re.DOTALL)
     assert "url(" not in style
@@ -295,6 +299,52 @@ def test_imitation_and_the_kinds_are_explained(page):
     line = "What is chosen in the data returns 2,400 (0.70) on noisy:0.3 and 2,400"
     assert line in page.visible
     assert "every label flipped with probability P" in page.visible
+
+
+def test_words_are_explained_before_the_first_number_in_a_table(page):
+    text = page.text
+    for word in ("Original agent", "Target agent", "Preference data", "Score"):
+        assert text.index(f"<dt>{word}</dt>") < text.index("<table"), word
+    assert text.index("one trajectory of the original agent and one") < text.index("<table")
+
+
+def test_losses_have_their_equations_and_papers(page):
+    [section] = re.findall(r'<section id="Losses">(.*?)</section>', page.text, re.DOTALL)
+    assert "−(1 − ε)·LS(βD)" in section
+    assert 'href="https://arxiv.org/abs/2305.18290"' in section
+    assert "python -m torchmpo.show dpo" in section
+
+
+def test_numbers_can_be_saved_from_the_page_alone(folder, page):
+    saved = {a["download"]: a["href"] for a in page.tags("a") if "download" in a}
+    assert "leaderboard.csv" in saved
+    assert any(name.endswith(".json") for name in saved)
+    for name, content in saved.items():
+        data = content.partition(";base64,")[2]
+        assert base64.b64decode(data) == (folder / name).read_bytes()
+
+
+def test_how_it_was_made_is_told(tmp_path):
+    make_folder(tmp_path, [make_cell("dpo", "base", 0.5)])
+    assert 'class="made">0:05 of computing' not in write_page(tmp_path).read_text()
+    start = {"command": "python -m torchmpo.diagnose --losses '<b>'", "torchmpo": "1.2.3"}
+    (tmp_path / "commands.json").write_text(json.dumps([start | {"date": "2026-11-27T10:00:00"}]))
+    (tmp_path / "machines.json").write_text('[{"processor": "A Processor", "cores": 2}]')
+    text = write_page(tmp_path).read_text()
+    assert "torchmpo 1.2.3 · 2026-11-27 · A Processor, 2 cores · " in text
+    assert "<code>python -m torchmpo.diagnose --losses &#x27;&lt;b&gt;&#x27;</code>" in text
+    for damaged in ("", "[", "{}", "[1]"):
+        (tmp_path / "commands.json").write_text(damaged)
+        (tmp_path / "machines.json").write_text(damaged)
+        write_page(tmp_path)
+
+
+def test_a_smoke_run_says_that_it_says_nothing(tmp_path):
+    cells = [make_cell("dpo", "base", 0.5)]
+    make_folder(tmp_path, cells, PRESETS["smoke"] | {"losses": "dpo", "data": "base"})
+    assert "say nothing about losses" in write_page(tmp_path).read_text()
+    make_folder(tmp_path, cells)
+    assert "say nothing about losses" not in write_page(tmp_path).read_text()
 
 
 def test_kinds_of_other_trajectories_have_edges_and_makers_of_their_own(tmp_path):
@@ -713,6 +763,34 @@ document.body.append(result);
 """
 
 
+# In a frame as wide as a phone or a laptop: what is wider than the page, and the smallest letters.
+MEASURE = """
+onload = () => {
+  const view = document.querySelector("iframe").contentWindow, page = view.document;
+  page.querySelectorAll("details").forEach((d) => { d.open = true; });
+  const wide = page.documentElement.clientWidth, out = [];
+  for (const e of page.body.querySelectorAll("*")) {
+    const box = e.getBoundingClientRect();
+    if (box.width && box.right > wide + 1 && !e.closest(".wide, figure, pre"))
+      out.push(e.tagName + " " + e.textContent.slice(0, 40));
+  }
+  let smallest = 99;
+  for (const e of page.querySelectorAll("body *")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    const svg = e.closest("svg");
+    const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+    const size = parseFloat(view.getComputedStyle(e).fontSize) * scale;
+    if (e.getBoundingClientRect().width) smallest = Math.min(smallest, size);
+  }
+  const first = page.querySelector("table.matrix tbody th");
+  first.closest(".wide").scrollLeft = 200;
+  const left = first.getBoundingClientRect().left;
+  const scroll = page.documentElement.scrollWidth;
+  document.querySelector("pre").textContent = JSON.stringify({ wide, scroll, out, smallest, left });
+};
+"""
+
+
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
     """The document after its scripts ran, and what the console said."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
@@ -729,6 +807,22 @@ def test_browser_runs_the_script_and_complains_of_nothing(folder, page, tmp_path
     assert console == []
     [head, *_] = re.findall(r"<thead>(.*?)</thead>", document)
     assert head.count("<button") == 4  # the policy let the page's own script run
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_clipped_and_letters_are_large_enough(folder, page, tmp_path, width):
+    inner = escape(re.sub(r"<meta http-equiv[^>]*>", "", page.text))
+    frame = f'<iframe width="{width}" height="800" style="border:0" srcdoc="{inner}"></iframe>'
+    outer = tmp_path / "outer.html"
+    outer.write_text(f"<!DOCTYPE html><pre></pre>{frame}<script>{MEASURE}</script>")
+    document, _ = browse(outer, tmp_path / "profile")
+    [text] = re.findall(r"<pre>(\{.*?\})</pre>", document, re.DOTALL)
+    seen = json.loads(unescape(text))
+    assert seen["out"] == []
+    assert seen["scroll"] <= seen["wide"] <= width
+    assert seen["smallest"] >= 11
+    assert 0 <= seen["left"] < 60  # the names of the losses stay where they are
 
 
 @needs_browser

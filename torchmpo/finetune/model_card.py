@@ -16,15 +16,12 @@ from typing import Any
 
 import torchmpo
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.documented import NOTATION, documented
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError, missing_package, one_line
 from torchmpo.runs.files import write_atomic
 
 CARD = "README.md"
-NOTATION = (
-    "c and r are the log-probabilities of the chosen and the rejected answer, c̄ and r̄ their means "
-    "per token, c' and r' those of the reference; Δ = c − r, D = Δ − Δ', and LS is log σ."
-)
 OF_THE_MODULE = ("lr", "schedule", "warmup", "weight_decay", "reference", "seed")
 OF_THE_DATA = ("batch_size", "max_length", "max_prompt_length", "truncation")
 OF_THE_TRAINER = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
@@ -142,16 +139,14 @@ def _front_matter(module: Any, library: str) -> str:
 def _loss(objective: Objective | MirrorObjective) -> str:
     if isinstance(objective, MirrorObjective):
         return _mirror(objective)
-    document = inspect.getdoc(objective.source) or ""
-    summary, *rest = re.split(r"\n\n(?=\S|\s)", document.partition("\nArgs:")[0].strip())
-    equation = next((part for part in rest if "=" in part), "")
+    summary, equation, source = documented(objective.source)
     parts = [f"`{objective.name}`" + (f": {summary}" if summary else "")]
     if equation:
         parts += [_code(equation), NOTATION]
     else:
         parts.append(_code(_source(objective.source), "python"))
-    if source := re.search(r"^Source:(.*?)(?:\n\n|\Z)", document, flags=re.MULTILINE | re.DOTALL):
-        parts.append(f"Source: {' '.join(source[1].split())}")
+    if source:
+        parts.append(f"Source: {source}")
     if objective.hyper:
         parts.append(_table("hyper-parameter", objective.hyper))
     return "\n\n".join(parts)

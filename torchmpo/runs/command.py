@@ -16,13 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torchmpo.runs import made_of
+from torchmpo.runs import commands, made_of
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
 from torchmpo.runs.own_code import names_code
 from torchmpo.runs.threads import wait_asleep
 
-BEFORE_ANY_WORK = ("config.yaml", made_of.FILE)  # what a folder has when a run begins
+BEFORE_ANY_WORK = (
+    "config.yaml",
+    made_of.FILE,
+    commands.FILE,
+)  # what a folder has when a run begins
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Command:
                     module.check(prepared, out)
                 write_atomic(out / "config.yaml", _text(config))
                 made_of.write(out, self._fixed(asdict(config)), losses)
+                commands.note_command(out, self.program, words)
                 try:
                     return module.run(prepared, out)
                 except Exception:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from torchmpo.control.settings import SMALLEST
 from torchmpo.diagnose.report.html import finite, interval, number
 
 
@@ -13,11 +14,14 @@ class Run:
 
     Args:
         board, cells, anchors, config, statistics, scores: contents of the files.
+        commands, machines: the same, or empty.
+        files: name → content of those that the page offers to be saved.
         figures: folder to write to.
 
     Attributes:
         differences: kind of data → higher loss → lower loss → their paired difference; ``None``
             stands for all data.
+        smoke: whether its settings are those that only show that everything runs.
         scaled: whether there are scores. Without, what is shown in their place are returns.
     """
 
@@ -30,9 +34,16 @@ class Run:
         statistics: Mapping,
         figures: Path,
         scores: Mapping | None = None,
+        commands: Sequence[Mapping[str, str]] = (),
+        machines: Sequence[Mapping] = (),
+        files: Mapping[str, bytes] | None = None,
     ):
         self.board, self.anchors, self.config = board, anchors, config
         self.statistics, self.figures = statistics, figures
+        self.commands, self.machines, self.files = commands, machines, files or {}
+        # Of the preset that does everything once.
+        smallest = {k: v for k, v in SMALLEST.items() if k != "compile"}
+        self.smoke = all(config.get(name) == value for name, value in smallest.items())
         self.scores = {loss: np.array(x) for loss, x in (scores or {}).get("losses", {}).items()}
         self.scaled = board.get("scaled", True)
         self.differences: dict[str | None, Mapping] = {None: board.get("overall_differences", {})}

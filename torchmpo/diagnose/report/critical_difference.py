@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torchmpo.diagnose.report.figures import INK, axes_at, label_inches, shorten
-from torchmpo.figures import CHOSEN as BLUE
+from torchmpo.diagnose.report.figures import INK, TEAL, axes_at, label_inches, shorten
 from torchmpo.figures import new_figure
 
 if TYPE_CHECKING:
@@ -41,10 +40,10 @@ def critical_difference(ranks: Mapping[str, float], cliques: Sequence[Sequence[s
         ax.plot([rank, rank, end], [0, y, y], color=INK, linewidth=0.8, clip_on=False)
         gap = -0.2 * reach if left else 0.2 * reach
         text = f"{names[name]}  {rank:.2f}" if left else f"{rank:.2f}  {names[name]}"
-        ax.text(end + gap, y, text, ha=sign, va="center", fontsize=8)
+        ax.text(end + gap, y, text, ha=sign, va="center", fontsize=8.5)
     pad = 0.15 * reach
     for i, clique in enumerate(cliques):
         ends = [ranks[clique[0]] - pad, ranks[clique[-1]] + pad]
         y = 0.12 + 0.13 * i
-        ax.plot(ends, [y, y], color=BLUE, linewidth=3.5, clip_on=False)
+        ax.plot(ends, [y, y], color=TEAL, linewidth=3.5, clip_on=False)
     return figure

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, LINE, PAPER = "#1f2328", "#d5d9de", "#ffffff"
+TEAL = "#2a8c82"  # the chosen side, the target agent, the right order: blue is for the best only
 # In a page the colours follow its scheme, so that a figure is as readable on black as on white.
-VARIABLES = {INK: "ink", LINE: "line", PAPER: "paper", BLUE: "blue", RUST: "rust", MUTED: "grey"}
+VARIABLES = {
+    INK: "ink",
+    LINE: "line",
+    PAPER: "paper",
+    BLUE: "blue",
+    TEAL: "teal",
+    RUST: "rust",
+    MUTED: "grey",
+}
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -37,10 +46,10 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 9,
     "xtick.color": LINE,
     "xtick.labelcolor": INK,
-    "xtick.labelsize": 8,
+    "xtick.labelsize": 8.5,
     "ytick.color": LINE,
     "ytick.labelcolor": INK,
-    "ytick.labelsize": 8,
+    "ytick.labelsize": 8.5,
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "torchmpo",  # the same figure is the same file
 }
@@ -164,7 +173,7 @@ def intervals(columns: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str
                 ax.text(0.5, y, "diverged" if v else "–", color=MUTED, va="center", ha="center")
             else:
                 _interval(ax, y, v)
-    figure.text(left / figure.get_figwidth(), 0.02, "0 = original agent, 1 = target agent", size=8)
+    figure.text(left / figure.get_figwidth(), 0.02, "0 = original agent, 1 = target agent", size=8.5)
     return figure
 
 
@@ -182,7 +191,7 @@ def _interval(ax: "Axes", y: int, v: Mapping) -> None:
             color=RUST if below and not v["lead"] else colour,
             va="center",
             ha=side,
-            fontsize=8,
+            fontsize=8.5,
         )
         return
     if low is not None and high is not None:
@@ -208,7 +217,7 @@ def improvement(
 
     n, names = len(losses), shorten(losses)
     written = n <= 14
-    cell, label = 0.27 if written else 0.17, 0.9 * label_inches(names)
+    cell, label = 0.32 if written else 0.18, 0.9 * label_inches(names)
     values = np.full((n, n), np.nan)
     figure = new_figure(label + n * cell + 0.1, label + n * cell + 0.1, None)
     ax = axes_at(figure, label, 0.1, n * cell, n * cell)
@@ -220,16 +229,16 @@ def improvement(
             values[i, j] = entry["p"]
             if written:
                 text, weight = f"{entry['p']:.2f}", "bold" if {a, b} in apart else "normal"
-                ax.text(j, i, text, ha="center", va="center", fontsize=7, fontweight=weight)
+                ax.text(j, i, text, ha="center", va="center", fontsize=8.5, fontweight=weight)
     # No colour, rather than white, in the middle: the page shines through.
-    ends = [(0, RUST, TINT), (0.5, RUST, 0), (0.5, BLUE, 0), (1, BLUE, TINT)]
+    ends = [(0, RUST, TINT), (0.5, RUST, 0), (0.5, TEAL, 0), (1, TEAL, TINT)]
     scale = LinearSegmentedColormap.from_list("scale", [(x, to_rgba(c, a)) for x, c, a in ends])
     ax.imshow(values, cmap=scale, vmin=0, vmax=1, interpolation="none")
     ax.set_xticks(range(n), names, rotation=90)
     ax.set_yticks(range(n), names)
     ax.tick_params(left=False, top=False, bottom=False, labeltop=True, labelbottom=False)
     if not written:
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=8.5)
     ax.spines[:].set_visible(False)
     for edge in range(n + 1):
         ax.axhline(edge - 0.5, color=LINE, linewidth=0.6)
@@ -249,7 +258,7 @@ def curves(cells: Sequence[Mapping]) -> "Figure":
         top = axes_at(figure, x, y + 0.85, 1.75, 0.85)
         low = axes_at(figure, x, y + 0.25, 1.75, 0.42)
         top.set_title(name, loc="left", fontweight="bold", pad=3)
-        for ax, lines in ((top, {"rejected": RUST, "chosen": BLUE}), (low, {"accuracy": INK})):
+        for ax, lines in ((top, {"rejected": RUST, "chosen": TEAL}), (low, {"accuracy": INK})):
             drawn = False
             for key, colour in lines.items():
                 for seed in data.get(key) or []:
@@ -267,7 +276,7 @@ def curves(cells: Sequence[Mapping]) -> "Figure":
                 ax.yaxis.get_major_locator().set_params(nbins=3)  # pyright: ignore
         low.set_ylim(-0.08, 1.08)
         low.set_yticks([0, 0.5, 1] if low.lines else [], ["0", "½", "1"] if low.lines else [])
-    titles = {"chosen": BLUE, "rejected": RUST, "accuracy (below), over the epochs": INK}
+    titles = {"chosen": TEAL, "rejected": RUST, "accuracy (below), over the epochs": INK}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in titles.items()]
     legend(figure, handles)
     return figure
@@ -310,7 +319,7 @@ def margins(cells: Sequence[Mapping]) -> "Figure":
         first, last = math.floor(low / width), max(math.ceil(high / width), 1)
         edges = width * np.arange(first, last + 1)  # 0 is an edge
         counts = np.histogram(values, edges)[0]
-        for colour, part in ((RUST, edges[:-1] < -width / 2), (BLUE, edges[:-1] > -width / 2)):
+        for colour, part in ((RUST, edges[:-1] < -width / 2), (TEAL, edges[:-1] > -width / 2)):
             if part.any():
                 start, stop = np.flatnonzero(part)[[0, -1]]
                 ax.stairs(
@@ -319,7 +328,7 @@ def margins(cells: Sequence[Mapping]) -> "Figure":
         ax.axvline(0, color=INK, linewidth=0.8)
         ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
         ax.set_title(f"{np.mean(values > 0):.0%}", loc="right", pad=5)
-    patches = {"right order": BLUE, "wrong order": RUST}
+    patches = {"right order": TEAL, "wrong order": RUST}
     legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
     return figure
 
@@ -343,12 +352,12 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
         low = axes_at(figure, x, y + 0.45, 1.75, 0.62)
         top.set_title(cut(kind, 22), loc="left", fontweight="bold", pad=5)
         for name, agent in entry["agents"].items():
-            colour = {"original": RUST, "target": BLUE}.get(name, MUTED)
+            colour = {"original": RUST, "target": TEAL}.get(name, MUTED)
             style = {"fill": True, "color": colour, "alpha": 0.75}
             top.stairs(agent["return_counts"], returns, **style)
         counts, flipped = entry["margin_counts"], entry["flipped"]
         low.stairs(counts[:middle], margins[: middle + 1], fill=True, color=RUST)
-        low.stairs(counts[middle:], margins[middle:], fill=True, color=BLUE)
+        low.stairs(counts[middle:], margins[middle:], fill=True, color=TEAL)
         low.axvline(0, color=INK, linewidth=0.8)
         low.set_title(f"{flipped:.1%} flipped", loc="right", pad=3)
         drawn = margins[:-1][np.array(counts) > 0]  # of all there could be, those there are
@@ -358,10 +367,10 @@ def data(edges: Mapping[str, Sequence[float]], kinds: Mapping[str, Mapping]) -> 
             ax.tick_params(bottom=False, left=False, pad=2)
             ax.spines["left"].set_visible(False)
             ax.set_yticks([])
-            ax.set_xlabel(label, labelpad=1, fontsize=8)
+            ax.set_xlabel(label, labelpad=1, fontsize=8.5)
             ax.xaxis.get_major_locator().set_params(nbins=4)  # pyright: ignore
     names = {name for entry in kinds.values() for name in entry["agents"]}
-    known = {"original": RUST, "target": BLUE}
+    known = {"original": RUST, "target": TEAL}
     patches = {f"{name} agent": colour for name, colour in known.items() if name in names}
     patches |= {"other agents": MUTED} if names - known.keys() else {}
     legend(figure, [Patch(color=colour, label=name) for name, colour in patches.items()])
@@ -373,7 +382,7 @@ def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
     left, height = label_inches(list(returns)), 0.5 * len(returns)
     figure = new_figure(6.5, height + 0.6, None)
     ax = axes_at(figure, left, 0.5, 6.4 - left, height)
-    for y, (values, colour) in enumerate(zip(returns.values(), (RUST, BLUE), strict=False)):
+    for y, (values, colour) in enumerate(zip(returns.values(), (RUST, TEAL), strict=False)):
         spread = 0.28 * np.sin(2.4 * np.arange(len(values)))  # apart, and the same every time
         style = {"markersize": 3.5, "alpha": 0.5, "color": colour, "markeredgewidth": 0}
         ax.plot(values, y + spread, "o", **style)

@@ -30,7 +30,7 @@ def document(title: str, head: str, sections: Iterable[tuple[str, str, str]]) ->
     present = [(*section, slug(section[0])) for section in sections if section[2]]
     links = " ".join(f'<a href="#{anchor}">{name}</a>' for name, _, _, anchor in present)
     body = "\n".join(
-        f'<section id="{anchor}"><h2>{name}</h2>\n<p class="note">{note}</p>\n{content}</section>'
+        f'<section id="{anchor}"><h2>{name}</h2>\n{_note(note)}{content}</section>'
         for name, note, content, anchor in present
     )
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -52,6 +52,10 @@ def document(title: str, head: str, sections: Iterable[tuple[str, str, str]]) ->
 </main>
 <script>{SCRIPT}</script></body></html>
 """
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>\n' if text else ""
 
 
 def cell(text: str, key: Any = "", kind: str = "", style: str = "") -> str:

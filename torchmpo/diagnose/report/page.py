@@ -3,6 +3,7 @@
 Its numbers are those of the run's JSON files.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,19 @@ from typing import Any
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import document
 from torchmpo.diagnose.report.sections import SECTIONS
-from torchmpo.diagnose.report.words import TASKS, findings, headline, protocol
+from torchmpo.diagnose.report.words import TASKS, findings, headline, made, protocol
+from torchmpo.runs.commands import commands_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.json_files import read_json
+from torchmpo.runs.machine import FILE as MACHINES
 from torchmpo.runs.yaml_text import parse_yaml
+
+SAVED = ("leaderboard.csv", "scores.json")  # what the page offers
+SMOKE = (
+    "A smoke run: it shows that everything runs, in seconds. With so little data and training its "
+    "numbers say nothing about losses."
+)
 
 
 def write_page(folder: str | Path) -> Path:
@@ -22,8 +31,8 @@ def write_page(folder: str | Path) -> Path:
 
     Args:
         folder: of the run: ``leaderboard.json``, and where there are, ``cells/*.json``,
-            ``anchors.json``, ``config.yaml``, ``statistics.json`` and ``scores.json``.
-            The leaderboard decides which cells are shown.
+            ``anchors.json``, ``config.yaml``, ``statistics.json``, ``scores.json``,
+            ``commands.json`` and ``machines.json``. The leaderboard decides which cells are shown.
 
     Returns:
         the path of the page.
@@ -41,6 +50,9 @@ def write_page(folder: str | Path) -> Path:
         _optional(folder / "statistics.json"),
         folder / "figures",
         _optional(folder / "scores.json"),
+        commands_of(folder),
+        _machines(folder / MACHINES),
+        {name: (folder / name).read_bytes() for name in SAVED if (folder / name).exists()},
     )
     run.figures.mkdir(exist_ok=True)
     for old in [*run.figures.glob("*.png"), *run.figures.glob("*.svg")]:
@@ -53,12 +65,25 @@ def write_page(folder: str | Path) -> Path:
 def _page(run: Run) -> str:
     task = str(run.board["task"])
     answers = "".join(f"<li>{line}</li>" for line in findings(run))
-    head = f"""<p>{protocol(run)}</p>
+    smoke = f'<p class="banner">{SMOKE}</p>\n' if run.smoke else ""
+    head = f"""{smoke}<p>{protocol(run)}</p>
+<p class="made">{made(run)}</p>
 <div class="answer"><p class="headline">{headline(run)}</p><ul>{answers}</ul></div>"""
     return document(
         f"Preference losses on {TASKS.get(task, task)}",
         head,
         [section(run) for section in SECTIONS],
+    )
+
+
+def _machines(path: Path) -> list[Mapping]:
+    """Those of the run; none where the record, which is for people, is missing or damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return (
+        [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     )
 
 

@@ -10,12 +10,12 @@ from torchmpo.diagnose.report.figures import (
     CEILING,
     FLOOR,
     LINE,
+    TEAL,
     axes_at,
     legend,
     panels,
     shorten,
 )
-from torchmpo.figures import CHOSEN as BLUE
 from torchmpo.figures import MUTED
 from torchmpo.statistics import performance_profile
 
@@ -49,8 +49,8 @@ def profiles(scores: Mapping[str, NDArray]) -> "Figure":
         share, lower, upper = performance_profile(values, taus)
         ax.plot(taus, together, color=MUTED, linewidth=1)
         if np.isfinite(lower).all():
-            ax.fill_between(taus, lower, upper, color=BLUE, alpha=0.3, linewidth=0)
-        ax.plot(taus, share, color=BLUE, linewidth=1.4)
-    lines = {"share of its runs above the score": BLUE, "of all losses’ runs": MUTED}
+            ax.fill_between(taus, lower, upper, color=TEAL, alpha=0.3, linewidth=0)
+        ax.plot(taus, share, color=TEAL, linewidth=1.4)
+    lines = {"share of its runs above the score": TEAL, "of all losses’ runs": MUTED}
     legend(figure, [Line2D([], [], color=colour, label=name) for name, colour in lines.items()])
     return figure

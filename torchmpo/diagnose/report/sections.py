@@ -3,31 +3,58 @@
 All three are HTML; a section without content is left out of the page.
 """
 
+import base64
 import math
 from collections.abc import Callable
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from torchmpo.diagnose.report import figures, tables
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.critical_difference import critical_difference
 from torchmpo.diagnose.report.html import finite, fold, nested
+from torchmpo.diagnose.report.losses import equations
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
-from torchmpo.diagnose.report.words import kinds_html, name_html
+from torchmpo.diagnose.report.words import name_html, terms
+from torchmpo.objectives.documented import NOTATION
 from torchmpo.runs.files import slug
 from torchmpo.statistics import average_ranks as ranked
 from torchmpo.statistics import cliques, friedman, shown
 
 Section = tuple[str, str, str]
+TYPES = {".csv": "text/csv", ".json": "application/json"}
+
+
+def compared(run: Run) -> Section:
+    """What is compared, for who did not run it."""
+    return "What is compared", "", terms(run)
+
+
+def losses(run: Run) -> Section:
+    """Every loss with its equation."""
+    return "Losses", NOTATION, fold(f"Equations of {len(run.losses)}", equations(run))
+
+
+def downloads(run: Run) -> Section:
+    """The numbers as files, which are inside the page."""
+    links = [
+        f'<a download="{escape(name)}" href="data:{TYPES[Path(name).suffix]};base64,'
+        f'{base64.b64encode(content).decode()}">{escape(name)}</a>'
+        for name, content in run.files.items()
+    ]
+    note = "The numbers of this page. They are also files in the folder of the run."
+    return "Downloads", note, " · ".join(links)
 
 
 def leaderboard(run: Run) -> Section:
     """Every loss on every kind of data at a glance."""
     scale = "Score: 0 is the return of the original agent, 1 that of the target agent. "
     note = (
-        "A bar at the left: the loss is among the best, that is, no other loss is shown to be "
-        "better on that data. A rank of 2–4 among six: one loss is shown to be better, and two to "
-        "be worse. The intervals are of one loss by itself; two losses are "
-        "compared seed by seed, see Differences."
+        "Blue, with a bar at the left: the loss is among the best, that is, no other loss is shown "
+        "to be better on that data. Red: below the original agent. A rank of 2–4 among six: one "
+        "loss is shown to be better, and two to be worse. The intervals are of one loss by itself; "
+        "two losses are compared seed by seed, see Differences."
     )
     return "Leaderboard", scale * run.scaled + note, tables.matrix(run)
 
@@ -87,7 +114,7 @@ def profiles(run: Run) -> Section:
     """Performance profiles."""
     note = (
         "The share of runs, over all seeds and kinds of data, whose score is above the one on the "
-        "axis. Blue: the loss with its 95 % band (pointwise bootstrap over seeds); grey: all "
+        "axis. Green: the loss with its 95 % band (pointwise bootstrap over seeds); grey: all "
         "losses together. Further right is better."
     )
     figure = ""
@@ -101,7 +128,7 @@ def improvement(run: Run) -> Section:
     """Every loss against every other one."""
     note = (
         "How probable it is that a run of the loss on the left beats a run of the loss above. "
-        "Blue: above one half, red: below. Bold: one of the two is shown to be better, seed by "
+        "Green: above one half, red: below. Bold: one of the two is shown to be better, seed by "
         "seed and corrected for the number of pairs."
     )
     title = "Probability of improvement"
@@ -174,7 +201,7 @@ def data(run: Run) -> Section:
         return "Data", note, ""
     edges = run.statistics["edges"]
     figure = _draw(run, "data", "Returns in the data", figures.data, edges, kinds)
-    return "Data", note, kinds_html(run) + figure + tables.data_kinds(run)
+    return "Data", note, figure + tables.data_kinds(run)
 
 
 def settings(run: Run) -> Section:
@@ -189,6 +216,7 @@ def reading(run: Run) -> Section:
 
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
+    compared,
     leaderboard,
     scores,
     differences,
@@ -199,9 +227,11 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     training,
     margins,
     tuning,
+    losses,
     agents,
     data,
     settings,
+    downloads,
     reading,
 )
 

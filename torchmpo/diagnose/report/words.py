@@ -8,6 +8,7 @@ from html import escape
 from torchmpo.control.kinds import describe
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import finite, interval, number
+from torchmpo.runs.command import duration
 from torchmpo.runs.errors import UserError
 from torchmpo.statistics import least_shown
 
@@ -66,6 +67,48 @@ def protocol(run: Run) -> str:
         f"fresh seeds{epochs}{start}, and judged by the true return of "
         f"{span(r['episodes'] for r in trained)} episodes per seed."
     )
+
+
+def made(run: Run) -> str:
+    """Version, date, machine, time and command of a run; what is not recorded is left out."""
+    parts = []
+    if run.commands:
+        first, last = run.commands[0], run.commands[-1]
+        days = dict.fromkeys(entry["date"][:10] for entry in (first, last))
+        parts += [f"torchmpo {escape(last['torchmpo'])}", escape(" to ".join(days))]
+    for entry in run.machines[:3]:
+        cores = entry.get("cores")
+        on = f", {count(cores, 'core')}" if isinstance(cores, int) else ""
+        parts.append(escape(f"{entry.get('processor', 'unknown processor')}{on}"))
+    if seconds := sum(cell.get("seconds", 0) for cell in run.cells.values()):
+        parts.append(f"{duration(seconds)} of computing for the cells")
+    text = " · ".join(parts)
+    commands = dict.fromkeys(entry["command"] for entry in run.commands)
+    return "<br>".join([text, *(f"<code>{escape(command)}</code>" for command in commands)])
+
+
+def terms(run: Run) -> str:
+    """What is compared, before the first number: agents, kinds of data, scores."""
+    means = {agent: entry["mean"] for agent, entry in run.board["anchors"].items()}
+    robot = escape(TASKS.get(run.board["task"], str(run.board["task"])))
+    scored = {"original": ", which is a score of 0", "target": ", which is a score of 1"}
+    of = {agent: f"{number(means[agent])}{scored[agent] * run.scaled}" for agent in means}
+    lines = {
+        "Task": f"A policy moves {robot}. What counts is its <b>return</b>, the sum of the rewards "
+        "of an episode. No loss sees it: it is what losses are judged by.",
+        "Original agent": f"The policy to be improved. Its mean return is {of['original']}.",
+        "Target agent": f"A better policy. Its mean return is {of['target']}. The two agents made "
+        "the trajectories that the data compares, unless the kind of data says otherwise.",
+        "Preference data": "Pairs of trajectories, of which one is called the better. A loss "
+        "learns from these and nothing else.",
+    }
+    if run.scaled:
+        lines["Score"] = (
+            "The return on a scale on which the original agent is 0 and the target agent 1. Below "
+            "0, training made the agent worse; above 1, better than what it learned from."
+        )
+    body = "".join(f"<dt>{term}</dt><dd>{line}</dd>" for term, line in lines.items())
+    return f"<dl>{body}</dl>{kinds_html(run)}"
 
 
 def _tuned(run: Run) -> str:
