@@ -1188,9 +1188,9 @@ def test_a_run_killed_at_any_write_gives_the_same_cells(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[-1])
-    # Before and after each of config.yaml, made_of.json, machines.json, statistics.json,
-    # anchors.json and two cells.
-    assert kills == 14
+    # Before and after each of config.yaml, made_of.json, commands.json, machines.json,
+    # statistics.json, anchors.json and two cells.
+    assert kills == 16
     whole = cells(tmp_path / "whole")
     assert list(whole) == ["dpo__base", "sft__base"]
     for kill in range(1, kills + 1):
@@ -1219,7 +1219,7 @@ def test_the_command_as_a_user_calls_it(tmp_path, folders):
         "report.html",
         "figures",
     }
-    assert len(result.stdout.splitlines()) == 4
+    assert len(result.stdout.splitlines()) == 6
     board = json.loads(Path("run/leaderboard.json").read_text())
     assert (board["pairs"], board["start"]) == (4, "original")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["start"] is None

@@ -169,7 +169,7 @@ def test_two_processes_do_not_share_a_folder(capsys):
     assert run("", body) == 130
     assert run("--resume --names c") == 0
     names = {path.name for path in Path("runs/mine").iterdir()}
-    assert names == {".lock", "config.yaml", "made_of.json"}
+    assert names == {".lock", "config.yaml", "made_of.json", "commands.json", "progress.html"}
 
 
 def test_full_disk_is_one_line(capsys, monkeypatch):

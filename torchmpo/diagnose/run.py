@@ -48,6 +48,7 @@ def run(setup: Setup, out: Path) -> int:
     missing = setup.testbeds.keys() - described["kinds"].keys()
     testbeds: dict[str, Testbed] = {}
     if todo or missing or not path.exists():
+        print("data: reading it, or making it where there is none", flush=True)
         testbeds = dict(zip(setup.testbeds, prepare_testbeds([*setup.testbeds.values()])))
         _describe({kind: bed for kind, bed in testbeds.items() if kind in missing}, described, out)
     if not path.exists():
@@ -126,6 +127,9 @@ def _cells(
     """Run what is missing; returns a line for every loss that raised."""
 
     failures, seconds = [], []
+    if todo:
+        compiled = ", the first of which compiles the training" * setup.config.compile
+        print(f"cells: {len(todo)} to do{compiled}", flush=True)
     wide = max((len(cell.loss) for cell in todo), default=0)
     with tqdm(total=len(todo), desc="cells", disable=not sys.stderr.isatty(), leave=False) as bar:
         for index, (loss, kind, path, made, done) in enumerate(todo):

@@ -74,6 +74,7 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
     note_machine(out)
     torch.set_num_threads(setup.num_threads)
     forget_the_old_end(setup, out)
+    print("data: reading it, or making it where there is none", flush=True)
     testbeds = at_rate(prepare_testbeds(setup.testbeds), setup, out)
     own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
     if config.num_actors > 1:

@@ -16,17 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torchmpo.runs import commands, made_of
+from torchmpo.runs import commands, live_page, made_of
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
 from torchmpo.runs.own_code import names_code
 from torchmpo.runs.threads import wait_asleep
 
-BEFORE_ANY_WORK = (
-    "config.yaml",
-    made_of.FILE,
-    commands.FILE,
-)  # what a folder has when a run begins
+# What a folder has when a run begins.
+BEFORE_ANY_WORK = ("config.yaml", made_of.FILE, commands.FILE, live_page.FILE)
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,8 @@ class Command:
                 made_of.write(out, self._fixed(asdict(config)), losses)
                 commands.note_command(out, self.program, words)
                 try:
-                    return module.run(prepared, out)
+                    with live_page.live_page(out, self._first_line(config, out, resumed)):
+                        return module.run(prepared, out)
                 except Exception:
                     # A run that failed before any work does not claim its folder.
                     if not resumed and {p.name for p in _visible(out)} == {*BEFORE_ANY_WORK}:

@@ -173,7 +173,9 @@ def intervals(columns: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str
                 ax.text(0.5, y, "diverged" if v else "–", color=MUTED, va="center", ha="center")
             else:
                 _interval(ax, y, v)
-    figure.text(left / figure.get_figwidth(), 0.02, "0 = original agent, 1 = target agent", size=8.5)
+    figure.text(
+        left / figure.get_figwidth(), 0.02, "0 = original agent, 1 = target agent", size=8.5
+    )
     return figure
 
 
