@@ -106,6 +106,9 @@ def _check(hidden, weight, labels, bias, logit_softcap, chunk_size):
     def shape(tensor):
         return list(tensor.shape)
 
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("labels", labels)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor; got a {type(tensor).__name__}")
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if tensor is not None and not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, but its dtype is {tensor.dtype}")
@@ -125,8 +128,8 @@ def _check(hidden, weight, labels, bias, logit_softcap, chunk_size):
         raise ValueError(f"bias must be [{len(weight)}], but its shape is {shape(bias)}")
     if logit_softcap is not None and not 0 < logit_softcap < math.inf:
         raise ValueError(f"logit_softcap must be positive and finite, but it is {logit_softcap}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, but it is {chunk_size}")
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(f"chunk_size must be at least 1, but it is {chunk_size!r}")
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, keep: bool = True) -> None:

@@ -95,9 +95,10 @@ class BatchedMujocoEnv(EnvBase):
         if integrator not in INTEGRATORS:
             names = ", ".join(INTEGRATORS)
             raise ValueError(f"integrator must be one of {names}; got {integrator!r}")
-        if num_envs < 1 or max_steps < 1:
+        whole = isinstance(num_envs, int) and isinstance(max_steps, int)
+        if not whole or num_envs < 1 or max_steps < 1:
             raise ValueError(
-                f"num_envs and max_steps must be positive; got {num_envs} and {max_steps}"
+                f"num_envs and max_steps must be positive; got {num_envs!r} and {max_steps!r}"
             )
         if num_threads < 0:
             raise ValueError(f"num_threads must not be negative; got {num_threads}")
@@ -270,7 +271,11 @@ class BatchedMujocoEnv(EnvBase):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict["action"].to(self._physics.qpos)
+        action = tensordict["action"]
+        if not isinstance(action, Tensor) or action.is_complex():
+            kind = action.dtype if isinstance(action, Tensor) else type(action).__name__
+            raise ValueError(f"actions must be a tensor of real numbers; got {kind}")
+        action = action.to(self._physics.qpos)
         shape = (self.num_envs, self.model.nu)
         if action.shape != shape:  # a broadcast one would move what it was not meant for
             raise ValueError(f"actions must be of shape {shape}; got {tuple(action.shape)}")

@@ -22,6 +22,7 @@ from torchmpo.evolve.fitness import ObjectiveFitness
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.threads import WAIT_POLICY
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -218,13 +219,20 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    with ray_actors(2, 1, nodes.cluster.address):
-        yield nodes
-        nodes.spread._actors.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(WAIT_POLICY, "active")  # which the cluster's processes do not have
+        with ray_actors(2, 1, nodes.cluster.address):
+            yield nodes
+            nodes.spread._actors.stop()
     # The cluster was there before and is there still.
     with ray_actors(2, 1, nodes.cluster.address):
         assert ray.nodes()
     nodes.cluster.shutdown()
+
+
+def test_workers_of_a_cluster_wait_as_this_process_does(nodes):
+    policy = ray.remote(num_cpus=0)(lambda: os.environ.get(WAIT_POLICY)).remote()
+    assert ray.get(policy) == "active"
 
 
 def test_two_nodes_equal_one_process_and_fetch_the_data_once(nodes):

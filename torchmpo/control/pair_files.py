@@ -5,7 +5,7 @@ The layout of a file, ``.npz`` or ``.safetensors``, is that of
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -140,12 +140,17 @@ def padded(trajectories: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         UserError: what is missing or wrong, with the number of the trajectory.
     """
     found: dict[str, list] = {"observation": [], "action": [], "lengths": [], "returns": []}
+    if not isinstance(trajectories, Iterable):
+        raise UserError(f"trajectories must be a list of mappings; got {trajectories!r}")
     for index, trajectory in enumerate(trajectories):
+        if not isinstance(trajectory, Mapping):
+            kind = type(trajectory).__name__
+            raise UserError(f"trajectory {index} must be a mapping; got a {kind}")
         parts = {}
         for name in ("observation", "action"):
             if name not in trajectory:
                 raise UserError(f"trajectory {index} has no {name}")
-            parts[name] = _array(trajectory[name], f"{name} of trajectory {index}")
+            parts[name] = _real(trajectory[name], f"{name} of trajectory {index}")
             if parts[name].ndim != 2 or not len(parts[name]):
                 raise UserError(
                     f"{name} of trajectory {index} must be [time, size]; got "
@@ -159,11 +164,11 @@ def padded(trajectories: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
                 )
         steps = {name: len(part) for name, part in parts.items()}
         if "rewards" in trajectory:
-            rewards = _array(trajectory["rewards"], f"rewards of trajectory {index}")
+            rewards = _real(trajectory["rewards"], f"rewards of trajectory {index}")
             steps["rewards"] = len(rewards) if rewards.ndim == 1 else 0
             value = rewards.sum()
         elif "return" in trajectory:
-            value = _array(trajectory["return"], f"return of trajectory {index}")
+            value = _real(trajectory["return"], f"return of trajectory {index}")
         else:
             raise UserError(f"trajectory {index} has neither a return nor rewards")
         if len(set(steps.values())) > 1:
@@ -185,11 +190,24 @@ def padded(trajectories: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     }
 
 
-def _array(value: Any, what: str) -> Tensor:
+def array(value: Any, what: str) -> Tensor:
+    """Numbers of the user's: lists, NumPy arrays of any strides, tensors.
+
+    Args:
+        what: it is, for messages.
+
+    Raises:
+        UserError: they are none, or not real.
+    """
     try:
-        array = torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError) as error:
+        # A copy of arrays: those that are read-only or have negative strides are no tensors.
+        found = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value).copy())
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{what} is not an array of numbers: {one_line(error)}") from error
-    if array.is_complex() or array.dtype == torch.bool:
-        raise UserError(f"{what} must be real numbers; got {array.dtype}")
-    return array.float()
+    if found.is_complex() or found.dtype == torch.bool:
+        raise UserError(f"{what} must be real numbers; got {found.dtype}")
+    return found
+
+
+def _real(value: Any, what: str) -> Tensor:
+    return array(value, what).float()

@@ -12,12 +12,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchmpo.control.annotators import bradley_terry
 from torchmpo.control.kinds import Kind, parse_kind
-from torchmpo.control.pair_files import checked_arrays, padded, write_pair_file
+from torchmpo.control.pair_files import array, checked_arrays, padded, write_pair_file
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.runs.errors import UserError
 
@@ -89,12 +88,12 @@ class PreferenceDataset:
         Raises:
             UserError: shapes, lengths, types or numbers that are wrong; the line says which.
         """
-        if not len(pairs) or any(len(pair) != 2 for pair in pairs):
+        places = array(pairs, "pairs")
+        if places.ndim != 2 or places.shape[1] != 2 or not len(places):
             raise UserError("pairs must be (chosen, rejected), at least one")
-        chosen, rejected = (torch.as_tensor(side) for side in zip(*pairs, strict=True))
-        arrays = {**padded(trajectories), "chosen": chosen, "rejected": rejected}
+        arrays = {**padded(trajectories), "chosen": places[:, 0], "rejected": places[:, 1]}
         if preference_probs is not None:
-            arrays["preference_probs"] = torch.as_tensor(preference_probs)
+            arrays["preference_probs"] = array(preference_probs, "preference_probs")
         return PreferenceDataset(**checked_arrays(arrays))
 
     def save(self, path: str | Path) -> None:

@@ -115,8 +115,11 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
             raise ValueError("give {loss: [{hyper-parameter: value}, ...]}")
         found = {}
         for name, settings in grids.items():
-            if not (isinstance(settings, list) and len({frozenset(s) for s in settings}) == 1):
+            mappings = isinstance(settings, list) and all(isinstance(s, dict) for s in settings)
+            if not mappings or len({frozenset(s) for s in settings}) != 1:
                 raise ValueError(f"{name}: give a list of settings with the same keys")
+            if other := [key for key in settings[0] if not isinstance(key, str)]:
+                raise ValueError(f"{name}: {other[0]!r} is no name of a hyper-parameter")
             # YAML takes 1e-3, without a point, for a word.
             found[str(name)] = own = [{key: float(s[key]) for key in settings[0]} for s in settings]
             if not all(math.isfinite(value) for setting in own for value in setting.values()):

@@ -22,6 +22,7 @@ from evotorch import Problem, SolutionBatch
 from torch import Tensor
 
 from torchmpo.runs.errors import UserError, one_line
+from torchmpo.runs.threads import WAIT_POLICY
 
 logging.getLogger("evotorch").setLevel(logging.WARNING)  # it announces every dtype otherwise
 
@@ -403,8 +404,11 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
             raise UserError(f"no Ray cluster at {address}: {error}") from error
+    # Its machines were started without this process's environment. OpenMP reads how its threads
+    # wait when torch is imported, so a worker must have it from its start.
+    waiting = {n: os.environ[n] for n in (WAIT_POLICY,) if n in os.environ}
     try:
-        ray.init(address, **quiet)
+        ray.init(address, runtime_env={"env_vars": waiting}, **quiet)
     except (OSError, RuntimeError, ValueError, AssertionError, RayError) as error:
         reason = one_line(error).rstrip(".")
         if os.environ.get("RAY_AUTH_MODE") == "token":

@@ -136,8 +136,9 @@ class AnswerWriter:
         return [self._answer(row) for row in out[:, ids.shape[1] :].tolist()]
 
     def _generate(self, ids: Tensor, mask: Tensor, new: int, processors: Any, **more: Any) -> Any:
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
+        processors = LogitsProcessorList([_refuse_nan(ids.shape[1]), *(processors or ())])
         config = GenerationConfig(
             max_new_tokens=new,
             do_sample=False,
@@ -226,6 +227,22 @@ def _own_generation_config(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
+
+
+def _refuse_nan(start: int) -> Any:
+    """A processor that refuses logits that are no numbers, of which the first token would be taken.
+
+    Args:
+        start: tokens before the first new one, which alone is looked at: a look takes time, and
+            weights that are no numbers show at once.
+    """
+
+    def check(input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] == start and scores.isnan().any():
+            raise UserError("the model's logits are NaN: its weights are damaged")
+        return scores
+
+    return check
 
 
 def _draw(uniform: Tensor, start: int) -> Any:

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from torchmpo.finetune.pairs import Message
 from torchmpo.runs.errors import UserError, one_line
@@ -65,6 +65,8 @@ def check_variables(variables: Mapping[str, Any], tokenizer: Any) -> None:
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else json.dumps(template)
     for name in variables:
+        if not isinstance(name, str):
+            raise UserError(f"chat_template_kwargs: {name!r} is no name of a variable")
         if name in taken - {"documents", "tools"}:
             raise UserError(f"chat_template_kwargs cannot set {name!r}")
         if not re.search(rf"\b{re.escape(name)}\b", text):
@@ -97,6 +99,7 @@ def render(
     variables = variables or {}
     with _told():
         template = tokenizer.get_chat_template(None, variables.get("tools"))
+    _refuse_powers(template)
     template = _DATED + template if "strftime_now" in template else template
     kinds = _kinds(tokenizer, template)
     rows = [_as(row, kinds) for row in (message.as_dict() for message in messages)]
@@ -159,6 +162,19 @@ def _told() -> Iterator[None]:
         raise UserError(
             f"the chat template fails on these messages: {type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+@lru_cache(maxsize=32)
+def _refuse_powers(template: str) -> None:
+    """No template needs a power, and one of whole numbers may take for ever, uninterruptibly.
+
+    Already to compile it: what is constant is worked out then.
+    """
+    with _told():
+        if any(
+            value == "**" for _, kind, value in Environment().lex(template) if kind == "operator"
+        ):
+            raise UserError("the chat template raises to a power (**), which may take for ever")
 
 
 @lru_cache(maxsize=32)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -303,10 +304,21 @@ def _call(command_line: Callable[[], Any]) -> None:
             told, reason = reason if isinstance(reason, UserError) else told, reason.__cause__
         if told is not None:
             raise UserError(one_line(told, 10_000)) from error
+        if _restoring(error):
+            raise UserError(
+                "the checkpoint is damaged, or of another version of Lightning: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
         if isinstance(error, (ArgumentError, MisconfigurationException)):
             text = plain(error)
             raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error
         raise
+
+
+def _restoring(error: Exception) -> bool:
+    """Whether it was raised where Lightning takes up what a checkpoint holds."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename.endswith("checkpoint_connector.py") for frame in frames)
 
 
 def _list(callbacks: Any) -> list[Any]:

@@ -5,6 +5,7 @@ Weights are read from safetensors only, and no code of a model's repository is r
 
 import inspect
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
+from torchmpo.runs.json_files import parse_json
 
 # peft's, where embeddings that the head shares have adapters: refused where it matters.
 TIED_WARNING = "Model (has|with) `tie_word_embeddings=True`"
@@ -188,6 +190,8 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> 
     if not (weights := folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder} holds no adapter_model.safetensors, and no pickle is read")
     name, revision = adapter_base(folder), _setting(folder, "revision")
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(f"{folder} is an adapter on an adapter, {name}: export that one first")
     base = load_model(name, dtype=dtype, revision=revision, **options)
     try:
         with warnings.catch_warnings():
@@ -277,12 +281,16 @@ def _transformers() -> Any:
 def _quiet(transformers: Any) -> Iterator[None]:
     """What transformers would print is checked, and told in a line if it matters."""
     logging = transformers.utils.logging
-    before = logging.get_verbosity()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    if not sys.stderr.isatty():  # in a file, every step of a bar is a line
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _check_path(source: str | Path) -> None:
@@ -304,6 +312,29 @@ def _check_folder(model: str | Path) -> None:
             raise UserError(f"{model} holds no model: config.json is missing")
         if not any(path.glob("*.safetensors")):
             raise UserError(f"{model} holds no *.safetensors: save the model with save_pretrained")
+        _check_layers(path)
+
+
+def _check_layers(folder: Path) -> None:
+    """Refuse a configuration of more layers than there are weights: all would be made first."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = parse_json((folder / "config.json").read_bytes())
+        weights = 0
+        for path in folder.glob("*.safetensors"):
+            with safe_open(str(path), framework="pt") as file:
+                weights += len(file.keys())
+    except (OSError, ValueError, SafetensorError):
+        return  # transformers says what is wrong
+    if not isinstance(config, dict):
+        return
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        layers = part.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > weights:
+            raise UserError(
+                f"{folder} has {weights} weights, and its config.json tells of {layers} layers"
+            )
 
 
 def _not_loaded(source: str | Path, what: str, error: Exception) -> str:

@@ -489,6 +489,8 @@ class PreferenceModule(LightningModule):
                 f"the checkpoint was made with other settings of model or lora: {other[0]} has "
                 f"shape {tuple(weights[other[0]].shape)} there, {tuple(own[other[0]].shape)} here"
             )
+        if other := sorted(k for k in trained if not weights[k].isfinite().all()):
+            raise UserError(f"the checkpoint is damaged: {other[0]} is not finite")
         trainer = self._trainer
         training = trainer is not None and trainer.state.fn == "fit"
         made_with = checkpoint.get(resume.KEY, {})
@@ -554,9 +556,12 @@ def _objective(loss: Any, loss_args: dict[str, Any]) -> Objective | MirrorObject
     return objective
 
 
+MOST_RATE = 1e6  # beyond any use; AdamW's own arithmetic overflows at some point
+
+
 def _check_numbers(lr: float, warmup: float, schedule: str, weight_decay: float) -> None:
-    if not 0 < lr < math.inf:
-        raise UserError(f"lr must be positive; got {lr}")
+    if not 0 < lr <= MOST_RATE:
+        raise UserError(f"lr must be positive, and at most {MOST_RATE:g}; got {lr}")
     if not 0 <= warmup < 1:
         raise UserError(f"warmup is a share of all steps, in [0, 1); got {warmup}")
     if schedule not in SCHEDULES:

@@ -59,8 +59,8 @@ def _check(fits: Callable[[float], bool], what: str, values: dict[str, Scalar]) 
                 )
             continue
         try:
-            right = fits(value)
-        except TypeError:  # no number
+            right = fits(1.0 * value)
+        except (TypeError, OverflowError):  # no number, or one beyond all floats
             right = False
         if not right:
             raise ValueError(f"{name} must be {what}; got {value!r}")

@@ -15,7 +15,7 @@ from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.inputs import PairLogps, made_up, take
-from torchmpo.objectives.soundness import check_finite, check_hyper, read_card
+from torchmpo.objectives.soundness import card_text, check_finite, check_hyper, read_card
 from torchmpo.runs.errors import one_line
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.json_files import parse_json
@@ -80,6 +80,9 @@ class Objective:
     """
 
     def __init__(self, function: Callable[..., Tensor], *, name: str | None = None, **hyper: Any):
+        if not callable(function):
+            kind = type(function).__name__
+            raise ValueError(f"a loss is a function, or the name or folder of one; got a {kind}")
         self.function = function
         self.source = _source(function)
         self.own = names_code(name or "")
@@ -89,7 +92,10 @@ class Objective:
                 f"{self.name} is an nn.Module: write a function that calls it, whose positional "
                 "parameters are named after what a loss needs, or give its forward"
             )
-        parameters = inspect.signature(function).parameters.values()
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError) as error:  # of a class, or a function written in C
+            raise ValueError(f"{self.name} is no loss: {error}") from error
         keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         inputs = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
         for parameter in inputs:
@@ -173,7 +179,7 @@ class Objective:
 
         Raises:
             ValueError: the function is none of ``LOSSES`` itself, nor one made of them: a
-                file can hold no other.
+                file can hold no other; or the card is no dictionary that JSON can hold.
         """
         form = _form(self.function)
         if form is None:
@@ -182,12 +188,13 @@ class Objective:
                 "and functions are not written to files"
             )
         hyper = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.hyper.items()}
+        text = card_text(card)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         base = next((n for n, f in LOSSES.items() if f is _made_of(self.function)[0]), self.name)
         name = self.name if "sum_of" in form else base
         content = {"loss": name, "hyper": hyper} | form
-        write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
+        write_atomic(folder / "card.json", text)
         write_atomic(folder / "objective.json", json.dumps(content, indent=2) + "\n")
 
     @staticmethod

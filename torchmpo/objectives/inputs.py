@@ -44,7 +44,7 @@ def take(pair: PairLogps, name: str, objective: str) -> Tensor:
     Raises:
         ValueError: the pair does not have it; the message names the objective that needs it.
     """
-    value = getattr(pair, name)
+    value = getattr(pair, name, None)
     if value is None:
         raise ValueError(f"{objective} needs {name}, which this pair does not have")
     return value

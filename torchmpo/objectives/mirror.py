@@ -14,7 +14,7 @@ from torchmpo.losses.numerics import at_most
 from torchmpo.losses.potentials import logit
 from torchmpo.objectives.inputs import PairLogps, take
 from torchmpo.objectives.monotone import ACTIVATIONS, MonotoneNetwork
-from torchmpo.objectives.soundness import check_dtypes, check_learned, read_card
+from torchmpo.objectives.soundness import card_text, check_dtypes, check_learned, read_card
 from torchmpo.runs.errors import nearest, one_line
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.json_files import parse_json
@@ -107,6 +107,8 @@ class MirrorObjective(nn.Module):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum'; got {reduction!r}")
         functions = ("psi", "phi_inv", "g") if steps == "one" else ("phi_inv", "g")
+        if not (learn is None or isinstance(learn, (list, tuple, str))):
+            raise ValueError(f"learn must be a list of functions; got {learn!r}")
         learn = functions[:-1] if learn is None else tuple(learn)
         for name in learn:
             if name not in functions:
@@ -114,11 +116,13 @@ class MirrorObjective(nn.Module):
                     f"learn: {name!r} is not a function of the {steps}-step loss; "
                     f"choose from {', '.join(functions)}"
                 )
+        if not isinstance(initial or {}, dict):
+            raise ValueError(f"initial must be coefficients by name; got {initial!r}")
         coefs = dict(INITIAL[steps])
         for key, value in (initial or {}).items():
             if key not in coefs:
                 raise ValueError(f"unknown initial coefficient {key!r}: {nearest(key, coefs)}")
-            if not 0 <= value < float("inf"):
+            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
                 raise ValueError(f"initial {key} must be zero or positive; got {value}")
             coefs[key] = float(value)
         self.steps, self.temporal, self.reduction, self.initial = steps, temporal, reduction, coefs
@@ -236,14 +240,18 @@ class MirrorObjective(nn.Module):
         Args:
             folder: made if it does not exist.
             card: how the objective was found and what it scores; anything JSON can hold.
+
+        Raises:
+            ValueError: the card is no dictionary that JSON can hold.
         """
         from safetensors.torch import save
 
+        text = card_text(card)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
         metadata = {"mirror_objective": json.dumps(self.architecture())}
-        write_atomic(folder / "card.json", json.dumps(card, indent=2) + "\n")
+        write_atomic(folder / "card.json", text)
         write_atomic(folder / "objective.safetensors", save(tensors, metadata=metadata))
 
     @staticmethod

@@ -122,12 +122,17 @@ class MonotoneNetwork(nn.Module):
         temporal: bool = False,
     ):
         super().__init__()
+        if not isinstance(activations, (list, tuple)) or not isinstance(units, int):
+            raise ValueError(
+                "activations must be a list of names, and units the whole number of hidden units "
+                f"of each; got a {type(activations).__name__} and {units!r}"
+            )
         for name in activations:
             if name not in ACTIVATIONS:
                 raise ValueError(f"unknown activation {name!r}: {nearest(name, ACTIVATIONS)}")
         if not activations or units < 1:
             raise ValueError("a monotone network needs at least one activation and one unit")
-        if not isinstance(units, int) or len(activations) * units > MOST_UNITS:
+        if len(activations) * units > MOST_UNITS:
             raise ValueError(
                 f"a monotone network has at most {MOST_UNITS} hidden units; got {units} of each of "
                 f"{len(activations)} activations"

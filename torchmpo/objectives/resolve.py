@@ -91,6 +91,8 @@ def _hint(name: str) -> str:
     return nearest(name, [*LOSSES, *discovered()])
 
 
+LONGEST_NAME = 4095  # the longest path that Linux takes
+
 # Objectives that searches of this project found, a folder each, with a card.
 DISCOVERED = Path(__file__).parent / "discovered"
 
@@ -133,6 +135,8 @@ def resolve(
     if not isinstance(loss, (str, Path)):
         return Objective(loss, **hyper)
     text, path = str(loss), Path(loss)
+    if len(text) > LONGEST_NAME:
+        raise ValueError(f"unknown loss {text[:20]!r}…: no name has {len(text)} letters")
     if not isinstance(loss, Path):
         if text in LOSSES:
             return Objective(LOSSES[text], name=text, **hyper)

@@ -4,6 +4,7 @@ Whoever writes files may have edited one, or made it up. Such an objective would
 another kind of loss than its class promises.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,20 @@ def read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ValueError(f"card.json holds a {type(card).__name__}, not an object")
     return card
+
+
+def card_text(card: Any) -> str:
+    """``card.json`` of an objective that is to be saved, as :func:`read_card` reads it.
+
+    Raises:
+        ValueError: it is no dictionary, or holds what JSON cannot.
+    """
+    if not isinstance(card, dict):
+        raise ValueError(f"a card is a dictionary; got a {type(card).__name__}")
+    try:
+        return json.dumps(card, indent=2) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the card holds what JSON cannot: {error}") from error
 
 
 def check_hyper(hyper: Any, defaults: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def _exit_code(
         finally:
             sys.stdout.flush()  # here an error is told in a line
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error, 2000)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {disk_line(error)}", file=sys.stderr)

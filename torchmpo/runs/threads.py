@@ -2,6 +2,8 @@
 
 import os
 
+WAIT_POLICY = "OMP_WAIT_POLICY"
+
 
 def wait_asleep() -> None:
     """Let a thread that waits for the others sleep instead of running in circles.
@@ -11,4 +13,4 @@ def wait_asleep() -> None:
     whether the rest is there. While another process is busy, it thereby keeps the rest from a core,
     for whole time slices. What the user has set stays.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault(WAIT_POLICY, "PASSIVE")

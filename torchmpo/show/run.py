@@ -155,7 +155,8 @@ def everywhere(objective: Bound, low: float, high: float) -> Pairs:
 def described(objective: Bound, title: str) -> list[str]:
     """What is known of an objective, in lines."""
     card = objective.card
-    lines = [str(card.get("name", title))]
+    name = card.get("name")
+    lines = [name if isinstance(name, str) else title]
     if isinstance(objective, MirrorObjective):
         learnt = ", ".join(objective.learn) or "nothing"
         time = ", depends on progress" if "progress" in objective.inputs else ""
@@ -166,6 +167,8 @@ def described(objective: Bound, title: str) -> list[str]:
         lines.append(repr(objective))
     try:
         start, end = card["fitness_of_start"], card["fitness_of_final_centre"]
+        if not all(map(math.isfinite, (start, end))):
+            raise ValueError("a search that diverged, or that somebody made up")
         lines.append(f"fitness in the search: {start:.0f} at the start, {end:.0f} at the end")
         lines.append(table(card["comparison"]))
     except (KeyError, TypeError, ValueError):

@@ -245,7 +245,10 @@ def _fit(
 
 
 def _checked(preferences: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(preferences, dtype=np.float64)
+    try:
+        values = np.asarray(preferences, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"preferences must be a list of numbers: {error}") from error
     if values.ndim != 1:
         raise UserError(f"preferences must be a list of numbers; their shape is {values.shape}")
     if np.isnan(values).all():
