@@ -15,6 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchmpo.control.policy import GaussianPolicy as GaussianPolicy
+    from torchmpo.control.policy import load_policy as load_policy
+    from torchmpo.control.policy import save_policy as save_policy
     from torchmpo.objectives.bound import Objective as Objective
     from torchmpo.objectives.inputs import PairLogps as PairLogps
     from torchmpo.objectives.mirror import MirrorObjective as MirrorObjective
@@ -25,13 +28,24 @@ if TYPE_CHECKING:
 # The release that this source is, or leads to: what a run writes into its card. The same source
 # gives the same card, however it came here; `__version__` counts the commits since the last tag.
 RELEASE = "0.1.0"
-__all__ = ["MirrorObjective", "Objective", "PairLogps", "resolve"]
+__all__ = [
+    "GaussianPolicy",
+    "MirrorObjective",
+    "Objective",
+    "PairLogps",
+    "load_policy",
+    "resolve",
+    "save_policy",
+]
 
 _WHERE = {
+    "GaussianPolicy": "torchmpo.control.policy",
     "MirrorObjective": "torchmpo.objectives.mirror",
     "Objective": "torchmpo.objectives.bound",
     "PairLogps": "torchmpo.objectives.inputs",
+    "load_policy": "torchmpo.control.policy",
     "resolve": "torchmpo.objectives.resolve",
+    "save_policy": "torchmpo.control.policy",
 }
 _MODULES = ("adapters", "linear_logps", "losses", "metrics", "objectives")
 

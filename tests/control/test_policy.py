@@ -49,6 +49,38 @@ def test_mean_is_the_network_written_out():
     assert_close(policy.mean_from_whitened(policy.whiten(obs)), x, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("activation", "written_out"),
+    [
+        ("relu", lambda x: x * (x > 0)),
+        ("elu", lambda x: torch.where(x > 0, x, x.exp() - 1)),
+        ("gelu", lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2),
+        ("silu", lambda x: x / (1 + torch.exp(-x))),
+    ],
+)
+@pytest.mark.parametrize("clip", [0.5, None])
+def test_other_activations_and_limits_written_out(activation, written_out, clip):
+    policy = make(mean="linear", activation=activation, observation_clip=clip)
+    obs = 20 * observations(6)
+    x = (obs - policy.observation_mean) / policy.observation_std
+    if clip:
+        x = x.clip(-clip, clip)
+    for i in range(2):
+        x = written_out(x @ policy.layers[i].weight.T + policy.layers[i].bias)
+    x = x @ policy.layers[2].weight.T + policy.layers[2].bias
+    assert_close(policy(obs), x, rtol=1e-12, atol=1e-12)
+
+
+def test_a_file_without_the_later_fields_is_as_it_was(tmp_path):
+    policy, path = make(dtype=torch.float32), tmp_path / "policy.safetensors"
+    fields = {"observation_size": 5, "action_size": 3, "hidden": [16, 8], "mean": "tanh"}
+    save_file(policy.state_dict(), path, metadata={"gaussian_policy": json.dumps(fields)})
+    loaded = load_policy(path)
+    assert (loaded.activation, loaded.observation_clip) == ("tanh", 10.0)
+    obs = observations(3).float()
+    assert torch.equal(loaded(obs), policy(obs))
+
+
 def test_bounded_means_stay_in_the_range_of_the_actuators():
     largest = {}
     for mean in ("tanh", "clip", "linear"):
@@ -111,7 +143,12 @@ def test_a_population_is_a_batch_dimension():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"mean": "tanh"}, {"mean": "clip", "std_kind": "learned", "std": 0.7}, {"mean": "linear"}],
+    [
+        {"mean": "tanh"},
+        {"mean": "clip", "std_kind": "learned", "std": 0.7},
+        {"mean": "linear", "activation": "relu", "observation_clip": None},
+        {"activation": "silu", "observation_clip": 2.5},
+    ],
 )
 def test_save_and_load(tmp_path, settings):
     policy = make(dtype=torch.float32, **settings)
@@ -163,6 +200,13 @@ def damaged(path, how):
     elif how == "other shapes":
         other = '{"observation_size": 6, "action_size": 3, "hidden": [16, 8]}'
         save_file(tensors, path, metadata={"gaussian_policy": other})
+    elif how == "unknown activation":
+        other = json.dumps(policy.architecture() | {"activation": "exp"})
+        save_file(tensors, path, metadata={"gaussian_policy": other})
+    elif how in ("not finite", "no spread"):
+        name, value = ("layers.0.bias", math.nan) if how == "not finite" else ("observation_std", 0)
+        tensors[name][1] = value
+        save_file(tensors, path, {"gaussian_policy": json.dumps(policy.architecture())})
     elif how == "tensor missing":
         metadata = {"gaussian_policy": json.dumps(policy.architecture())}
         save_file({k: v for k, v in tensors.items() if k != "layers.0.bias"}, path, metadata)
@@ -181,6 +225,9 @@ def damaged(path, how):
         "architecture a list",
         "unknown setting",
         "other shapes",
+        "unknown activation",
+        "not finite",
+        "no spread",
         "tensor missing",
     ],
 )
@@ -197,6 +244,8 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, how):
     [
         ({"mean": "relu"}, "mean must be one of tanh, clip, linear; got 'relu'"),
         ({"std_kind": "state"}, "std_kind must be one of fixed, learned; got 'state'"),
+        ({"activation": "exp"}, "activation must be one of tanh, relu, elu, gelu, silu; got 'exp'"),
+        ({"observation_clip": 0.0}, r"observation_clip must be positive; got 0\.0"),
         ({"std": 0.0}, r"std must be positive; got 0\.0"),
         ({"std": float("nan")}, "std must be positive; got nan"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def gaussian_step_logps(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -33,12 +34,19 @@ def gaussian_step_logps(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor
     return -0.5 * z.square().sum(-1) - log_std.expand_as(mean).sum(-1) - constant
 
 
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "relu": functional.relu,
+    "elu": functional.elu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
 MEANS = ("tanh", "clip", "linear")
 STDS = ("fixed", "learned")
 
 
 class GaussianPolicy(nn.Module):
-    """π(a | s) = N(a; μ(s), diag σ²), with μ an MLP of tanh units on whitened observations.
+    """π(a | s) = N(a; μ(s), diag σ²), with μ an MLP on whitened observations.
 
     Args:
         observation_size, action_size: widths of an observation and of an action.
@@ -49,9 +57,12 @@ class GaussianPolicy(nn.Module):
         std_kind: ``"fixed"`` keeps σ constant; ``"learned"`` makes log σ a parameter. At a fixed
             σ ≥ (2π)^(−1/2) ≈ 0.4 no density exceeds 1, so log-probabilities are bounded above by 0,
             as a language model's are.
+        activation: of the hidden layers, one of ``ACTIVATIONS``.
+        observation_clip: whitened observations are limited to ± this (> 0); ``None`` for no limit.
 
     Raises:
-        ValueError: unknown ``mean`` or ``std_kind``, or ``std`` ≤ 0.
+        ValueError: unknown ``mean``, ``std_kind`` or ``activation``, or a number that is not
+            positive.
     """
 
     observation_mean: Tensor
@@ -66,6 +77,8 @@ class GaussianPolicy(nn.Module):
         mean: str = "tanh",
         std: float = 0.4,
         std_kind: str = "fixed",
+        activation: str = "tanh",
+        observation_clip: float | None = 10.0,
     ):
         super().__init__()
         if mean not in MEANS:
@@ -74,8 +87,15 @@ class GaussianPolicy(nn.Module):
             raise ValueError(f"std_kind must be one of {', '.join(STDS)}; got {std_kind!r}")
         if not std > 0:  # catches NaN too
             raise ValueError(f"std must be positive; got {std}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
+            )
+        if observation_clip is not None and not observation_clip > 0:
+            raise ValueError(f"observation_clip must be positive; got {observation_clip}")
         self.observation_size, self.action_size = observation_size, action_size
         self.hidden, self.mean_kind, self.std_kind = tuple(hidden), mean, std_kind
+        self.activation, self.observation_clip = activation, observation_clip
         widths = (observation_size, *hidden, action_size)
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:]))
         self.register_buffer("observation_mean", torch.zeros(observation_size))
@@ -87,14 +107,16 @@ class GaussianPolicy(nn.Module):
             self.register_buffer("log_std", log_std)
 
     def whiten(self, obs: Tensor) -> Tensor:
-        """(obs − mean)/std with the stored statistics, limited to ±10."""
-        return ((obs - self.observation_mean) / self.observation_std).clamp(-10.0, 10.0)
+        """(obs − mean)/std with the stored statistics, limited to ±``observation_clip``."""
+        whitened = (obs - self.observation_mean) / self.observation_std
+        limit = self.observation_clip
+        return whitened if limit is None else whitened.clamp(-limit, limit)
 
     def mean_from_whitened(self, whitened: Tensor) -> Tensor:
         """μ for observations that went through :meth:`whiten` already."""
-        x = whitened
+        x, activation = whitened, ACTIVATIONS[self.activation]
         for layer in self.layers[:-1]:
-            x = torch.tanh(layer(x))
+            x = activation(layer(x))
         x = self.layers[-1](x)
         if self.mean_kind == "tanh":
             return torch.tanh(x)
@@ -124,6 +146,8 @@ class GaussianPolicy(nn.Module):
             "hidden": list(self.hidden),
             "mean": self.mean_kind,
             "std_kind": self.std_kind,
+            "activation": self.activation,
+            "observation_clip": self.observation_clip,
         }
 
 
@@ -133,7 +157,11 @@ def stack_policies(params: dict[str, Tensor], population: int) -> dict[str, Tens
 
 
 def save_policy(policy: GaussianPolicy, path: str | Path) -> None:
-    """Write weights, observation statistics and architecture to one safetensors file."""
+    """Write weights, observation statistics and architecture to one safetensors file.
+
+    The format is in ``docs/file_formats.md``; :mod:`torchmpo.control.foreign_policies` makes a
+    policy of a network of another library.
+    """
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().contiguous() for name, value in policy.state_dict().items()}
@@ -143,10 +171,10 @@ def save_policy(policy: GaussianPolicy, path: str | Path) -> None:
 def load_policy(
     path: str | Path, *, std: float | None = None, std_kind: str | None = None
 ) -> GaussianPolicy:
-    """Read a policy that :func:`save_policy` wrote.
+    """Read a policy that :func:`save_policy` wrote, or anything else in that format.
 
     Args:
-        path: the safetensors file.
+        path: the safetensors file; ``docs/file_formats.md`` says what is in it.
         std, std_kind: replace the stored σ, and whether it is trained (the mean stays as it is).
 
     Raises:
@@ -154,7 +182,11 @@ def load_policy(
     """
     from safetensors import SafetensorError, safe_open
 
-    damage = OSError, SafetensorError, LookupError, TypeError, RuntimeError, json.JSONDecodeError
+    damage = OSError, SafetensorError, LookupError, TypeError, RuntimeError, ValueError
+    if std is not None and not std > 0:
+        raise ValueError(f"std must be positive; got {std}")
+    if std_kind is not None and std_kind not in STDS:
+        raise ValueError(f"std_kind must be one of {', '.join(STDS)}; got {std_kind!r}")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -162,11 +194,14 @@ def load_policy(
         architecture = json.loads(metadata["gaussian_policy"])
         policy = GaussianPolicy(**architecture | ({"std_kind": std_kind} if std_kind else {}))
         policy.load_state_dict(tensors)
+        for name, value in policy.state_dict().items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} is not finite")
+        if not bool((policy.observation_std > 0).all()):
+            raise ValueError("observation_std must be positive")
     except damage as error:
         reason = " ".join(str(error).split())  # torch reports over several lines
         raise ValueError(f"{path} is not a readable policy file: {reason}") from error
     if std is not None:
-        if not std > 0:
-            raise ValueError(f"std must be positive; got {std}")
         policy.log_std.data.fill_(math.log(std))
     return policy

@@ -188,6 +188,8 @@ class Testbed:
                 mean=like.mean_kind,
                 std=self.config.policy_std,
                 std_kind=self.config.policy_std_kind,
+                activation=like.activation,
+                observation_clip=like.observation_clip,
             )
 
     def evaluate(

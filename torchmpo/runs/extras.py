@@ -36,6 +36,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco_warp": ("warp",),
     "warp": ("warp",),
     "shtab": ("completion",),
+    "h5py": ("minari",),
+    "minari": ("minari",),
 }
 # Where the package index has another name than the import statement.
 INDEX_NAMES = {
