@@ -23,6 +23,7 @@ from torch import Tensor
 import torchmpo.losses
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.inputs import is_unpaired
 from torchmpo.runs.files import write_atomic
 
 PAGE = Path(__file__).resolve().parent / "losses.md"
@@ -56,6 +57,7 @@ SHOWN: dict[str, dict] = {
     "mix_dpo": {"threshold": 1.0},
     "offset_dpo": {"target_margin": 2.0},
     "r_dpo": {"chosen_lengths": 90, "rejected_lengths": 10},
+    "apo_zero_unpaired": {"undesirable_coef": 0.5},
 }
 # The other pairs of the batch, for a loss that looks at them.
 COMPANIONS = {
@@ -143,7 +145,7 @@ def unit(function: Callable) -> str:
     reduction = inspect.signature(function).parameters.get("reduction")
     if reduction is not None:
         return f"sums or means (default {reduction.default})"
-    sums = bool(own & {"chosen_logps", "rejected_logps"})
+    sums = bool(own & {"chosen_logps", "rejected_logps", "logps"})
     means = bool(own & {"chosen_mean_logps", "rejected_mean_logps"})
     return " and ".join(["sums"] * sums + ["means"] * means)
 
@@ -181,7 +183,9 @@ nats per step |
 | n_c, n_r | `chosen_lengths`, `rejected_lengths` | how many steps were summed |
 | R_c, R_r | `chosen_rewards`, `rejected_rewards` | scores of a reward model or a judge |
 | p | `preference_probs` | probability that the chosen response is the better one |
-| h_c, h_r | | log-ratios to the reference, c − c' and r − r' |
+| y, y' | `logps`, `ref_logps` | of single responses: the sum, and the same under the reference |
+| λ, ± | `desirable` | the label of a single response: whether it is a good one |
+| h_c, h_r, h | | log-ratios to the reference, c − c', r − r' and y − y' |
 | Δ, Δ̄, Δ₀ | | c − r, c̄ − r̄, and the reference's c' − r' |
 | D, x | | D = h_c − h_r = Δ − Δ₀, the margin against the reference; x = βD |
 | S, LS | | the logistic function and its logarithm |
@@ -285,6 +289,8 @@ def figure_lines(name: str) -> str:
         f"`{field}` = {value if isinstance(value, str) else minus(value)}"
         for field, value in values.items()
     ]
+    if is_unpaired(inputs(LOSSES[name])):
+        notes.append("two single responses, the chosen one desirable and the rejected one not")
     if name in COUPLED:
         notes.append(f"the sum over a batch of {1 + len(COMPANIONS['chosen_mean_logps'])} pairs")
     caption = f"\n\nPicture: {', '.join(notes)}." if notes else ""
@@ -410,8 +416,14 @@ def surface(
         batch[field] = torch.cat([own[:, None], rest], dim=1)
         if field.endswith("_mean_logps"):
             batch[field.replace("_mean", "")] = batch[field] * STEPS
-    data = [batch[field] for field in inputs(function)]
-    value = torch.vmap(lambda *pairs: function(*pairs, **hyper).sum())(*data)
+    for prefix in ("", "ref_"):
+        sides = [batch[f"{prefix}{side}_logps"] for side in ("chosen", "rejected")]
+        batch[f"{prefix}logps"] = torch.cat(sides, dim=1)
+    batch["desirable"] = torch.arange(batch["logps"].shape[1]) < batch["chosen_logps"].shape[1]
+    batch["desirable"] = batch["desirable"].expand(len(c), -1)
+    # An input that may be left out is.
+    data = {field: batch[field] for field in inputs(function) if field in batch}
+    value = torch.vmap(lambda pairs: function(**pairs, **hyper).sum())(data)
     # SFT does not look at the rejected response.
     gradients = torch.autograd.grad(value.sum(), (c, r), allow_unused=True, materialize_grads=True)
     value, by_chosen, by_rejected = (x.detach().reshape(grid[0].shape) for x in (value, *gradients))

@@ -95,6 +95,9 @@ SETTINGS = {
     "dr_dpo": [{"beta": 0.3, "temperature": 0.6}],
     "beta_dpo": [{"beta": 0.3, "alpha": 0.2, "baseline": 0.4}],
     "kto_pair": [{"beta": 0.3}],
+    "kto": [{"beta": 0.3, "desirable_coef": 1.3, "undesirable_coef": 0.7}],
+    "bco_unpaired": [{"beta": 0.3, "desirable_coef": 1.3, "undesirable_coef": 0.7}],
+    "apo_zero_unpaired": [{"beta": 0.3, "desirable_coef": 1.3, "undesirable_coef": 0.7}],
     "alpha_dpo": [{"beta": 1.3, "alpha": 0.3, "target_margin": 0.2}],
     "discopop": [{"beta": 0.3, "tau": 0.2}],
     "padll": [{"beta": 0.3}],
@@ -111,8 +114,8 @@ CASES = [
 ]
 # A part of these depends on the policy and sends no gradient into it: the function of that name in
 # oracles.py with ``_held`` behind it.
-STOPPED = ("beta_dpo", "alpha_dpo")
-POLICY = ("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps")
+STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired")
+POLICY = ("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps", "logps")
 
 
 def case_id(value):
@@ -138,6 +141,8 @@ def make_inputs(name, batch=6, seed=0, dtype=torch.float64, spread=3.0, device="
             values = torch.randint(1, 9, (batch,), generator=gen)
         elif field.endswith("_rewards"):
             values = (2 * torch.randn(batch, generator=gen)).to(dtype)
+        elif field == "desirable":
+            values = torch.rand(batch, generator=gen) < 0.5
         elif field == "preference_probs":
             values = torch.rand(batch, generator=gen).to(dtype)
         else:

@@ -460,6 +460,38 @@ def alpha_dpo(c, r, rc, rr, *, held=None, **hyper):
     return [-log_sigmoid(hyper["beta"] * (a - b) - m) for a, b, m in pairs]
 
 
+# Single responses: y is the policy's log-probability, ry the reference's.
+
+
+def labelled(y, ry, desirable, beta, desirable_coef, undesirable_coef):
+    for a, b, good in zip(y, ry, desirable, strict=True):
+        yield (
+            (beta * (a - b), 1, desirable_coef) if good else (beta * (a - b), -1, undesirable_coef)
+        )
+
+
+def kto(y, ry, desirable, my=None, mry=None, *, beta, **coefs):
+    moved = (y, ry) if my is None else (my, mry)
+    z = beta * max(0.0, fmean(a - b for a, b in zip(*moved, strict=True)))
+    rows = labelled(y, ry, desirable, beta, **coefs)
+    return [weight * (1 - sigmoid(sign * (reward - z))) for reward, sign, weight in rows]
+
+
+def bco_unpaired_held(y, ry, desirable, *, beta, **coefs):
+    return beta * fmean(a - b for a, b in zip(y, ry, strict=True))
+
+
+def bco_unpaired(y, ry, desirable, *, held=None, **hyper):
+    shift = bco_unpaired_held(y, ry, desirable, **hyper) if held is None else held
+    rows = labelled(y, ry, desirable, **hyper)
+    return [-weight * log_sigmoid(sign * (reward - shift)) for reward, sign, weight in rows]
+
+
+def apo_zero_unpaired(y, ry, desirable, **hyper):
+    rows = labelled([y], [ry], [desirable], **hyper)
+    return sum(weight * (1 - sigmoid(sign * reward)) for reward, sign, weight in rows)
+
+
 def kl(p, q):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 

@@ -93,7 +93,8 @@ OF_SUMS = """
     dpo robust_dpo r_dpo rpo dpo_gamma dpo_positive_reference soft_label_dpo margin_dpo smpo madpo
     modpo vpo_offline hinge_dpo exo_pair nca_pair bco_pair sppo_hard apo_zero apo_down f_dpo padll
     cell pfl aot aot_unpaired aql aqfl dbaql dpo_shift minor_dpo bpo_min cal_dpo c2_dpo mix_dpo gpo
-    sym_po bregman_po focal_po offset_dpo dr_dpo beta_dpo kto_pair
+    sym_po bregman_po focal_po offset_dpo dr_dpo beta_dpo kto_pair kto bco_unpaired
+    apo_zero_unpaired
 """
 REWARDS |= {name: of_sums(0.1) for name in OF_SUMS.split()}
 

@@ -443,6 +443,49 @@ def preference_metrics(
     return metrics
 
 
+def labelled_metrics(objective: Objective, pair: PairLogps) -> dict[str, Tensor]:
+    """The metrics of a batch of single responses, which a loss such as ``kto`` is of.
+
+        rewards/signed        mean of ±β·h, + for desirable responses and − for the others
+        rewards/accuracies    share of responses whose reward has the sign of their label
+        logps                 mean log π, nats
+        displacement          mean h
+
+    h = log π − log π_ref. Means of each kind are not among them: a batch may lack one.
+
+    Args:
+        objective: the loss, with its hyper-parameters.
+        pair: ``logps``, ``desirable``, and ``ref_logps`` if the loss has a reference.
+
+    Returns:
+        0-d tensors without gradient, float32 or wider.
+
+    Raises:
+        ValueError: a field is missing, shapes differ, or the batch is empty.
+
+    >>> from torchmpo import resolve
+    >>> x, good = torch.tensor([-1.0, -3.0]), torch.tensor([True, False])
+    >>> pair = PairLogps(logps=x, ref_logps=torch.tensor([-2.0, -2.0]), desirable=good)
+    >>> labelled_metrics(resolve("kto", beta=0.5), pair)["rewards/signed"].item()
+    0.5
+    """
+    logps = _required(objective, pair, "logps").detach()
+    desirable = _required(objective, pair, "desirable")
+    _check_batch(logps=logps, desirable=desirable)
+    log_ratio = logps
+    if objective.needs_reference:
+        ref = _required(objective, pair, "ref_logps").detach()
+        same_shape(logps=logps, ref_logps=ref)
+        log_ratio = logps - ref
+    signed = torch.where(desirable.bool(), log_ratio, -log_ratio)
+    return {
+        "rewards/signed": (objective.hyper.get("beta", 1.0) * _wide(signed)).mean(),
+        "rewards/accuracies": _share(signed > 0),
+        "logps": _wide(logps).mean(),
+        "displacement": _wide(log_ratio).mean(),
+    }
+
+
 # What the warning compares, the first that both measurements have: key, tolerance, unit.
 _COMPARED = (
     ("displacement", 1.0, "nats"),

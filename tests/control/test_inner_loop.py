@@ -18,7 +18,7 @@ from torchmpo.control import inner_loop as inner
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.policy import stack_policies
 from torchmpo.control.preferences import PreferenceDataset
-from torchmpo.losses import dpo_loss, orpo_loss, sft_loss, simpo_loss
+from torchmpo.losses import apo_zero_loss, dpo_loss, orpo_loss, sft_loss, simpo_loss
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
@@ -377,6 +377,7 @@ def test_padding_is_never_read(steps):
 class Curious:
     name = "curious"
     inputs = frozenset({"chosen_logps", "favourite_colour"})
+    optional = frozenset()
     needs_reference = False
 
 
@@ -675,3 +676,42 @@ def test_data_of_ones_own_must_fit_the_population(pairs, words):
     start = make_population(policy, 2)
     with pytest.raises(UserError, match=words):
         train_policies(policy, start, Objective(sft_loss), {}, data, config(), 0)
+
+
+def halved_apo_zero(
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1
+):
+    return apo_zero_loss(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta
+    ).div(2)
+
+
+def kto_by_hand(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1):
+    good, bad = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
+    moved = torch.cat([good, bad]).detach().mean().clamp(min=0)
+    return (torch.sigmoid(beta * (moved - good)) + torch.sigmoid(beta * (bad - moved))) / 2
+
+
+@pytest.mark.parametrize(
+    ("single", "paired"), [("apo_zero_unpaired", halved_apo_zero), ("kto", kto_by_hand)]
+)
+@pytest.mark.parametrize("steps", [None, 4])
+def test_a_loss_of_single_responses_gets_both_trajectories_of_each_pair(single, paired, steps):
+    policy, data = make_policy(), make_data()
+    start = make_population(policy, 3)
+    own = {"beta": torch.tensor([0.05, 0.2, 1.0], dtype=torch.float64)}
+    settings = config(sft_epochs=1, steps_per_trajectory=steps)
+    trained = [
+        train_policies(policy, start, objective, own, data, settings, 3)
+        for objective in (resolve(single), Objective(paired))
+    ]
+    assert distance(trained[0], start) > 1e-3
+    assert distance(*trained) < 1e-9
+
+
+def test_what_only_language_models_have_is_refused():
+    def of_others(logps, desirable, mismatched_logps):
+        return logps - mismatched_logps
+
+    with pytest.raises(UserError, match="of_others: the inner loop cannot supply mismatched_logps"):
+        inner.check_inputs(Objective(of_others))

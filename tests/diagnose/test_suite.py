@@ -255,6 +255,17 @@ def test_a_cell_is_what_its_parts_give(bed):
     assert json.loads(json.dumps(cell, allow_nan=False)) == cell
 
 
+@pytest.mark.parametrize("name", ["kto", "bco_unpaired", "apo_zero_unpaired"])
+def test_a_cell_of_a_loss_of_single_responses(bed, name):
+    objective = resolve(name)
+    cell = run_cell(bed, objective, grid(objective, 2), 2, PROTOCOL)
+    assert {"beta", "desirable_coef", "undesirable_coef"} <= cell["grid"][0].keys()
+    assert torch.tensor(cell["returns"]).isfinite().all()
+    first = cell["grid"][0]
+    other = judge(bed, objective, first | {"undesirable_coef": 0.0}, [0], PROTOCOL)
+    assert other["margins"] != judge(bed, objective, first, [0], PROTOCOL)["margins"]
+
+
 def test_the_same_cell_twice_is_the_same(bed):
     objective, setting = resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}]
     first = run_cell(bed, objective, setting, 2, PROTOCOL)

@@ -30,6 +30,8 @@ REF_MEANS = ("ref_chosen_mean_logps", "ref_rejected_mean_logps")
 LENGTHS = ("chosen_lengths", "rejected_lengths")
 REWARDS = ("chosen_rewards", "rejected_rewards")
 PAIR = (*SUMS, "ref_chosen_logps", "ref_rejected_logps")
+LABELLED = ("logps", "ref_logps", "desirable")
+MISMATCHED = ("mismatched_logps", "ref_mismatched_logps")
 
 # Inputs in their order, and hyper-parameters with their defaults: what users and saved
 # configurations rely on.
@@ -117,10 +119,17 @@ SIGNATURES = {
     "dr_dpo": (PAIR, {"beta": 0.1, "temperature": 1.0}),
     "beta_dpo": (PAIR, {"beta": 0.1, "alpha": 0.6, "baseline": 0.0}),
     "kto_pair": (PAIR, {"beta": 0.1}),
+    "kto": (
+        (*LABELLED, *MISMATCHED),
+        {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0},
+    ),
+    "bco_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
+    "apo_zero_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
     "alpha_dpo": ((*MEANS, *REF_MEANS), {"beta": 2.5, "alpha": 0.2, "target_margin": 1.5}),
 }
-# The fields a loss can do without, unless reduction="mean" asks for them.
-OPTIONAL = dict.fromkeys(("slic_hf", "lpo", "ipo", "cpl"), LENGTHS)
+# The fields a loss can do without, unless reduction="mean" asks for lengths.
+OF_A_MEAN = ("slic_hf", "lpo", "ipo", "cpl")
+OPTIONAL = dict.fromkeys(OF_A_MEAN, LENGTHS) | {"kto": MISMATCHED}
 NAMES = list(SIGNATURES)
 FIRST = {name: SETTINGS[name][0] for name in NAMES}
 NUMERIC = {n: {k: v for k, v in FIRST[n].items() if not isinstance(v, str)} for n in NAMES}
@@ -142,6 +151,8 @@ def test_the_registry_is_complete():
         "beta_dpo",
         "alpha_dpo",
         "kto_pair",
+        "kto",
+        "bco_unpaired",
     } | discovered == COUPLED
 
 
@@ -257,8 +268,9 @@ MEAN_EXTREMES = (-50.0, -10.0, -1.0, -1e-3, -1e-6, 0.0, 5.0)
 def extreme_inputs(name, dtype):
     """Every combination of extreme log-probabilities; extreme values of whatever else is asked."""
     fields = input_names(name)
-    logps = [f for f in fields if f in PAIR] or [f for f in fields if f.endswith("mean_logps")]
-    values = SUM_EXTREMES if logps[0] in PAIR else MEAN_EXTREMES
+    sums = [f for f in fields if f in (*PAIR, "logps", "ref_logps")]
+    logps = sums or [f for f in fields if f.endswith("mean_logps")]
+    values = SUM_EXTREMES if sums else MEAN_EXTREMES
     columns = zip(*itertools.product(values, repeat=len(logps)), strict=True)
     data = dict(zip(logps, (torch.tensor(c, dtype=dtype) for c in columns), strict=True))
     count = len(next(iter(data.values())))
@@ -269,6 +281,8 @@ def extreme_inputs(name, dtype):
         choices = {
             "chosen_mean_logps": MEAN_EXTREMES,
             "preference_probs": (0.0, 0.5, 1.0),
+            "desirable": (0.0, 1.0),
+            **dict.fromkeys(MISMATCHED, SUM_EXTREMES),
             **dict.fromkeys(REWARDS, (-1e3, -2.0, 0.0, 1e-3, 1e3)),
             **dict.fromkeys(LENGTHS, (1, 7, 4096)),
         }[field]
@@ -392,6 +406,7 @@ INTEGERS = {
     **dict.fromkeys(("sigmoid_coef", "linear_coef", "softplus_coef"), 2),
     **dict.fromkeys(("penalty_coef", "calibration_coef", "constraint_coef", "temperature"), 2),
     **dict.fromkeys(("rejected_coef", "balance", "baseline", "focus", "power", "max_margin"), 1),
+    **dict.fromkeys(("desirable_coef", "undesirable_coef"), 2),
     **{"threshold": -2, "alpha": 2, "max_coef": 3, "min_coef": 0, "label_smoothing": 0},
 }
 
@@ -486,7 +501,7 @@ def test_pairs_influence_each_other_only_in_coupled_losses(name):
     others = torch.stack(jacobian)[:, ~torch.eye(8, dtype=torch.bool)]
     if name in COUPLED:
         assert (whole - alone).abs().max() > 1e-6
-        assert others.any() == (name not in STOPPED)
+        assert others.any() == (name not in (*STOPPED, "kto"))  # z₀ has no gradient
     else:
         torch.testing.assert_close(whole, alone)
         assert not others.any()
@@ -631,7 +646,17 @@ def test_a_missing_input_is_named(name):
                 objective(pair._replace(**{field: None}))
 
 
-@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("missing", MISMATCHED)
+def test_half_of_what_kto_compares_with_is_refused(missing):
+    with pytest.raises(ValueError, match=missing):
+        call("kto", make_inputs("kto") | {missing: None})
+    neither = make_inputs("kto") | dict.fromkeys(MISMATCHED)
+    own = neither | {"mismatched_logps": neither["logps"]}
+    own["ref_mismatched_logps"] = neither["ref_logps"]
+    assert torch.equal(call("kto", neither), call("kto", own))
+
+
+@pytest.mark.parametrize("name", OF_A_MEAN)
 @pytest.mark.parametrize("missing", LENGTHS)
 def test_a_mean_without_lengths_is_refused(name, missing):
     data = make_inputs(name)
@@ -656,6 +681,7 @@ RANGES = {
     **dict.fromkeys(("beta", "eta", "scale", "sharpness", "tau"), "positive"),
     **dict.fromkeys(("sft_coef", "po_coef", "delta", "ref_coef"), "non-negative"),
     **dict.fromkeys(("margin_coef", "reward_coef"), "non-negative"),
+    **dict.fromkeys(("desirable_coef", "undesirable_coef"), "non-negative"),
     **dict.fromkeys(("sigmoid_coef", "linear_coef", "softplus_coef"), "non-negative"),
     **dict.fromkeys(("penalty_coef", "calibration_coef", "constraint_coef"), "non-negative"),
     **dict.fromkeys(("target_margin", "threshold", "power", "baseline"), "finite"),
@@ -693,7 +719,7 @@ def test_numbers_out_of_range_are_refused_by_name(name, key):
 @pytest.mark.parametrize(
     ("name", "key", "choices"),
     [
-        *((name, "reduction", ("sum", "mean")) for name in OPTIONAL),
+        *((name, "reduction", ("sum", "mean")) for name in OF_A_MEAN),
         ("f_dpo", "divergence", ("reverse_kl", "forward_kl", "js", "alpha", "chi_squared")),
         ("gpo", "curve", ("logistic", "hinge", "squared", "exponential", "savage")),
         ("sym_po", "curve", ("sigmoid", "ramp", "unhinged")),

@@ -229,6 +229,14 @@ BY_HAND = [
     # z_r = 0 and z_c = 3
     ("kto_pair", PAIR, {"beta": 1.0}, (s(-3) + s(-5)) / 2),
     ("alpha_dpo", PAIR, {"beta": 2.0, "target_margin": 0.5}, softplus(-1.5)),
+    # h = 3 against z₀ = 1, of a mismatched response
+    ("kto", (-1.0, -4.0, True, -2.0, -3.0), {"beta": 0.5, "desirable_coef": 3.0}, 3 * s(-1)),
+    ("kto", (-1.0, -4.0, False, -2.0, -3.0), {"beta": 0.5, "undesirable_coef": 3.0}, 3 * s(1)),
+    ("kto", (-4.0, -1.0, False, -3.0, -2.0), {"beta": 0.5}, s(-1.5)),  # z₀ is not below 0
+    ("kto", (-1.0, -4.0, True), {"beta": 0.5}, 0.5),
+    ("bco_unpaired", (-1.0, -4.0, True), {"desirable_coef": 3.0}, 3 * LOG2),
+    ("apo_zero_unpaired", (-1.0, -4.0, True), {"beta": 0.5, "desirable_coef": 3.0}, 3 * s(-1.5)),
+    ("apo_zero_unpaired", (-1.0, -4.0, False), {"beta": 0.5, "undesirable_coef": 3.0}, 3 * s(1.5)),
 ]
 
 
@@ -371,7 +379,8 @@ def test_a_lower_chosen_likelihood_is_never_better(name):
     fields = policy_fields(data)
     _, gradient = policy_gradients(name, data)
     for field, slope in zip(fields, gradient, strict=True):
-        assert (slope <= 0 if field.startswith("chosen") else slope >= 0).all()
+        good = data["desirable"] if field == "logps" else torch.tensor(field.startswith("chosen"))
+        assert torch.where(good, slope <= 0, slope >= 0).all()
 
 
 def test_orpo_gradient_above_the_clamp_is_the_sft_term_alone():

@@ -27,6 +27,8 @@ def make_pair(batch=5, seed=0, dtype=torch.float32, low=-6.0, high=-0.01):
         fields[f"{side}_lengths"] = n
         for prefix in ("", "ref_"):
             fields[f"{prefix}{side}_logps"] = fields[f"{prefix}{side}_mean_logps"] * n
+    fields["logps"], fields["ref_logps"] = fields["chosen_logps"], fields["ref_chosen_logps"]
+    fields["desirable"] = torch.arange(batch) < 2
     for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
         fields[name] = torch.rand(batch, generator=gen).to(dtype)
     return PairLogps(**fields, progress=torch.tensor(0.3, dtype=dtype))

@@ -55,6 +55,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "eta": Range(10.0, 1e4),
         "threshold": Range(-5.0, 0.0, log=False),
         "rejected_coef": Range(0.1, 1.0, log=False),
+        "desirable_coef": Range(0.1, 10.0),
+        "undesirable_coef": Range(0.1, 10.0),
         "divergence_alpha": Range(0.0, 1.0, log=False),
     },
 }
@@ -137,7 +139,7 @@ def ranges(objective: Objective) -> dict[str, Range]:
 def _unit(objective: Objective) -> str:
     if (unit := objective.hyper.get("reduction")) in ("sum", "mean"):
         return unit
-    sums = {"rejected_logps", "chosen_logps"} & objective.inputs
+    sums = {"rejected_logps", "chosen_logps", "logps"} & objective.inputs
     return "sum" if sums else "mean"
 
 

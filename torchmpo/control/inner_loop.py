@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchmpo.control.policy import GaussianPolicy
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import PairLogps, is_unpaired
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
@@ -340,23 +340,29 @@ class _Loop:
 
 def _sides(inputs: frozenset[str]) -> int:
     """1 if an objective looks at the chosen trajectories only, else 2."""
-    return 2 if any("rejected" in name for name in inputs) else 1
+    return 2 if is_unpaired(inputs) or any("rejected" in name for name in inputs) else 1
 
 
 def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> PairLogps:
-    """What the objective asks for, from one member's step log-probabilities ``[R, S]``."""
+    """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
+
+    A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
+    """
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
     values |= {"{}_lengths": lengths, "{}_rewards": batch["rewards"]}
+    desirable = torch.arange(len(step_logps), device=step_logps.device) < len(step_logps) // 2
+    fields = {"progress": progress, "preference_probs": batch.get("preference_probs")}
+    fields["desirable"] = desirable
     for ref, logps in (("", step_logps), ("ref_", batch.get("reference"))):
         if logps is not None:
             mean = (logps * mask).sum(-1) / mask.sum(-1)
-            values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": mean * lengths}
-    fields = {"progress": progress, "preference_probs": batch.get("preference_probs")}
+            sums = fields[f"{ref}logps"] = mean * lengths
+            values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": sums}
     for name, value in values.items():
         for side, part in zip(("chosen", "rejected"), value.chunk(_sides(inputs)), strict=False):
             fields[name.format(side)] = part
-    return PairLogps(**{name: fields[name] for name in inputs})
+    return PairLogps(**{name: fields.get(name) for name in inputs})
 
 
 _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys identify
@@ -419,8 +425,8 @@ def check_inputs(objective: Objective | MirrorObjective) -> None:
     Raises:
         UserError: which input, and what could be supplied.
     """
-    supplied = PairLogps._fields
-    if unknown := objective.inputs - set(supplied):
+    supplied = [name for name in PairLogps._fields if "mismatched" not in name]
+    if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "
             f"an objective may take {', '.join(supplied)}"

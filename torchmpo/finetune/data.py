@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmpo.finetune.chat_template import check_variables, with_template
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
-from torchmpo.finetune.pairs import Pair, clean
+from torchmpo.finetune.pairs import Pair, clean, unpaired
 from torchmpo.finetune.reference import Batch, reference_table, with_reference
 from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.tokenize import PairDataset, collate
@@ -125,6 +125,7 @@ class PreferenceData(LightningDataModule):
             :func:`torchmpo.finetune.tokenize.tokenize_pair`.
         batch_size: pairs in one micro-batch of one process, ≥ 1.
         num_workers: processes that make batches.
+        unpair: make two labelled answers of each pair, for a loss such as ``kto``.
         reference_cache: folder of the reference's log-probabilities, for
             ``PreferenceModule(reference="cache")``; computed into it if they are not there.
         seed: of the order of pairs.
@@ -154,6 +155,7 @@ class PreferenceData(LightningDataModule):
         batch_size: int = 4,
         num_workers: int = 0,
         reference_cache: str | None = None,
+        unpair: bool = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -180,6 +182,7 @@ class PreferenceData(LightningDataModule):
         self.truncation = truncation
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.reference_cache = reference_cache
+        self.unpair = unpair
         self.datasets: dict[str, Any] = {}
         self.chat = False
         self._tables: dict[str, Tensor] = {}
@@ -252,6 +255,7 @@ class PreferenceData(LightningDataModule):
             left, out = hold_out(pairs, self.held_out)
             rank_zero_info(f"{name}: {len(out):,} pairs are held out, {len(left):,} are left")
             pairs = left if name == "train" else out
+        pairs = unpaired(pairs) if self.unpair else pairs
         return repeat(pairs) if name == "train" else pairs
 
     def _dataset(self, name: str, source: Any, split: str) -> Any:

@@ -12,6 +12,9 @@ A batch is a dict of tensors for B pairs, the B chosen responses before the B re
 ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]`` (labels are −100 outside completions,
 and not shifted; padding is on the right), ``index`` ``[B]``, and where the data have them
 ``ref_logps`` ``[2B]``, ``chosen_rewards``, ``rejected_rewards`` and ``preference_probs`` ``[B]``.
+
+A loss of single responses (``kto``) takes a batch of B labelled ones: ``[B, T]``, ``[B]`` and no
+second half, and ``desirable`` ``[B]``, bool.
 """
 
 import copy
@@ -38,7 +41,8 @@ from torchmpo.finetune.models import (
     model_digest,
     text_part,
 )
-from torchmpo.metrics import implicit_rewards, preference_metrics
+from torchmpo.finetune.supply import supply
+from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
@@ -164,6 +168,11 @@ class PreferenceModule(LightningModule):
         elif self.source is None:
             check_saved(loaded)
         self.reference, other = self._choose_reference(reference, adapters)
+        if self.reference == "cache" and "mismatched_logps" in self.objective.inputs:
+            raise UserError(
+                f"{self.objective.name} needs the reference of prompts with the responses of "
+                "others, which no cache has: take reference adapter_off or copy"
+            )
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
         if self.reference == "copy":
@@ -252,24 +261,8 @@ class PreferenceModule(LightningModule):
             )
 
     def pair_logps(self, batch: Batch) -> PairLogps:
-        """Everything known of the batch's pairs, gradients included."""
-        token_logps, mask = self.logps(batch), batch["labels"][:, 1:] != -100
-        sums, lengths = token_logps.sum(-1), mask.sum(-1)
-        values = _sides("logps", sums) | _sides("mean_logps", sums / lengths.clamp(min=1))
-        values |= _sides("lengths", lengths)
-        values |= _sides("step_logps", token_logps) | _sides("mask", mask)
-        if self.reference is not None:
-            if self.reference == "cache" and "ref_logps" not in batch:
-                raise UserError("reference: cache needs ref_logps in batches: use PreferenceData")
-            ref = self.reference_logps(batch).to(sums.dtype)
-            values |= _sides("logps", ref, "ref_")
-            values |= _sides("mean_logps", ref / lengths.clamp(min=1), "ref_")
-        for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
-            if name in batch:
-                values[name] = batch[name].to(sums.dtype)
-        if "progress" in self.objective.inputs:
-            values["progress"] = sums.new_tensor(self.progress())
-        return PairLogps(**values)
+        """Everything known of the batch's pairs, or labelled responses, gradients included."""
+        return supply(self, batch)
 
     def progress(self) -> float:
         """Share of all optimizer steps done, in [0, 1]."""
@@ -296,6 +289,9 @@ class PreferenceModule(LightningModule):
         pair = self.pair_logps(batch)
         loss = self.losses(pair).mean()
         detached = PairLogps(*(None if x is None else x.detach() for x in pair))
+        if self.objective.unpaired:
+            assert isinstance(self.objective, Objective)
+            return loss, {"loss": loss.detach()} | labelled_metrics(self.objective, detached)
         rewards = implicit_rewards(self.objective, detached)
         return loss, {"loss": loss.detach()} | preference_metrics(detached, *rewards)
 
@@ -309,7 +305,7 @@ class PreferenceModule(LightningModule):
         self._starts_at_reference = False
         loss, metrics = self._step(batch)
         self._refuse_nonfinite(loss, "the loss", batch_idx, batch)
-        pairs = len(batch["input_ids"]) // 2
+        pairs = len(batch["index"])
         self._micro_batches.append((pairs, metrics))
         first = self._micro_batches[0][0]
         return loss if pairs == first else loss * (pairs / first)
@@ -539,11 +535,6 @@ class PreferenceModule(LightningModule):
     def _adapter_off(self) -> Any:
         model = self.policy.model
         return model.disable_adapter() if is_adapted(model) else nullcontext()
-
-
-def _sides(name: str, both: Tensor, prefix: str = "") -> dict[str, Tensor]:
-    chosen, rejected = both.chunk(2)
-    return {f"{prefix}chosen_{name}": chosen, f"{prefix}rejected_{name}": rejected}
 
 
 def _objective(loss: Any, loss_args: dict[str, Any]) -> Objective | MirrorObjective:

@@ -15,6 +15,8 @@ chosen, rejected: strings (HH-RLHF)                prompt: the text that both be
 question or instruction (and input): strings;      the question is a user's, the answers are the
 chosen, rejected                                   assistant's
 conversations: messages; chosen, rejected          the conversation is the prompt
+prompt, completion, label                          one answer, desirable where ``label`` is true;
+                                                   texts or messages as above (TRL's KTO)
 … and system: string                               begins the conversation, unless it has a system
                                                    message; prompt and answers become messages
 =================================================  =================================================
@@ -34,7 +36,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +63,7 @@ REWARDS = (
 # Columns that may have another name in the data.
 COLUMNS = (
     *("prompt", "chosen", "rejected", "system", "tools", "documents", "chat_template_kwargs"),
-    *("chosen_reward", "rejected_reward", "preference_prob"),
+    *("chosen_reward", "rejected_reward", "preference_prob", "completion", "label"),
 )
 # Who speaks, in conversations of {"from": …, "value": …}.
 SPEAKERS = {
@@ -117,6 +119,8 @@ class Pair:
         preference_prob: how likely the chosen answer is the better one, in [0, 1], or None.
         variables: what else the chat template gets: ``tools``, ``documents``, …
         weight: how often it counts in an epoch, > 0.
+        label: None for a pair. Whether the answer is desirable, where there is one answer, which
+            then is both ``chosen`` and ``rejected``.
     """
 
     prompt: Text
@@ -127,6 +131,7 @@ class Pair:
     preference_prob: float | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    label: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,9 @@ class Counts:
 def clean(pairs: Iterable[Pair]) -> tuple[list[Pair], Counts]:
     """Drop pairs that teach nothing.
 
-    Identical answers, an answer of nothing but white space that calls no tool either, and pairs
-    whose three texts have occurred before, whatever their scores. The order of the others stays.
+    Identical answers of a pair, an answer of nothing but white space that calls no tool either, and
+    pairs whose texts and label have occurred before, whatever their scores. The order of the others
+    stays.
 
     >>> pairs = [Pair("1 + 1 =", " 2", " 3"), Pair("Hi", "", "no"), Pair("1 + 1 =", " 2", " 3")]
     >>> kept, counts = clean(pairs)
@@ -169,8 +175,9 @@ def clean(pairs: Iterable[Pair]) -> tuple[list[Pair], Counts]:
     rows = identical = empty = duplicates = 0
     for pair in pairs:
         rows += 1
-        key = digest(pair.prompt, pair.chosen, pair.rejected, pair.variables)
-        if pair.chosen == pair.rejected:
+        label = () if pair.label is None else (pair.label,)
+        key = digest(pair.prompt, pair.chosen, pair.rejected, pair.variables, *label)
+        if pair.label is None and pair.chosen == pair.rejected:
             identical += 1
         elif _blank(pair.chosen) or _blank(pair.rejected):
             empty += 1
@@ -179,6 +186,23 @@ def clean(pairs: Iterable[Pair]) -> tuple[list[Pair], Counts]:
         else:
             kept[key] = pair
     return list(kept.values()), Counts(rows, identical, empty, duplicates)
+
+
+def unpaired(pairs: Iterable[Pair]) -> list[Pair]:
+    """Each pair as two labelled answers, the chosen one desirable; labelled ones stay.
+
+    >>> [(one.chosen, one.label) for one in unpaired([Pair("1 + 1 =", " 2", " 3")])]
+    [(' 2', True), (' 3', False)]
+    """
+    out = []
+    for pair in pairs:
+        if pair.label is not None:
+            out.append(pair)
+            continue
+        bare = replace(pair, chosen_reward=None, rejected_reward=None, preference_prob=None)
+        out.append(replace(bare, rejected=pair.chosen, label=True))
+        out.append(replace(bare, chosen=pair.rejected, label=False))
+    return out
 
 
 def digest(*parts: Any) -> bytes:
@@ -233,6 +257,9 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     >>> pair.prompt, pair.chosen, pair.rejected
     ('\\n\\nHuman: Hi\\n\\nAssistant:', ' Hello', ' Hey')
     """
+    if "completion" in row and "chosen" not in row:
+        both = {"chosen": row["completion"], "rejected": row["completion"]}
+        return replace(pair_from_row({**row, **both}), label=_label(row))
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     prompt = None if row.get("prompt") is None else _text(row, "prompt")
     prompt = None if prompt == () else prompt
@@ -458,6 +485,15 @@ def _probability(row: Mapping[str, Any]) -> float | None:
     return value
 
 
+def _label(row: Mapping[str, Any]) -> bool:
+    value = row.get("label")
+    if isinstance(value, str):  # of a table whose cells are text
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    if value not in (True, False):
+        raise UserError("beside completion there must be a label, true or false")
+    return bool(value)
+
+
 def _number(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
     if value is None:
@@ -533,7 +569,7 @@ def _from_cells(row: dict[str, Any]) -> dict[str, Any]:
                 row[name] = float(cell) if cell.strip() else None
             except ValueError as error:
                 raise UserError(f"{name} is not a number") from error
-    for name in ("prompt", "chosen", "rejected", "conversations"):
+    for name in ("prompt", "chosen", "rejected", "completion", "conversations"):
         # A table that was written by pandas has Python's text of a list, which is no message.
         if isinstance(cell := row.get(name), str) and MESSAGES.match(cell):
             row[name] = _object(row, name, (Mapping, Sequence))

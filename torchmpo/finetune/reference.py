@@ -28,12 +28,13 @@ def data_digest(batches: Iterable[Batch]) -> str:
     The same however the data are split into batches and padded.
 
     Args:
-        batches: in order, ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]``.
+        batches: in order, ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]``; of labelled
+            answers ``[B, T]``, and ``desirable``.
     """
     digest = hashlib.blake2b(digest_size=16)
     for batch in batches:
-        pairs = len(batch["input_ids"]) // 2
-        for row in (row for i in range(pairs) for row in (i, i + pairs)):
+        rows = torch.arange(len(batch["input_ids"])).reshape(_answers(batch), -1)
+        for row in rows.T.reshape(-1).tolist():
             kept = batch["attention_mask"][row].bool()
             for name in ("input_ids", "labels"):
                 values = batch[name][row][kept].to(torch.int64)
@@ -57,7 +58,7 @@ def reference_table(
         model_digest: see :func:`torchmpo.finetune.models.model_digest`.
 
     Returns:
-        ``[2, pairs]`` float32, nats: chosen, rejected.
+        ``[2, pairs]`` float32, nats: chosen, rejected; ``[1, answers]`` of labelled ones.
 
     Raises:
         UserError: the file is damaged, or of another model or other data.
@@ -66,14 +67,19 @@ def reference_table(
     key = {"model": model_digest, "data": data_digest(batches())}
     if path.exists():
         return read_reference(path, key)
-    sides = [logps(batch).float().cpu().reshape(2, -1) for batch in batches()]
+    sides = [logps(batch).float().cpu().reshape(_answers(batch), -1) for batch in batches()]
     table = torch.cat(sides, 1)
     write_reference(path, table, key)
     return table
 
 
+def _answers(batch: Batch) -> int:
+    """To each prompt: one where answers have labels, else the two of a pair."""
+    return 1 if "desirable" in batch else 2
+
+
 def write_reference(path: str | Path, table: Tensor, key: dict[str, str]) -> None:
-    """Write ``[2, pairs]`` and what it is of; the file is there whole or not at all."""
+    """Write a table and what it is of; the file is there whole or not at all."""
     from safetensors.torch import save
 
     path = Path(path)
@@ -111,5 +117,5 @@ def read_reference(path: str | Path, key: dict[str, str]) -> Tensor:
 
 
 def with_reference(batch: Batch, table: Tensor, rows: Sequence[int] | Tensor) -> Batch:
-    """The batch with ``ref_logps`` ``[2B]``, the columns ``rows`` ``[B]`` of the table."""
+    """The batch with ``ref_logps`` of its answers, the columns ``rows`` ``[B]`` of the table."""
     return batch | {"ref_logps": table[:, torch.as_tensor(rows)].reshape(-1)}

@@ -104,6 +104,7 @@ def pairs_digest(pairs: Iterable[Any]) -> str:
             digest.update(len(tokens).to_bytes(8, "little"))
             digest.update(tokens.contiguous().numpy())
         rest = (pair.chosen_reward, pair.rejected_reward, pair.preference_prob)
+        rest += () if pair.label is None else (pair.label,)
         digest.update(repr(rest).encode())
     return digest.hexdigest()
 

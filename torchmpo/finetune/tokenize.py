@@ -52,7 +52,7 @@ class TokenizedPair:
         merged: whether the prompt by itself has other tokens at its end than before an answer.
         left_out: whether the chat template does not write the pair's tools, tool calls in the
             prompt, or thoughts of an answer.
-        chosen_reward, rejected_reward, preference_prob: as of the :class:`Pair`.
+        chosen_reward, rejected_reward, preference_prob, label: as of the :class:`Pair`.
         index: row of the data set, 0 outside one.
     """
 
@@ -67,6 +67,7 @@ class TokenizedPair:
     rejected_reward: float | None = None
     preference_prob: float | None = None
     index: int = 0
+    label: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def tokenize_pair(
     texts, left_out = _texts(pair, tokenizer, variables or {})
     whole = _join(pair, _encode(texts, tokenizer), tokenizer, _bos(tokenizer), left_out)
     tokens = _truncate(whole, tokenizer, max_length, truncation, max_prompt_length)
-    return None if tokens is None or _same(tokens) else tokens
+    return None if tokens is None or _teaches_nothing(tokens) else tokens
 
 
 class PairDataset(Dataset):
@@ -185,7 +186,7 @@ class PairDataset(Dataset):
                 tokens = _truncate(whole, tokenizer, *limits)
             if tokens is None:
                 too_long += 1
-            elif _same(tokens):
+            elif _teaches_nothing(tokens):
                 identical += 1
             else:
                 items.append(tokens)
@@ -223,6 +224,8 @@ class PairDataset(Dataset):
 def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tensor]:
     """A batch for the model: B chosen answers, then the B rejected ones, padded on the right.
 
+    Of labelled answers, the B of them, and ``desirable`` ``[B]``, bool.
+
     Args:
         batch: B tokenized pairs.
         pad_token_id: may be that of EOS: what is padding is known by lengths.
@@ -234,11 +237,16 @@ def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tens
         ``preference_probs``, ``[B]`` float32.
 
     Raises:
-        UserError: there is no padding token.
+        UserError: there is no padding token, or there are pairs among labelled answers.
     """
     if pad_token_id is None:
         raise UserError("the tokenizer has no padding token: set tokenizer.pad_token")
-    sides = [(p.prompt, p.chosen) for p in batch] + [(p.prompt, p.rejected) for p in batch]
+    labels_given = [p.label for p in batch if p.label is not None]
+    if labels_given and len(labels_given) < len(batch):
+        raise UserError("the data have pairs beside labelled answers: set data.unpair")
+    sides = [(p.prompt, p.chosen) for p in batch]
+    if not labels_given:
+        sides += [(p.prompt, p.rejected) for p in batch]
     time = max(len(prompt) + len(answer) for prompt, answer in sides)
     input_ids = torch.full((len(sides), time), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
@@ -255,6 +263,9 @@ def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tens
         "labels": labels,
         "index": torch.tensor([p.index for p in batch]),
     }
+    if labels_given:
+        out["desirable"] = torch.tensor(labels_given)
+        return out
     scores = {
         "chosen_rewards": [p.chosen_reward for p in batch],
         "rejected_rewards": [p.rejected_reward for p in batch],
@@ -392,6 +403,7 @@ def _join(
         chosen_reward=pair.chosen_reward,
         rejected_reward=pair.rejected_reward,
         preference_prob=pair.preference_prob,
+        label=pair.label,
     )
 
 
@@ -473,5 +485,5 @@ def _shorter_prompt(tokens: TokenizedPair, tokenizer: Any, length: int) -> Token
     return replace(tokens, prompt=kept, prompt_cut=True)
 
 
-def _same(tokens: TokenizedPair) -> bool:
-    return torch.equal(tokens.chosen, tokens.rejected)
+def _teaches_nothing(tokens: TokenizedPair) -> bool:
+    return tokens.label is None and torch.equal(tokens.chosen, tokens.rejected)

@@ -1,4 +1,5 @@
-"""Preference-optimization losses: pure functions of log-probabilities, one value per pair.
+"""Preference-optimization losses: pure functions of log-probabilities, one value per pair,
+or per response that stands alone.
 
 ``LOSSES`` maps a loss's name to its function, which is named ``<name>_loss``; ``COUPLED`` names
 those in which a pair's value depends on the rest of the batch. The two mirror losses take functions
@@ -22,20 +23,22 @@ from torchmpo.losses.coupled import (
     kto_pair_loss,
 )
 from torchmpo.losses.discopop import cell_loss, discopop_loss, padll_loss, pfl_loss
+from torchmpo.losses.judged import (
+    madpo_loss,
+    margin_dpo_loss,
+    modpo_loss,
+    smpo_loss,
+    soft_label_dpo_loss,
+)
 from torchmpo.losses.logistic import (
     dpo_gamma_loss,
     dpo_loss,
     dpo_norm_loss,
     dpo_positive_reference_loss,
     logistic_preference_loss,
-    madpo_loss,
-    margin_dpo_loss,
-    modpo_loss,
     r_dpo_loss,
     robust_dpo_loss,
     rpo_loss,
-    smpo_loss,
-    soft_label_dpo_loss,
     vpo_offline_loss,
 )
 from torchmpo.losses.margin_functions import (
@@ -81,6 +84,7 @@ from torchmpo.losses.two_sides import (
     minor_dpo_loss,
     mix_dpo_loss,
 )
+from torchmpo.losses.unpaired import apo_zero_unpaired_loss, bco_unpaired_loss, kto_loss
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__.removesuffix("_loss"): loss
@@ -145,11 +149,17 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         beta_dpo_loss,
         alpha_dpo_loss,
         kto_pair_loss,
+        kto_loss,
+        bco_unpaired_loss,
+        apo_zero_unpaired_loss,
     )
 }
 
 COUPLED = frozenset(
-    {"aot", "aot_unpaired", "aql", "aqfl", "dbaql", "dr_dpo", "beta_dpo", "alpha_dpo", "kto_pair"}
+    {
+        *("aot", "aot_unpaired", "aql", "aqfl", "dbaql", "dr_dpo", "beta_dpo", "alpha_dpo"),
+        *("kto_pair", "kto", "bco_unpaired"),
+    }
 )
 
 __all__ = [
@@ -161,9 +171,11 @@ __all__ = [
     "aot_unpaired_loss",
     "apo_down_loss",
     "apo_zero_loss",
+    "apo_zero_unpaired_loss",
     "aqfl_loss",
     "aql_loss",
     "bco_pair_loss",
+    "bco_unpaired_loss",
     "beta_dpo_loss",
     "bpo_min_loss",
     "bregman_po_loss",
@@ -191,6 +203,7 @@ __all__ = [
     "h_dpo_loss",
     "hinge_dpo_loss",
     "ipo_loss",
+    "kto_loss",
     "kto_pair_loss",
     "logistic_preference_loss",
     "lpo_loss",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.weighted_sum import WeightedSum
-from torchmpo.objectives.inputs import PairLogps, made_up, take
+from torchmpo.objectives.inputs import PairLogps, is_unpaired, made_up, take
 from torchmpo.objectives.soundness import card_text, check_finite, check_hyper, read_card
 from torchmpo.runs.errors import one_line
 from torchmpo.runs.files import write_atomic
@@ -57,6 +57,8 @@ class Objective:
 
     Attributes:
         inputs: the fields it reads.
+        optional: those of them that may be None.
+        unpaired: whether it is of single responses, labelled desirable or not, and not of pairs.
         own: whether it was found as ``package.module:function``. What such a one raises is a
             `UserError` with its file and line, from what was raised.
         needs_reference: whether a reference policy's log-probabilities are among them.
@@ -68,8 +70,9 @@ class Objective:
         card: what was saved beside a loaded objective.
 
     Raises:
-        ValueError: a parameter outside the vocabulary, an unknown or missing hyper-parameter, or
-            one the loss itself refuses on a trial call.
+        ValueError: a parameter outside the vocabulary, inputs of pairs beside those of single
+            responses, an unknown or missing hyper-parameter, or one the loss itself refuses on a
+            trial call.
 
     >>> from torchmpo.losses import simpo_loss
     >>> objective = Objective(simpo_loss, beta=4.0)
@@ -116,8 +119,15 @@ class Objective:
                 raise ValueError(f"{self.name} needs a value for its hyper-parameter {key!r}")
         self.card: dict = {}
         self._inputs = tuple(p.name for p in inputs)
-        self._optional = frozenset(p.name for p in inputs if p.default is None)
+        self.optional = frozenset(p.name for p in inputs if p.default is None)
         self.inputs = frozenset(self._inputs)
+        self.unpaired = is_unpaired(self.inputs)
+        sides = sorted(name for name in self.inputs if "chosen" in name or "rejected" in name)
+        if self.unpaired and sides:
+            raise ValueError(
+                f"{self.name} is of single responses, labelled desirable or not, and so cannot "
+                f"read {sides[0]}, which is of pairs"
+            )
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
         # By identity: a callable of one's own may have no hash.
         parts = _made_of(self.source)
@@ -160,7 +170,7 @@ class Objective:
             OwnCodeRaised: it is the user's own, and raised something.
         """
         data = [
-            getattr(pair, name) if name in self._optional else take(pair, name, self.name)
+            getattr(pair, name) if name in self.optional else take(pair, name, self.name)
             for name in self._inputs
         ]
         try:

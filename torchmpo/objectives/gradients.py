@@ -48,6 +48,9 @@ def gradients(
         ref_chosen_mean_logps=ref,
         ref_rejected_mean_logps=ref,
         progress=torch.as_tensor(progress, dtype=torch.float64),
+        logps=torch.cat([c, r]),
+        ref_logps=torch.cat([ref, ref]),
+        desirable=torch.cat([one, 0 * one]).bool(),
     )
     if isinstance(objective, MirrorObjective):
         loss = objective.apply(objective.vector.detach().double(), pair)

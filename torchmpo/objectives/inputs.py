@@ -16,6 +16,11 @@ class PairLogps(NamedTuple):
     ``[batch]``; ``preference_probs`` how likely the chosen response is the better one, ``[batch]``,
     in [0, 1]; ``*_step_logps`` and ``*_mask`` (bool, whether a step counts) per step,
     ``[batch, time]``.
+
+    A loss of single responses reads others instead, with ``[batch]`` responses: ``logps`` and
+    ``ref_logps``, as above, and ``desirable`` (bool), the label; ``mismatched_logps`` and
+    ``ref_mismatched_logps``, of each prompt with another one's response. A pair is two such
+    responses, its chosen one desirable.
     """
 
     chosen_logps: Tensor | None = None
@@ -36,6 +41,20 @@ class PairLogps(NamedTuple):
     rejected_step_logps: Tensor | None = None
     chosen_mask: Tensor | None = None
     rejected_mask: Tensor | None = None
+    logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    desirable: Tensor | None = None
+    mismatched_logps: Tensor | None = None
+    ref_mismatched_logps: Tensor | None = None
+
+
+def is_unpaired(inputs: Iterable[str]) -> bool:
+    """Whether a loss with these inputs is one of single responses.
+
+    >>> is_unpaired({"logps", "ref_logps", "desirable"}), is_unpaired({"chosen_logps"})
+    (True, False)
+    """
+    return not {"logps", "desirable", "mismatched_logps"}.isdisjoint(inputs)
 
 
 def take(pair: PairLogps, name: str, objective: str) -> Tensor:
@@ -62,6 +81,8 @@ def made_up(names: Iterable[str], pairs: int, steps: int) -> dict[str, Tensor]:
     for name in names:
         by_step = name.endswith(("_step_logps", "_mask"))
         value = torch.ones((pairs, steps) if by_step else pairs)
+        if name == "desirable":
+            value = torch.arange(pairs) % 2 == 0
         if name.endswith("_mask"):
             value = value.bool()
         elif name.endswith("_lengths"):

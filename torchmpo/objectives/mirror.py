@@ -69,7 +69,7 @@ class MirrorObjective(nn.Module):
     Attributes:
         vector: ``[dim]``, the parameter, zeros at first.
         dim: its length.
-        inputs, needs_reference, coupled, name: as for :class:`Objective`.
+        inputs, optional, unpaired, needs_reference, coupled, name: as for :class:`Objective`.
         card: what was saved beside a loaded objective.
 
     Raises:
@@ -141,7 +141,8 @@ class MirrorObjective(nn.Module):
         uses_progress = temporal and bool(self.learn)
         self.inputs = frozenset(self._inputs + (("progress",) if uses_progress else ()))
         self.needs_reference = steps == "two"
-        self.coupled = False
+        self.optional = frozenset[str]()
+        self.coupled = self.unpaired = False
         self.name = f"mirror_{steps}_step"
         self.card: dict = {}
 

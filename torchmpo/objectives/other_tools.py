@@ -11,6 +11,7 @@ Where a tool computes something else than the paper it names, ours is the paper'
 - oxrl's ``rdpo`` subtracts the length term that ``r_dpo`` adds, its ``robust_dpo`` adds the flipped
   term that is subtracted here, its ``fdpo`` adds the reverse KL to the forward one and forgets β
   in the Jensen–Shannon case, and its ``focalpo`` stops the gradient through the weight.
+- oxrl's ``kto`` takes −LS in place of 1 − S, and its z₀ is a running mean over desirable responses.
 - oxrl's ``betadpo`` and ``alpha_dpo`` keep running means, and so does LLaMA-Factory's BCO term.
 - The SFT term of a trainer is a mean over the tokens of a batch; ours is one over each response.
 """
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 
 from torchmpo.runs.errors import nearest
 
-UNPAIRED = "it needs unpaired data"
 TOKENS = "it needs log-probabilities per token"
 THIRD = "it needs a third response"
 
@@ -47,6 +47,7 @@ _DPO_TRAINER = {
     ),
     **_at(_BETA | {"tau": 0.05}, "discopop"),
 }
+_KTO = Known("kto", {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0})
 _CPO = Known("cpo", {"beta": 0.1, "sft_coef": 1.0})
 _ORPO = Known("orpo", {"po_coef": 0.1})
 _CPO_SIMPO = Known("simpo", {"beta": 0.1, "target_margin": 0.5, "sft_coef": 1.0})
@@ -61,11 +62,14 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "cpo.hinge": Known("0.1*slic_hf+1*sft", {"slic_hf_delta": 10.0, "slic_hf_sft_coef": 0.0}),
         "cpo.simpo": _CPO_SIMPO,
         "orpo": _ORPO,
+        "kto.kto": _KTO,
+        "kto.apo_zero_unpaired": _KTO._replace(loss="apo_zero_unpaired"),
     },
     "llamafactory": {
         **_at(_BETA, "sigmoid=dpo hinge=hinge_dpo ipo kto_pair"),
         "orpo": _ORPO,
         "simpo": Known("simpo", {"beta": 0.1, "target_margin": 0.5}),
+        "kto": _KTO,
     },
     "openrlhf": {
         **_at(_BETA, "dpo"),
@@ -76,6 +80,7 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "cpo": _CPO,
         "orpo": _ORPO,
         "simpo": _CPO_SIMPO,
+        "kto": _KTO,
     },
     "oxrl": {
         **_at(
@@ -88,6 +93,7 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         **_at(_BETA | {"curve": "exponential"}, "gpo"),
         "sft": Known("sft", {}),
         "orpo": _ORPO,
+        "kto": _KTO,
         "cpo": _CPO,
         "simpo": Known("simpo", {"beta": 0.1, "target_margin": 0.5}),
         "cposimpo": Known("simpo", {"beta": 2.0, "target_margin": 0.5, "sft_coef": 1.0}),
@@ -114,17 +120,12 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
 MISSING: dict[str, dict[str, str]] = {
     "trl": {
         "cpo.ipo": "it is IPO without a reference, and an SFT term",
-        "kto.kto": UNPAIRED,
-        "kto.apo_zero_unpaired": UNPAIRED,
         **{f"tpo.{name}": THIRD for name in ("sigmoid", "hinge", "ipo", "tpo-l")},
     },
-    "llamafactory": {
-        "kto": UNPAIRED,
-    },
+    "llamafactory": {},
     "openrlhf": {},
-    "liger": {"kto": UNPAIRED},
+    "liger": {},
     "oxrl": {
-        "kto": UNPAIRED,
         "wpo": TOKENS,
         "sampo": TOKENS,
         "spo": "its code, −x·S(x), has no minimum, and its description asks for one",
@@ -144,9 +145,9 @@ def known_to(tool: str, name: str) -> Known:
 
     >>> known_to("trl", "sigmoid_norm")
     Known(loss='dpo_norm', hyper={'beta': 0.1})
-    >>> known_to("liger", "kto")
+    >>> known_to("trl", "sigmiod")
     Traceback (most recent call last):
-    ValueError: liger:kto is not here yet: it needs unpaired data
+    ValueError: trl has no loss 'sigmiod': did you mean 'sigmoid'?
     """
     if name in LOSSES_OF[tool]:
         return LOSSES_OF[tool][name]
