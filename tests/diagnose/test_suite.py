@@ -370,13 +370,19 @@ def test_a_rehearsal_passes_what_can_be_trained(bed):
     rehearse(resolve("simpo"), GRID, all_steps.config)
 
 
-def test_a_rehearsal_gives_what_training_gives(bed):
-    names = list(PairLogps._fields)
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_a_rehearsal_gives_what_training_gives(bed, unpaired):
+    single = {"logps", "ref_logps", "desirable"}
+    names = [
+        name
+        for name in PairLogps._fields
+        if (name in single if unpaired else name not in single and "mismatched" not in name)
+    ]
     seen = []
 
     def every(*values):
         seen.append({n: (v.shape, v.dtype) for n, v in zip(names, values)})
-        return -values[names.index("chosen_mean_logps")]
+        return -values[names.index("logps" if unpaired else "chosen_mean_logps")]
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     every.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torchmpo.control.policy import GaussianPolicy
+from torchmpo.control.policy import GaussianPolicy, TokenLogps
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, is_unpaired
@@ -169,20 +169,15 @@ def _of_members(on_epoch: OnEpoch, members: list[int]) -> Watch:
     return lambda epochs, params: on_epoch(epochs, members, params)
 
 
-class _StepLogps(nn.Module):
-    """A policy whose forward gives step log-probabilities, for ``functional_call``."""
+def _token_logps(policy: GaussianPolicy) -> Callable[[Params, Params, Tensor, Tensor], Tensor]:
+    """Token log-probabilities ``[R, S · tokens]`` of one member, of its parameters and buffers."""
+    module = TokenLogps(policy)
 
-    def __init__(self, policy: GaussianPolicy):
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
-        return self.policy.step_logps_from_whitened(whitened, action)
-
-    def at(self, params: Params, buffers: Params, whitened: Tensor, action: Tensor) -> Tensor:
-        """Step log-probabilities ``[R, S]`` of one member."""
+    def at(params: Params, buffers: Params, whitened: Tensor, action: Tensor) -> Tensor:
         tensors = {f"policy.{name}": value for name, value in (buffers | params).items()}
-        return functional_call(self, tensors, (whitened, action))
+        return functional_call(module, tensors, (whitened, action))
+
+    return at
 
 
 _SFT = Objective(sft_loss)
@@ -249,8 +244,8 @@ class _Loop:
 
     @torch.no_grad()
     def step_logps(self, params: Params) -> Tensor:
-        """Step log-probabilities of the trajectories of each member's data, ``[C, rows, time]``."""
-        at = _StepLogps(self.policy).at
+        """Of the trajectories of each member's data, ``[C, rows, time · tokens]``."""
+        at = _token_logps(self.policy)
         if self.first_row is None:
             forward = vmap(at, in_dims=(0, None, None, None))
             blocks = zip(self.whitened.split(4), self.action.split(4), strict=True)
@@ -331,10 +326,15 @@ class _Loop:
         at = rows[..., None], time
         batch = {"whitened": self.whitened[at], "action": self.action[at], "mask": mask}
         batch |= {"lengths": lengths, "rewards": self.rewards[rows]}
+        if (tokens := self.policy.tokens) > 1:
+            batch["mask"] = mask.repeat_interleave(tokens, dim=-1)
+            batch["lengths"] = lengths * tokens
         if self.first_row is not None:
             rows = rows - self.first_row[:, None]
         for name, logps in reference.items():
-            batch[name] = logps[torch.arange(len(logps))[:, None, None], rows[..., None], time]
+            by_step = logps.unflatten(-1, (-1, tokens))
+            at = torch.arange(len(logps))[:, None, None], rows[..., None], time
+            batch[name] = by_step[at].flatten(-2)
         return batch
 
 
@@ -370,10 +370,10 @@ _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys
 
 def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -> Callable:
     """The update for arguments like ``args``, compiled if asked for, and then kept for reuse."""
-    module = _StepLogps(policy)
+    token_logps = _token_logps(policy)
 
     def loss(params, objective_params, buffers, batch, progress):
-        step_logps = module.at(params, buffers, batch["whitened"], batch["action"])
+        step_logps = token_logps(params, buffers, batch["whitened"], batch["action"])
         pair = _pair_logps(objective.inputs, step_logps, batch, progress)
         return objective.apply(objective_params, pair).mean()
 

@@ -67,6 +67,7 @@ class GaussianPolicy(nn.Module):
 
     observation_mean: Tensor
     observation_std: Tensor
+    tokens = 1  # per time step
 
     def __init__(
         self,
@@ -112,23 +113,39 @@ class GaussianPolicy(nn.Module):
         limit = self.observation_clip
         return whitened if limit is None else whitened.clamp(-limit, limit)
 
-    def mean_from_whitened(self, whitened: Tensor) -> Tensor:
-        """μ for observations that went through :meth:`whiten` already."""
+    def features_from_whitened(self, whitened: Tensor) -> Tensor:
+        """The last hidden layer: ``[..., hidden[-1]]``."""
         x, activation = whitened, ACTIVATIONS[self.activation]
         for layer in self.layers[:-1]:
             x = activation(layer(x))
-        x = self.layers[-1](x)
+        return x
+
+    def mean_from_features(self, features: Tensor) -> Tensor:
+        """μ, from the last hidden layer."""
+        x = self.layers[-1](features)
         if self.mean_kind == "tanh":
             return torch.tanh(x)
         return x.clamp(-1.0, 1.0) if self.mean_kind == "clip" else x
+
+    def mean_from_whitened(self, whitened: Tensor) -> Tensor:
+        """μ for observations that went through :meth:`whiten` already."""
+        return self.mean_from_features(self.features_from_whitened(whitened))
 
     def step_logps_from_whitened(self, whitened: Tensor, action: Tensor) -> Tensor:
         """log π(action | obs) of each step, for observations already whitened: ``[...]``, nats."""
         return gaussian_step_logps(action, self.mean_from_whitened(whitened), self.log_std)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """μ(obs), the deterministic action."""
-        return self.mean_from_whitened(self.whiten(obs))
+    def token_logps_from_whitened(self, whitened: Tensor, action: Tensor) -> Tensor:
+        """Log-probabilities of what a loss takes for tokens, ``[..., time · tokens]``, nats.
+
+        Here a step is one token: its action is drawn as a whole.
+        """
+        return self.step_logps_from_whitened(whitened, action)
+
+    def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """μ(obs), or a sampled action if there is standard normal noise ``[..., action_size]``."""
+        mean = self.mean_from_whitened(self.whiten(obs))
+        return mean if noise is None else mean + torch.exp(self.log_std) * noise
 
     def step_logps(self, obs: Tensor, action: Tensor) -> Tensor:
         """log π(action | obs) of each step: ``[...]``, nats."""
@@ -149,6 +166,20 @@ class GaussianPolicy(nn.Module):
             "activation": self.activation,
             "observation_clip": self.observation_clip,
         }
+
+
+class TokenLogps(nn.Module):
+    """A policy whose forward gives token log-probabilities, for ``functional_call``.
+
+    Its parameters are those of the policy with ``policy.`` before their names.
+    """
+
+    def __init__(self, policy: GaussianPolicy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
+        return self.policy.token_logps_from_whitened(whitened, action)
 
 
 def stack_policies(params: dict[str, Tensor], population: int) -> dict[str, Tensor]:

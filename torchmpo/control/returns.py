@@ -1,7 +1,6 @@
 """Returns of a population of policies in the environment, undiscounted."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,20 +66,20 @@ def _run_chunk(env, policy, params, episodes, seed, sample) -> Tensor:
     """One episode in every simulation of ``env``: ``[members, episodes]``."""
     members = env.num_envs // episodes
     finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
-    mean_action = vmap(partial(functional_call, policy))
+    act = vmap(lambda own, *given: functional_call(policy, own, given))
     seeds = [seed] if isinstance(seed, int) else seed
     start = torch.cat([env.start_states(episodes, generator(s, "start states")) for s in seeds])
     start = start.repeat(members // len(seeds), 1)
     state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
     draws = [generator(s, "action noise") for s in seeds]
-    std = params.get("log_std", policy.log_std).exp().expand(members, policy.action_size)
     total = torch.zeros(members, episodes)
     while True:
         obs = state["observation"].view(members, episodes, -1)
-        action = mean_action(params, obs)
+        given = [obs]
         if sample:
             noise = [torch.randn(episodes, policy.action_size, generator=draw) for draw in draws]
-            action += std[:, None] * torch.stack(noise)
+            given.append(torch.stack(noise).expand(members, -1, -1))
+        action = act(params, *given)
         finite &= action.flatten(1).isfinite().all(1)
         action = torch.where(finite[:, None, None], action, 0.0)
         state = env.step(state.set("action", action.flatten(0, 1)))["next"]

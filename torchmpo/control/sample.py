@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from torchmpo.control.policy import GaussianPolicy, gaussian_step_logps
+from torchmpo.control.policy import GaussianPolicy, TokenLogps
 from torchmpo.control.preferences import PreferenceDataset
 
 SAMPLE_PAIRS, SAMPLE_STEPS = 128, 64  # what curves and margins are measured on
@@ -36,11 +36,11 @@ class Sample:
 
     @torch.no_grad()
     def mean_logps(self, policy: GaussianPolicy, params: dict[str, Tensor]) -> Tensor:
-        """Log-probability per step of each trajectory: ``[members, 2, pairs]``, nats."""
+        """Log-probability per token of each trajectory: ``[members, 2, pairs]``, nats."""
 
         def of_member(params: dict[str, Tensor]) -> Tensor:
-            mean = functional_call(policy, params, (self.observation,))
-            log_std = params.get("log_std", policy.log_std)
-            return gaussian_step_logps(self.action, mean, log_std).mean(-1)
+            return functional_call(tokens, params, (whitened, self.action)).mean(-1)
 
+        tokens, whitened = TokenLogps(policy), policy.whiten(self.observation)
+        params = {f"policy.{name}": value for name, value in params.items()}
         return vmap(of_member, chunk_size=4)(params).transpose(1, 2)

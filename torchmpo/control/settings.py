@@ -16,6 +16,8 @@ class TestbedSettings:
         episode_steps: time limit of an episode, in data and evaluation.
         behaviour_std: standard deviation of the actions in the data.
         start: of the policies: original (agent) or scratch; null for the task's own.
+        policy: gaussian, or categorical: every motor draws one of bins, a token a motor and step.
+        bins: per motor of a categorical policy.
         policy_std: standard deviation of the trained policies' actions.
         policy_std_kind: fixed or learned.
         sample: evaluate sampled actions instead of mean actions.
@@ -40,6 +42,8 @@ class TestbedSettings:
     episode_steps: int = 1000
     behaviour_std: float = 0.1
     start: str | None = None
+    policy: str = "gaussian"
+    bins: int = 11
     policy_std: float = 0.4
     policy_std_kind: str = "fixed"
     sample: bool = False
@@ -55,6 +59,9 @@ class TestbedSettings:
     num_threads: int = 0
     cache_dir: str | None = None
 
+
+# Settings that older runs do not have, with the values by which they were made.
+OLDER: dict[str, Any] = {"policy": "gaussian", "bins": 11}
 
 # Of the smoke presets: training and data in seconds, which say nothing.
 SMALLEST: dict[str, Any] = {

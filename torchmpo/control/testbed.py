@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.control.categorical import BINS, CategoricalPolicy
 from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
 from torchmpo.control.kinds import parse_kind
@@ -43,6 +44,9 @@ class TestbedConfig:
         pool: the task and its trajectories, as far as they do not follow from ``data``.
         data: kind of preference data, see :mod:`torchmpo.control.kinds`.
         inner: settings of training.
+        policy: ``"gaussian"``, or ``"categorical"``: the discretised Gaussian at first, with
+            log-probabilities of tokens.
+        bins: per motor of a categorical policy (≥ 2).
         policy_std: σ of the policies in training, from the original agent's mean (> 0).
         policy_std_kind: ``"fixed"`` or ``"learned"``.
         sample: whether evaluation draws actions instead of taking the mean.
@@ -52,7 +56,7 @@ class TestbedConfig:
             random weights that a member's seed names.
 
     Raises:
-        UserError: another ``start``.
+        UserError: another ``start`` or ``policy``, or fewer than two bins.
     """
 
     __test__ = False  # pytest would take it for a class of tests
@@ -60,6 +64,8 @@ class TestbedConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     data: str = "base"
     inner: InnerConfig = field(default_factory=InnerConfig)
+    policy: str = "gaussian"
+    bins: int = BINS
     policy_std: float = 0.4
     policy_std_kind: str = "fixed"
     sample: bool = False
@@ -70,6 +76,10 @@ class TestbedConfig:
     def __post_init__(self):
         if self.start not in ("original", "scratch"):
             raise UserError(f"start must be original or scratch; got {self.start!r}")
+        if self.policy not in ("gaussian", "categorical"):
+            raise UserError(f"policy must be gaussian or categorical; got {self.policy!r}")
+        if self.bins < 2:
+            raise UserError(f"bins must be at least 2; got {self.bins}")
 
     @property
     def data_pool(self) -> PoolConfig:
@@ -79,7 +89,10 @@ class TestbedConfig:
     def load_policy(self) -> GaussianPolicy:
         """The original agent, with the σ of training."""
         path = expert_path(self.pool.original)
-        return load_policy(path, std=self.policy_std, std_kind=self.policy_std_kind)
+        gaussian = load_policy(path, std=self.policy_std, std_kind=self.policy_std_kind)
+        if self.policy == "gaussian":
+            return gaussian
+        return CategoricalPolicy.discretised(gaussian, self.bins)
 
 
 @dataclass(frozen=True)
@@ -181,16 +194,8 @@ class Testbed:
         like = self.policy
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial policy"))
-            return GaussianPolicy(
-                like.observation_size,
-                like.action_size,
-                like.hidden,
-                mean=like.mean_kind,
-                std=self.config.policy_std,
-                std_kind=self.config.policy_std_kind,
-                activation=like.activation,
-                observation_clip=like.observation_clip,
-            )
+            own = {"std": self.config.policy_std, "std_kind": self.config.policy_std_kind}
+            return type(like)(**like.architecture() | own)
 
     def evaluate(
         self,
@@ -342,6 +347,8 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         data=data,
         start=STARTS[settings.task] if settings.start is None else settings.start,
         inner=InnerConfig(**training),
+        policy=settings.policy,
+        bins=settings.bins,
         policy_std=settings.policy_std,
         policy_std_kind=settings.policy_std_kind,
         sample=settings.sample,

@@ -12,6 +12,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from itertools import pairwise
 
+from torchmpo.control.settings import OLDER
 from torchmpo.diagnose.settings import PLACE, PRESETS, DiagnoseConfig
 from torchmpo.runs.command import Command
 from torchmpo.runs.errors import exit_code
@@ -27,7 +28,7 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
-    older={"data_per_seed": False, "tuning_reduction": 1},
+    older={**OLDER, "data_per_seed": False, "tuning_reduction": 1},
     code=("losses",),
     headline=("task", "data"),
 )

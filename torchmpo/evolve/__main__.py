@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
+from torchmpo.control.settings import OLDER
 from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
 from torchmpo.runs.command import Command
 
@@ -22,6 +23,7 @@ COMMAND = Command(
     place=PLACE,
     grows=("rivals", "generations"),
     older={
+        **OLDER,
         "tuning_seeds": 1,
         "tuning_reduction": 1,
         "streams": "shared",
