@@ -10,7 +10,7 @@ from torch.func import vmap
 from torchmpo.control.testbed import TestbedConfig
 from torchmpo.control.tuning import stack_settings
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps, made_up
+from torchmpo.objectives.inputs import PairLogps, is_unpaired, made_up
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.seeding import generator
 
@@ -33,24 +33,26 @@ def rehearse(
             returns has no gradient, or it answers differently when it is called again.
         Exception: whatever the loss raises, under ``vmap`` or for these shapes.
     """
-    pairs = config.inner.minibatch_pairs
+    unpaired = is_unpaired(objective.inputs)
+    size = config.inner.minibatch_pairs * (2 if unpaired else 1)
+    what = "response" if unpaired else "pair"
     steps = config.inner.steps_per_trajectory or config.pool.max_steps
-    fields = made_up(objective.inputs, pairs, steps)
+    fields = made_up(objective.inputs, size, steps)
     random = [name for name in fields if name.endswith("logps")]
 
     def of_member(params: Any, logps: dict[str, Tensor]) -> Tensor:
         loss = objective.apply(params, PairLogps(**{**fields, **logps}))
-        if not isinstance(loss, Tensor) or loss.shape != (pairs,):
+        if not isinstance(loss, Tensor) or loss.shape != (size,):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"{objective.name} must return one value per pair, [{pairs}] in training; got {got}"
+                f"{objective.name} must return one value per {what}, [{size}] in training; got {got}"
             )
         if not loss.is_floating_point():
             raise ValueError(f"{objective.name} must return floating-point numbers; {loss.dtype}")
         return loss
 
     def answer(settings: Sequence[dict[str, float]], draw: int) -> Tensor:
-        """``[settings, pairs]`` on random log-probabilities, the same at every call."""
+        """``[settings, size]`` on random log-probabilities, the same at every call."""
         numbers = generator("rehearsal", draw)
         shapes = {name: (len(settings), *fields[name].shape) for name in random}
         members = {n: -torch.rand(s, generator=numbers) for n, s in shapes.items()}
