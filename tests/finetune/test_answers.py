@@ -26,6 +26,14 @@ PROMPTS = ["Name a colour.", "What is the capital of France?", "Hi", "I do not k
 SMALL = {"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
+def test_weights_of_nan_write_nothing():
+    model = tiny_llama()
+    model.lm_head.weight.data.fill_(float("nan"))
+    writer = AnswerWriter(model, tiny_tokenizer(), Sampling(max_new_tokens=2))
+    with pytest.raises(UserError, match="the model's logits are NaN"):
+        writer([[1, 6, 7], [1, 6]], [0, 1])
+
+
 def gpt2():
     torch.manual_seed(0)
     config = GPT2Config(

@@ -102,6 +102,7 @@ def test_a_classifiers_folder_is_refused(tmp_path):
         ({"hidden_act": "nonsense"}, "cannot be loaded as a causal LM"),
         ({"model_type": "nonsense"}, "cannot be loaded as a causal LM"),
         ({"model_type": "gpt2"}, "is no complete GPT2LMHeadModel"),
+        ({"num_hidden_layers": 10**9}, "has 21 weights, and its config.json tells of 1000000000"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

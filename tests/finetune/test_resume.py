@@ -342,7 +342,7 @@ def test_what_is_no_checkpoint_is_one_line(config, tmp_path, write, message, com
     ("arguments", "message"),
     [
         (["--trainer.devices", "99"], "trainer.devices 99: this machine has"),
-        (["--data.num_workers", "-1"], "data.num_workers must be zero or more"),
+        (["--data.num_workers", "-1"], "data.num_workers must be 0 to 256; got -1"),
         (["--model.chunk_size", "0"], "chunk_size must be at least 1"),
     ],
 )

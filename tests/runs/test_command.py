@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from torchmpo.runs import command
@@ -181,6 +182,24 @@ def test_full_disk_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err == "error: No space left on device: runs/mine/config.yaml\n"
     assert [path.name for path in Path("runs/mine").iterdir()] == [".lock"]  # no half of a file
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), RuntimeError("CUDA out of memory. Tried …")])
+def test_memory_that_is_not_there_is_one_line(capsys, raised):
+    def body(config, out):
+        raise raised
+
+    assert run("", body) == 2
+    line = f"error: not enough memory: {str(raised) or 'MemoryError'}\n"
+    assert capsys.readouterr().err == line
+
+
+def test_memory_that_cannot_be_had_is_what_torch_calls_it(capsys):
+    def body(config, out):
+        torch.empty(1 << 55)
+
+    assert run("", body) == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory: ")
 
 
 def test_a_file_that_cannot_be_read_is_named(capsys):

@@ -138,9 +138,14 @@ def raises_in_a_library(prompts, a, b):
     return json.loads("{")
 
 
+def leaves(prompts, a, b):
+    raise SystemExit(0)  # which must not end the command as if all were well
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (leaves, r"mine raised SystemExit: 0 \(.*test_judges.py, line \d+\)"),
         (raises, r"mine raised KeyError: 'score' \(.*test_judges.py, line \d+\)"),
         (raises_in_a_library, r"mine raised JSONDecodeError: .* \(.*test_judges.py, line \d+\)"),
     ],
@@ -149,7 +154,7 @@ def test_a_judge_that_raises_is_one_line_that_says_where(function, message):
     with pytest.raises(UserError, match=message) as caught:
         FunctionJudge(function, name="mine")(PROMPTS, FIRST, SECOND)
     assert "\n" not in str(caught.value)
-    assert isinstance(caught.value.__cause__, (KeyError, ValueError))
+    assert isinstance(caught.value.__cause__, (KeyError, ValueError, SystemExit))
 
 
 def test_a_judge_that_never_ends_is_stopped():

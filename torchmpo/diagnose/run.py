@@ -101,7 +101,7 @@ def check(setup: Setup, out: Path) -> list[Missing]:
     """The cells to run.
 
     Raises:
-        UserError: a finished cell is damaged, or of something else.
+        UserError: a finished cell is damaged, or of something else, or of more seeds.
     """
     todo = []
     for data, testbed in setup.testbeds.items():
@@ -111,6 +111,11 @@ def check(setup: Setup, out: Path) -> list[Missing]:
             if path.exists():
                 done = read_cell(path)
                 check_cell(path, done, loss, data, setup.grids[loss], made)
+                if (seeds := len(done["returns"])) > setup.config.seeds:
+                    raise UserError(
+                        f"{out / 'config.yaml'} has been changed: seeds is {setup.config.seeds}, "
+                        f"but {path} has {seeds}; put it back, or choose another --out"
+                    )
             enough = done and (len(done["returns"]) >= setup.config.seeds or done["best"] < 0)
             if not enough:
                 todo.append(Missing(loss, data, path, made, done))

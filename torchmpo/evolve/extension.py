@@ -14,6 +14,21 @@ from torchmpo.runs.json_files import read_json
 from torchmpo.runs.options import read_settings
 
 
+def check_not_shorter(setup: Setup, out: Path) -> None:
+    """Refuse a search that has made more generations than its settings say.
+
+    Raises:
+        UserError: somebody has edited its config.yaml.
+    """
+    checkpoint, wanted = load_checkpoint(out / "checkpoints"), setup.config.generations
+    made = checkpoint.info[-1]["generation"] if checkpoint is not None else 0
+    if made > wanted:
+        raise UserError(
+            f"{out / 'config.yaml'} has been changed: generations is {wanted}, but the run has "
+            f"made {made}; put it back, or choose another --out"
+        )
+
+
 def check_longer(setup: Setup, out: Path) -> None:
     """Refuse what could not have the bits of one long search.
 

@@ -26,7 +26,7 @@ from torchmpo.evolve.comparison import (
     tune_over,
     tune_rival,
 )
-from torchmpo.evolve.extension import check_longer, forget_the_old_end
+from torchmpo.evolve.extension import check_longer, check_not_shorter, forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
 from torchmpo.evolve.loggers import start_loggers
@@ -61,6 +61,7 @@ def check(setup: Setup, out: Path) -> None:
     """Refuse a folder with which the run could not go on, before anything is written there."""
     check_records(setup, out)
     check_longer(setup, out)
+    check_not_shorter(setup, out)
 
 
 def run(setup: Setup, out: Path) -> None:

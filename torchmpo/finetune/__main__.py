@@ -24,7 +24,6 @@ it is done, ``adapter/``, or ``model/`` where all weights were trained.
 """
 
 import sys
-import warnings
 from collections.abc import Sequence
 
 from torchmpo.finetune.options import FLAGS, GROUPS
@@ -77,8 +76,6 @@ def _run(words: list[str]) -> None:
 
 def _export(words: list[str]) -> None:
     """Write the merged model of an adapter."""
-    # peft's and transformers' own, of each other.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     of_adapter = not any(word.split("=")[0] == "--ckpt" for word in words)
     given = export_parser(of_adapter=of_adapter).parse_args(words)
     if given.ckpt is None:

@@ -171,10 +171,9 @@ def _refuse_powers(template: str) -> None:
     Already to compile it: what is constant is worked out then.
     """
     with _told():
-        if any(
-            value == "**" for _, kind, value in Environment().lex(template) if kind == "operator"
-        ):
-            raise UserError("the chat template raises to a power (**), which may take for ever")
+        words = {(kind, text) for _, kind, text in Environment().lex(template)}
+    if ("operator", "**") in words:
+        raise UserError("the chat template raises to a power (**), which may take for ever")
 
 
 @lru_cache(maxsize=32)

@@ -127,7 +127,20 @@ class CommandLine(LightningCLI):
         if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
             ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
-        return super().instantiate_trainer(**kwargs)
+        if config["accumulate_grad_batches"] < 1:
+            raise UserError("trainer.accumulate_grad_batches must be at least 1")
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (TypeError, ValueError, ModuleNotFoundError) as error:  # Lightning's own checks
+            raise UserError(f"trainer: {one_line(error)}") from error
+
+    def _set_seed(self):
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {one_line(error)}") from error
 
     def _checkpoint(self) -> ModelCheckpoint:
         return ModelCheckpoint(
@@ -291,6 +304,7 @@ def _call(command_line: Callable[[], Any]) -> None:
     for text in (
         "LightningCLI's args parameter",
         "Checkpoint directory .* exists and is not empty",  # a log, or a run that goes on
+        "The dirpath has changed from",  # a folder that was moved
         "`is_gradient_checkpointing` is deprecated",  # peft's and Lightning's own
         "`isinstance.treespec, LeafSpec.` is deprecated",
     ):

@@ -29,6 +29,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
+MOST_WORKERS = 256  # more processes are a slip of the hand, and would fill the memory
+
 
 class StepSampler(DistributedSampler):
     """The rows of one process, in an order in which optimizer steps hold the same pairs everywhere.
@@ -161,8 +163,8 @@ class PreferenceData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers must be zero or more; got {num_workers}")
+        if not 0 <= num_workers <= MOST_WORKERS:
+            raise UserError(f"data.num_workers must be 0 to {MOST_WORKERS}; got {num_workers}")
         if max_length < 2:
             raise UserError(f"data.max_length must be at least 2; got {max_length}")
         # How the validation pairs are found: a share of the training pairs, or a source.

@@ -5,10 +5,7 @@ Weights are read from safetensors only, and no code of a model's repository is r
 
 import inspect
 import json
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 from torchmpo.runs.json_files import parse_json
+from torchmpo.runs.output import quiet
 
 # peft's, where embeddings that the head shares have adapters: refused where it matters.
 TIED_WARNING = "Model (has|with) `tie_word_embeddings=True`"
@@ -75,7 +73,7 @@ def load_model(
     try:
         if quantization is not None:
             options["quantization_config"] = _quantization(transformers, quantization)
-        with _quiet(transformers):
+        with quiet(transformers):
             loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
                 model,
                 dtype=DTYPES[dtype],
@@ -134,7 +132,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
         return load_tokenizer(adapter_base(source), revision=_setting(source, "revision"))
     _check_path(source)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             options = {} if revision is None else {"revision": revision}
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # broken files fail in any way
@@ -197,6 +195,7 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see below
             warnings.filterwarnings("ignore", message=TIED_WARNING)
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             model: Any = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         with safe_open(str(weights), framework="pt") as file:
             stored = set(file.keys())
@@ -275,22 +274,6 @@ def _transformers() -> Any:
     except ModuleNotFoundError as error:
         raise missing_package(error, "llm") from error
     return transformers
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """What transformers would print is checked, and told in a line if it matters."""
-    logging = transformers.utils.logging
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():  # in a file, every step of a bar is a line
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def _check_path(source: str | Path) -> None:

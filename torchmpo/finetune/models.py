@@ -153,7 +153,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=TIED_WARNING)  # TokenLogps refuses it
             return peft.get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         if "not found in the base model" in str(error):
             raise _no_target(model, targets) from error
         raise UserError(f"lora.targets {targets!r}: {one_line(error)}") from error

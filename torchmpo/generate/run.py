@@ -46,6 +46,8 @@ def prepare(config: GenerateConfig) -> Generation:
         raise UserError(f"unknown format {config.format!r}: {nearest(config.format, FORMATS)}")
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {config.batch_size}")
+    if not config.timeout > 0:
+        raise UserError(f"timeout must be positive; got {config.timeout}")
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
     prompts = read_prompts(config.prompts)
     make = local_source if config.endpoint is None else endpoint_source

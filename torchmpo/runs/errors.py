@@ -1,11 +1,15 @@
 """Mistakes of the user, told in one line."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable
 
 from torchmpo.runs.extras import missing
 from torchmpo.runs.output import lasting
+
+# What torch says, of the CPU's memory or of a GPU's.
+NO_MEMORY = re.compile("can't allocate memory|out of memory")
 
 
 class UserError(ValueError):
@@ -70,8 +74,8 @@ def exit_code(
     extra: str = "",
 ) -> int:
     """Do the work of a command; a mistake of the user's, or an optional package that is missing, or
-    what the disk refuses, is one line on stderr. What is printed never ends the work, see
-    :func:`torchmpo.runs.output.lasting`.
+    what the disk or the memory refuses, is one line on stderr. What is printed never ends the work,
+    see :func:`torchmpo.runs.output.lasting`.
 
     Args:
         work: returns the exit code, or None for 0.
@@ -98,6 +102,11 @@ def _exit_code(
         return 2
     except OSError as error:
         print(f"error: {disk_line(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and NO_MEMORY.search(str(error)) is None:
+            raise
+        print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         line = missing(error, extra)

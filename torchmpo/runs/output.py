@@ -61,3 +61,19 @@ def lasting() -> Iterator[None]:
     out, err = Lasting(sys.stdout, "standard output"), Lasting(sys.stderr, "standard error")
     with redirect_stdout(out), redirect_stderr(err):  # pyright: ignore[reportArgumentType]
         yield
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """While a model is loaded: what transformers would print is checked, and told in a line."""
+    logging = transformers.utils.logging
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():  # in a file, every step of a bar is a line
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()

@@ -5,6 +5,7 @@ The network is used here and only here, and only where a user names an endpoint.
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -67,8 +68,10 @@ class Endpoint:
         at_once: int = 16,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"endpoint must begin with http:// or https://; got {url!r}")
+        if not re.match(r"https?://[^/\s]", url):
+            raise UserError(
+                f"endpoint must begin with http:// or https://, and a host; got {url!r}"
+            )
         if not timeout > 0:
             raise UserError(f"timeout must be positive; got {timeout}")
         if at_once < 1:

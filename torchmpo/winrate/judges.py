@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
+from torchmpo.runs.output import quiet
 from torchmpo.runs.own_code import own_code_raised
 from torchmpo.winrate.alpaca_files import Row, probability, read_annotations
 
@@ -140,7 +141,7 @@ class FunctionJudge:
                 return self.function(*texts)
             except UserError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise _Failed from error
 
 
@@ -297,6 +298,7 @@ class RewardModelJudge(ScoreJudge):
     def __init__(self, source: str | Path, *, batch_size: int = 16, device: str | None = None):
         try:
             import torch
+            import transformers
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
         except ModuleNotFoundError as error:
             raise missing_package(error, "llm") from error
@@ -305,12 +307,13 @@ class RewardModelJudge(ScoreJudge):
         self.batch_size, self.cut = batch_size, 0
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype="auto", use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+            with quiet(transformers):
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, dtype="auto", use_safetensors=True, output_loading_info=True
+                )
+        except Exception as error:  # a folder that is no model fails in any way
+            reason = one_line(error)
             raise UserError(f"{source} cannot be loaded as a reward model: {reason}") from error
         if missing := sorted(info["missing_keys"]):
             raise UserError(f"{source} is no reward model: it has no weights for {missing[0]}")
