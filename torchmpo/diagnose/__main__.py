@@ -27,8 +27,8 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
-    older={"data_per_seed": False, "tuning_reduction": 1},
-    code=("losses",),
+    older={"data_per_seed": False, "tuning_reduction": 1, "original": None, "target": None},
+    code=("losses", "task"),
     headline=("task", "data"),
 )
 

@@ -26,8 +26,10 @@ COMMAND = Command(
         "tuning_reduction": 1,
         "streams": "shared",
         "final_data_per_seed": False,
+        "original": None,
+        "target": None,
     },
-    code=("rivals",),
+    code=("rivals", "task"),
     headline=("task", "data"),
 )
 
