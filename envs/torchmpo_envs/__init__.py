@@ -1,5 +1,7 @@
 """Batched MuJoCo locomotion tasks as TorchRL environments, and the agents trained on them.
 
+Of :class:`Walker2d` no agents are shipped.
+
 The same tasks are Gymnasium ids: ``torchmpo_envs:torchmpo/Hopper-v0``, ``…/Ant-v0`` and
 ``…/ThreeLeggedAnt-v0``.
 """
@@ -9,8 +11,18 @@ from pathlib import Path
 from torchmpo_envs.ant import Ant, ThreeLeggedAnt
 from torchmpo_envs.gymnasium import register
 from torchmpo_envs.hopper import Hopper
+from torchmpo_envs.walker2d import Walker2d
 
-__all__ = ["AGENTS", "EXPERTS", "TASKS", "Ant", "Hopper", "ThreeLeggedAnt", "expert_path"]
+__all__ = [
+    "AGENTS",
+    "EXPERTS",
+    "TASKS",
+    "Ant",
+    "Hopper",
+    "ThreeLeggedAnt",
+    "Walker2d",
+    "expert_path",
+]
 
 TASKS = {"ant": Ant, "hopper": Hopper, "tla": ThreeLeggedAnt}
 EXPERTS = ("ant_original", "tla_target", "hopper_bad", "hopper_target")

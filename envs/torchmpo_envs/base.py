@@ -164,6 +164,16 @@ class BatchedMujocoEnv(EnvBase):
             "reward_ctrl": -self.control_cost * action.square().sum(-1),
         }
 
+    @property
+    def observation_size(self) -> int:
+        """Numbers in an observation."""
+        return self.observation_spec["observation"].shape[-1]
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in an action."""
+        return self.model.nu
+
     def reward_terms(self) -> dict[str, Tensor]:
         """The terms of the last step's rewards, ``[num_envs]`` each, of which they are the sum.
 

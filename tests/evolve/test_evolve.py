@@ -160,7 +160,7 @@ def test_too_little_disk_for_the_data(capsys, monkeypatch):
 
 def test_damaged_agent(capsys, no_run, monkeypatch, tmp_path):
     (tmp_path / "agent").write_bytes(b"not a policy")
-    monkeypatch.setattr("torchmpo.control.testbed.expert_path", lambda name: tmp_path / "agent")
+    monkeypatch.setattr("torchmpo.control.agents.expert_path", lambda name: tmp_path / "agent")
     assert "agent is not a readable policy file" in one_line_error(capsys, ["--out", "run"])
 
 

@@ -248,7 +248,7 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"task": "bad_code:loss"}, "unknown task 'bad_code:loss'"),
+        ({"task": "bad_code:loss"}, "its task is code to run, bad_code:loss"),
         ({"data": "bad_code:loss"}, "unknown data 'bad_code:loss'"),
         ({"pairs": 10**9}, "the data needs "),
         ({"epochs": 10**9}, "epochs must be at most 1000000"),

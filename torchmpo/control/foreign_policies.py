@@ -123,12 +123,12 @@ def from_stable_baselines3(
             raise ValueError("a squashed policy of PPO or A2C is not supported")
         layers, sigma = [*policy.mlp_extractor.policy_net, policy.action_net], policy.log_std.exp()
         own: dict[str, Any] = {"std": sigma, "low": space.low, "high": space.high}
-    elif hasattr(actor, "latent_pi"):  # SAC
+    elif actor is not None and hasattr(actor, "latent_pi"):  # SAC
         layers, own = [*actor.latent_pi, actor.mu, nn.Tanh()], {"std": std}
         if isinstance(actor.mu, nn.Sequential):
             raise ValueError("a policy with state-dependent exploration is not supported")
-    elif isinstance(getattr(actor, "mu", None), nn.Sequential):  # TD3, DDPG
-        layers, own = list(actor.mu), {"std": std}
+    elif isinstance(mu := getattr(actor, "mu", None), nn.Sequential):  # TD3, DDPG
+        layers, own = list(mu), {"std": std}
     else:
         raise ValueError(
             f"{type(policy).__name__} is not an MLP policy of PPO, A2C, SAC, TD3 or DDPG"

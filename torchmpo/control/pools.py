@@ -23,18 +23,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torchmpo.control.agents import agent_of, agent_path, load_agent
+from torchmpo.control.environments import (
+    Environment,
+    check_task,
+    digest,
+    make_environment,
+    simulations,
+)
 from torchmpo.control.pair_files import read_pair_file
-from torchmpo.control.policy import GaussianPolicy, load_policy
-from torchmpo.control.rollouts import FileRows, LineRollouts, line_agents
-from torchmpo.runs.errors import UserError, nearest
-from torchmpo.runs.files import held, write_atomic
+from torchmpo.control.policy import GaussianPolicy
+from torchmpo.control.rollouts import FileRows, LineRollouts, check_line, line_agents
+from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import held, slug, write_atomic
 from torchmpo.runs.json_files import parse_json
 from torchmpo.runs.seeding import generator
-from torchmpo_envs import AGENTS, EXPERTS, TASKS, expert_path
+from torchmpo_envs import AGENTS, EXPERTS, TASKS
 
 ROLES = ("original", "target", "either")  # the three trajectories of every start state
 FORMAT = 1  # of the files; goes into the key, so that stores of another format are not found
-_BATCH = 512  # simulations at once while a pool is built
 _COMPLETE = "pool.json"  # written last
 
 
@@ -43,18 +50,20 @@ class PoolConfig:
     """Everything that a pool of trajectories follows from.
 
     Args:
-        task: a name in ``torchmpo_envs.TASKS``.
+        task: a name in ``torchmpo_envs.TASKS``, or one's own, see
+            :mod:`torchmpo.control.environments`.
         pairs: start states; a pool has three trajectories for each.
         max_steps: time limit of an episode.
         behaviour_std: σ of the Gaussian from which the agents' actions are drawn (> 0).
         seed: of the start states and of the actions.
         integrator: of the physics.
-        original, target: names in ``torchmpo_envs.EXPERTS``; empty for those of the task,
-            ``torchmpo_envs.AGENTS``. On Hopper the original is the bad agent.
+        original, target: names in ``torchmpo_envs.EXPERTS``, or files of policies; empty for
+            those of the task, ``torchmpo_envs.AGENTS``. On Hopper the original is the bad agent.
         rollouts: other trajectories than those of the two agents and of either; or a file.
 
     Raises:
-        UserError: an unknown task or agent, or a number out of its range.
+        UserError: an unknown task or agent, a number out of its range, or rollouts of agents
+            between two that have different architectures.
     """
 
     task: str = "tla"
@@ -68,19 +77,23 @@ class PoolConfig:
     rollouts: LineRollouts | FileRows | None = None
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise UserError(f"unknown task {self.task!r}: {nearest(self.task, TASKS)}")
+        check_task(self.task)
         if self.pairs < 1 or self.max_steps < 1:
             raise UserError(
                 f"pairs and max_steps must be at least 1; got {self.pairs} and {self.max_steps}"
             )
         if not self.behaviour_std > 0:
             raise UserError(f"behaviour_std must be positive; got {self.behaviour_std}")
-        for role, agent in zip(("original", "target"), AGENTS[self.task], strict=True):
-            agent = getattr(self, role) or agent
-            if agent not in EXPERTS:
-                raise UserError(f"no agent {agent!r} is shipped: {nearest(agent, EXPERTS)}")
+        for role in ("original", "target"):
+            agent = agent_of(self.task, role, getattr(self, role))
             object.__setattr__(self, role, agent)  # frozen, and still being made
+        if isinstance(self.rollouts, LineRollouts) and not self.shipped:
+            check_line(load_agent(self.original), load_agent(self.target))
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the task is a shipped robot with its own two agents."""
+        return (self.original, self.target) == AGENTS.get(self.task)
 
     @property
     def rows(self) -> int:
@@ -88,23 +101,34 @@ class PoolConfig:
         each = self.rollouts.per_start if isinstance(self.rollouts, LineRollouts) else len(ROLES)
         return each * self.pairs
 
+    def own_parts(self) -> dict[str, str]:
+        """A digest of the task and of each agent by name, of those that are not shipped."""
+        found = {self.task: digest(self.task)}
+        for agent in (self.original, self.target):
+            if agent not in EXPERTS:
+                content = agent_path(agent).read_bytes()
+                found[agent] = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return {name: value for name, value in found.items() if value is not None}
+
     def key(self) -> str:
         """A hash of settings, agents' weights and physics: the name of the pool's folder."""
         if isinstance(self.rollouts, FileRows):
             return f"file-{self.rollouts.digest}"
         digests = [
-            hashlib.blake2b(expert_path(agent).read_bytes()).hexdigest()
+            hashlib.blake2b(agent_path(agent).read_bytes()).hexdigest()
             for agent in (self.original, self.target)
         ]
-        penalty = getattr(TASKS[self.task], "default_penalty", None)
+        penalty = getattr(TASKS.get(self.task), "default_penalty", None)
         # Other physics give other trajectories, and the noise is drawn batch by batch.
         versions = [version(package) for package in ("mujoco", "gymnasium")]
         settings = asdict(self)
         if self.rollouts is None:  # as before there were others
             del settings["rollouts"]
-        parts = [FORMAT, _BATCH, settings, digests, penalty, versions]
+        parts = [FORMAT, simulations(self.task), settings, digests, penalty, versions]
+        if (own := digest(self.task)) is not None:
+            parts.append(own)
         made_of = json.dumps(parts, sort_keys=True)
-        return f"{self.task}-{hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()}"
+        return f"{slug(self.task)}-{hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()}"
 
 
 def pool_of(
@@ -140,7 +164,7 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
     count = config.rows
     agents = {}
     for role, agent in (("original", config.original), ("target", config.target)):
-        agents[role] = load_policy(expert_path(agent), std=config.behaviour_std, std_kind="fixed")
+        agents[role] = load_agent(agent, std=config.behaviour_std, std_kind="fixed")
     act = _actors(config, agents)
     shapes = _shapes(config, agents["target"])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +180,9 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
         }
         pair = torch.arange(config.pairs)
         start_of = pair.repeat(count // config.pairs)
-        batch = min(_BATCH, count)
-        env = TASKS[config.task](batch, integrator=config.integrator, max_steps=config.max_steps)
+        batch = min(simulations(config.task), count)
+        settings = {"integrator": config.integrator, "max_steps": config.max_steps}
+        env = make_environment(config.task, batch, **settings)
         start = env.start_states(config.pairs, generator(config.seed, "start states"))
         bar = tqdm(total=count, desc=f"{config.task} trajectories", disable=not progress)
         with bar:
@@ -245,7 +270,7 @@ def check_space(
         return
     needed = 0
     for config in missing.values():
-        shapes = _shapes(config, load_policy(expert_path(config.target)))
+        shapes = _shapes(config, load_agent(config.target))
         needed += sum(math.prod(shape) * _DTYPES[name].itemsize for name, shape in shapes.items())
     needed *= pools
     folder = next(iter(missing))
@@ -276,11 +301,13 @@ def _clear_abandoned(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _roll_out(env, mean_action: _Act, std: Tensor, start: Tensor, noise) -> dict[str, Tensor]:
+def _roll_out(
+    env: Environment, mean_action: _Act, std: Tensor, start: Tensor, noise: torch.Generator
+) -> dict[str, Tensor]:
     """One episode in every simulation, from ``start``."""
     from tensordict import TensorDict
 
-    state = env.reset(TensorDict({"start_state": start}, env.batch_size))
+    state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
     shape = (env.num_envs, env.max_steps)
     observation = torch.zeros(*shape, state["observation"].shape[-1])
     actions = torch.zeros(*shape, std.shape[-1])

@@ -45,7 +45,8 @@ def rehearse(
         if not isinstance(loss, Tensor) or loss.shape != (size,):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"{objective.name} must return one value per {what}, [{size}] in training; got {got}"
+                f"{objective.name} must return one value per {what}, [{size}] in training; "
+                f"got {got}"
             )
         if not loss.is_floating_point():
             raise ValueError(f"{objective.name} must return floating-point numbers; {loss.dtype}")

@@ -12,12 +12,12 @@ from torchmpo.control.policy import GaussianPolicy
 from torchmpo.runs.seeding import generator
 
 if TYPE_CHECKING:
-    from torchmpo_envs.base import BatchedMujocoEnv
+    from torchmpo.control.environments import Environment
 
 
 @torch.no_grad()
 def evaluate_policies(
-    env: "BatchedMujocoEnv",
+    env: "Environment",
     policy: GaussianPolicy,
     params: dict[str, Tensor],
     episodes: int,

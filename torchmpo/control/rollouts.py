@@ -76,6 +76,20 @@ class FileRows:
         return FileRows(path, hashlib.blake2b(content, digest_size=8).hexdigest())
 
 
+def check_line(original: GaussianPolicy, target: GaussianPolicy) -> None:
+    """Refuse two agents between which there is no line.
+
+    Raises:
+        UserError: they have different architectures.
+    """
+    first, second = original.architecture(), target.architecture()
+    if differ := [f"{n} {first[n]} and {second[n]}" for n in first if first[n] != second[n]]:
+        raise UserError(
+            "the original and the target agent must have one architecture for trajectories of "
+            f"agents between them; they have {', '.join(differ)}"
+        )
+
+
 def line_agents(
     original: GaussianPolicy, target: GaussianPolicy, alphas: Tensor
 ) -> Callable[[Tensor], Tensor]:
@@ -91,8 +105,7 @@ def line_agents(
     Raises:
         UserError: the two have different architectures, so that there is no line.
     """
-    if original.architecture() != target.architecture():
-        raise UserError("the original and the target agent must have one architecture to be mixed")
+    check_line(original, target)
     ends = original.state_dict(), target.state_dict()
     params = {
         name: torch.lerp(first, ends[1][name], alphas.view(-1, *(1,) * first.ndim))

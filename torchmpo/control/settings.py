@@ -11,7 +11,10 @@ class TestbedSettings:
     """Settings of where objectives are tried.
 
     Args:
-        task: the robot: tla (the three-legged ant), ant or hopper.
+        task: the robot: tla (the three-legged ant), ant or hopper; or one's own environment,
+            gymnasium:ID or package.module:function.
+        original, target: files of the two agents that make the data, or names of shipped ones; null
+            for the task's own.
         pairs: preference pairs; null for the task's own: 1,280, hopper 5,120.
         episode_steps: time limit of an episode, in data and evaluation.
         behaviour_std: standard deviation of the actions in the data.
@@ -38,6 +41,8 @@ class TestbedSettings:
     __test__ = False  # pytest would take it for a class of tests
 
     task: str = "tla"
+    original: str | None = None
+    target: str | None = None
     pairs: int | None = 128
     episode_steps: int = 1000
     behaviour_std: float = 0.1
@@ -61,7 +66,7 @@ class TestbedSettings:
 
 
 # Settings that older runs do not have, with the values by which they were made.
-OLDER: dict[str, Any] = {"policy": "gaussian", "bins": 11}
+OLDER: dict[str, Any] = {"policy": "gaussian", "bins": 11, "original": None, "target": None}
 
 # Of the smoke presets: training and data in seconds, which say nothing.
 SMALLEST: dict[str, Any] = {

@@ -13,11 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.control.agents import load_agent
 from torchmpo.control.categorical import BINS, CategoricalPolicy
+from torchmpo.control.environments import (
+    make_environment,
+    simulations,
+    sizes,
+    speed,
+    stepped_one_by_one,
+)
 from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
 from torchmpo.control.kinds import parse_kind
-from torchmpo.control.policy import GaussianPolicy, load_policy, stack_policies
+from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
 from torchmpo.control.returns import evaluate_policies
@@ -26,10 +34,9 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
-from torchmpo_envs import TASKS, expert_path
 
-SIMULATIONS = 512  # at most this many at once in an evaluation
 # The task decides where training starts and how many pairs there are, as in arXiv 2411.06568.
+# Of a task of one's own: from the original agent, and as many pairs as the ants have.
 STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
 PAIRS = {"tla": 1280, "ant": 1280, "hopper": 5120}
 
@@ -88,8 +95,8 @@ class TestbedConfig:
 
     def load_policy(self) -> GaussianPolicy:
         """The original agent, with the σ of training."""
-        path = expert_path(self.pool.original)
-        gaussian = load_policy(path, std=self.policy_std, std_kind=self.policy_std_kind)
+        original, kind = self.pool.original, self.policy_std_kind
+        gaussian = load_agent(original, std=self.policy_std, std_kind=kind)
         if self.policy == "gaussian":
             return gaussian
         return CategoricalPolicy.discretised(gaussian, self.bins)
@@ -115,7 +122,8 @@ class Materials:
         """``num_envs`` simulations of the task."""
         key = num_envs, config.num_threads
         if key not in self.environments:
-            self.environments[key] = TASKS[config.pool.task](
+            self.environments[key] = make_environment(
+                config.pool.task,
                 num_envs,
                 integrator=config.pool.integrator,
                 max_steps=config.pool.max_steps,
@@ -212,7 +220,8 @@ class Testbed:
             policy: what the members have in common, if not :attr:`policy`.
         """
         population = len(next(iter(params.values())))
-        at_once = max(1, min(population, SIMULATIONS // episodes))
+        most = simulations(self.config.pool.task)
+        at_once = max(1, min(population, most // episodes))
         env = self.materials.environment(self.config, at_once * episodes)
         with _one_torch_thread():
             own = policy or self.policy
@@ -237,6 +246,8 @@ def prepare(
         raise ValueError("testbeds that are prepared together may differ in their data only")
     for config in configs:
         parse_kind(config.data)  # before anything is built
+    if read is None and stepped_one_by_one(task := first.pool.task):
+        print(speed(task, first.num_threads), file=sys.stderr, flush=True)
     with _one_torch_thread():
         trajectories = _from_pools(configs) if read is None else read()
         return _over(configs, Materials(first.load_policy(), trajectories))
@@ -329,10 +340,12 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
     pool = PoolConfig(
         task=settings.task,
         # PoolConfig refuses a task of another name.
-        pairs=PAIRS.get(settings.task, 1) if settings.pairs is None else settings.pairs,
+        pairs=PAIRS.get(settings.task, 1280) if settings.pairs is None else settings.pairs,
         max_steps=settings.episode_steps,
         behaviour_std=settings.behaviour_std,
         seed=settings.seed,
+        original=settings.original or "",
+        target=settings.target or "",
     )
     if pool.pairs < settings.minibatch_pairs:
         raise UserError(
@@ -342,10 +355,12 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
     training = {name: getattr(settings, name) for name in names}
     if settings.learning_rate is None:  # every setting that is tried brings its own
         training["learning_rate"] = DEFAULT_RATE
+    if not pool.shipped:
+        _check_agents(pool, num_threads)
     return TestbedConfig(
         pool=pool,
         data=data,
-        start=STARTS[settings.task] if settings.start is None else settings.start,
+        start=STARTS.get(settings.task, "original") if settings.start is None else settings.start,
         inner=InnerConfig(**training),
         policy=settings.policy,
         bins=settings.bins,
@@ -355,6 +370,19 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         num_threads=num_threads,
         cache_dir=settings.cache_dir,
     )
+
+
+def _check_agents(pool: PoolConfig, num_threads: int) -> None:
+    """See that both agents see and do what the task is made of."""
+    want = sizes(pool.task, num_threads)
+    for role, name in (("original", pool.original), ("target", pool.target)):
+        agent = load_agent(name)
+        have = agent.observation_size, agent.action_size
+        if have != want:
+            raise UserError(
+                f"{role}: {name} takes observations of {have[0]} and gives actions of {have[1]} "
+                f"numbers; on {pool.task} they are {want[0]} and {want[1]}"
+            )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ COMMAND = Command(
     default_preset="quick",
     grows=("losses", "data", "seeds"),
     older={**OLDER, "data_per_seed": False, "tuning_reduction": 1},
-    code=("losses",),
+    code=("losses", "task"),
     headline=("task", "data"),
 )
 

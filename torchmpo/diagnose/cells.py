@@ -84,7 +84,7 @@ def check_cell(
         raise UserError(f"{path} is of {cell['loss']} on {cell['data']}, not of {loss} on {data}")
     then = cell.get("made_of", {"pool": made["pool"], "source": None})
     if then["pool"] != made["pool"]:
-        what = "other agents or another version of the physics"
+        what = "other agents, another environment or another version of the physics"
         if made["pool"].startswith("file-"):
             what = "another file of pairs"
         raise UserError(f"{path} was made with {what}: choose another --out")

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.control.agents import load_agent
 from torchmpo.control.grids import at_edge, nothing_to_tune
-from torchmpo.control.policy import load_policy, stack_policies
+from torchmpo.control.policy import stack_policies
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.sample import Sample
 from torchmpo.control.testbed import Testbed
@@ -33,7 +34,6 @@ from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.seeding import derive_seed
-from torchmpo_envs import expert_path
 
 
 def judge(
@@ -112,7 +112,7 @@ def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, li
     found = {}
     pool = testbed.config.pool
     for role, name in (("original", pool.original), ("target", pool.target)):
-        agent = load_policy(expert_path(name))
+        agent = load_agent(name)
         params = stack_policies(agent.trainable(), 1)
         found[role] = testbed.evaluate(params, episodes, states, policy=agent)[0].tolist()
     return found

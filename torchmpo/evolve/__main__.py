@@ -29,7 +29,7 @@ COMMAND = Command(
         "streams": "shared",
         "final_data_per_seed": False,
     },
-    code=("rivals",),
+    code=("rivals", "task"),
     headline=("task", "data"),
 )
 

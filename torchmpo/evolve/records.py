@@ -93,13 +93,15 @@ def check_records(setup: Setup, out: Path) -> None:
 def fingerprints(setup: Setup) -> dict[str, str | None]:
     """A digest of every function of one's own and of every saved objective in a search, by name.
 
-    They are among the rivals, or the search begins there. None where there can be no digest.
+    They are among the rivals, or the search begins there. None where there can be no digest. So of
+    files of data, and of a task and agents of one's own.
     """
     named: dict[str, Any] = dict(setup.rivals)
     if setup.config.warm_start is not None:
         named[setup.config.warm_start] = setup.space.objective
     files = (bed.data_pool.rollouts for bed in setup.testbeds)
     found: dict[str, str | None] = {f.path: f.digest for f in files if isinstance(f, FileRows)}
+    found |= setup.testbeds[0].pool.own_parts()
     for name, objective in named.items():
         if is_own(name) or Path(name).is_dir():
             try:

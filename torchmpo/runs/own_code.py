@@ -3,6 +3,7 @@
 import importlib
 import os
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 
 from torchmpo.runs.errors import UserError, one_line
@@ -38,12 +39,16 @@ INSTEAD = {
 
 
 # What may stand before a colon and is no module: tools whose names of losses `resolve` knows.
+# Gymnasium's ids are its own; one that names a module to import, as in gymnasium:my:Robot-v0, is
+# code all the same.
 TOOLS = ("trl", "llamafactory", "openrlhf", "liger", "oxrl")
 
 
 def names_code(name: str) -> bool:
     """Whether a name is that of a user's own function, ``package.module:function``."""
-    tool, colon, _ = name.partition(":")
+    tool, colon, rest = name.partition(":")
+    if tool == "gymnasium":
+        return ":" in rest
     return bool(colon) and tool not in TOOLS and not Path(name).exists()
 
 
@@ -66,10 +71,9 @@ def own_code_raised(name: str, error: BaseException) -> OwnCodeRaised:
 
 def where(error: BaseException) -> str:
     """What a user's code raised, and in which line of theirs."""
-    import torch
-
     # Not theirs: this package, torch, and what imports a module.
-    packages = (Path(__file__).parents[1], Path(torch.__file__).parent)
+    torch = find_spec("torch")  # which takes long to import where nothing else needs it
+    packages = (Path(__file__).parents[1], *((torch and torch.submodule_search_locations) or ()))
     others = (*(f"{p}{os.sep}" for p in packages), str(Path(importlib.__file__).parent), "<frozen")
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(others)]

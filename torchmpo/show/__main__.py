@@ -30,6 +30,9 @@ def parser() -> StrictParser:
         help="train a policy on the run's data, look at the log-probabilities it visits "
         "(about a minute, and its data is built if it is not there)",
     )
+    parser.add_argument(
+        "--trust", action="store_true", help="with --visit: run code that the run's files name"
+    )
     parser.add_argument("--low", type=float, help=f"of mean log-probabilities; default {LOW}")
     parser.add_argument("--high", type=float, help=f"of mean log-probabilities; default {HIGH}")
     return parser

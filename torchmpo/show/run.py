@@ -24,6 +24,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.own_code import names_code
 from torchmpo.show.distill import Distilled, check_distillable, distill, source, square
 from torchmpo.show.settings import HIGH, LOW, Request
 from torchmpo.statistics import table
@@ -92,11 +93,12 @@ def rivals_of(objective: Bound, request: Request) -> dict[str, Bound]:
     return titles
 
 
-def visits(objective: Bound, config: Mapping) -> Pairs:
+def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
     """The log-probabilities that a training visits, on the data of the run that found the loss.
 
     Args:
         config: settings of that run, as its card has them.
+        trust: import a task of somebody's own that they name.
 
     Returns:
         pairs of the training data as they are before and after every epoch.
@@ -109,6 +111,11 @@ def visits(objective: Bound, config: Mapping) -> Pairs:
     own = {key: value for key, value in config.items() if key in known}
     try:
         settings = TestbedSettings(**own | {"compile": False, "num_threads": 0, "cache_dir": None})
+        if names_code(settings.task) and not trust:
+            raise UserError(
+                f"its task is code to run, {settings.task}, which only the run's files name: if "
+                "the run is yours or you trust it, add --trust"
+            )
         check_sizes(settings)
         beds = [configure(settings, kind, num_threads=0) for kind in words("data", config["data"])]
         check_space([bed.data_pool for bed in beds])
@@ -211,7 +218,7 @@ def show(request: Request) -> None:
     if request.visit:
         if not isinstance(objective.card.get("config"), dict):
             raise UserError(f"{request.what} does not say what data found it: leave --visit out")
-        pairs = visits(objective, objective.card["config"])
+        pairs = visits(objective, objective.card["config"], trust=request.trust)
         low, high = pairs.range() if request.low is None and request.high is None else (low, high)
         check(drawn, low, high)
     else:

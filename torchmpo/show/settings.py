@@ -18,6 +18,7 @@ class Request:
         out: folder of the figures; None for ``RUN/show`` or ``runs/show/NAME``.
         distill: fit the closed form, too.
         visit: train a policy under it and look where that has been.
+        trust: with ``visit``, run code of a task that the run's files name.
         low, high: range of mean log-probabilities, nats per step; None for −8 and −0.05, or for
             what was visited.
     """
@@ -27,5 +28,6 @@ class Request:
     out: Path | None = None
     distill: bool = False
     visit: bool = False
+    trust: bool = False
     low: float | None = None
     high: float | None = None

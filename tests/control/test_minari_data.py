@@ -1,0 +1,129 @@
+"""Data sets of Minari in and out, against what Minari itself reads."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+from torch.testing import assert_close
+
+from torchmpo.control.minari_data import from_minari, to_minari
+from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.runs.errors import UserError
+
+minari = pytest.importorskip("minari")
+pytest.importorskip("h5py")
+LOW, HIGH = np.float32([-2, 0]), np.float32([2, 0.5])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+
+
+def stored(name="test/episodes-v0", *, seen=None, done=None, dictionary=False, equal=False):
+    """Episodes of 3, 4, … 8 steps, written by Minari itself."""
+    from minari.data_collector import EpisodeBuffer
+
+    draw, buffers = np.random.default_rng(0), []
+    for index in range(6):
+        steps = 3 + index
+        obs = draw.normal(size=(steps + 1, 3)).astype(np.float32)
+        discrete = done is not None
+        actions = draw.uniform(LOW, HIGH, (steps, 2)).astype(np.float32)
+        last = np.arange(steps) == steps - 1
+        buffers.append(
+            EpisodeBuffer(
+                id=index,
+                observations={"b": obs[:, :1], "a": obs[:, 1:]} if dictionary else obs,
+                actions=np.zeros(steps, np.int64) if discrete else actions,
+                rewards=np.full(steps, 1 / steps) if equal else draw.normal(size=steps),
+                terminations=last,
+                truncations=~last & False,
+                infos={},
+            )
+        )
+    wide = Box(-np.inf, np.inf, (3,), np.float32)
+    if dictionary:
+        seen = Dict({k: Box(-np.inf, np.inf, (n,), np.float32) for k, n in (("b", 1), ("a", 2))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would like to know who made it
+        return minari.create_dataset_from_buffers(
+            name, buffers, observation_space=seen or wide, action_space=done or Box(LOW, HIGH)
+        )
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_pairs_are_of_the_episodes_and_the_better_one_is_chosen(dictionary):
+    stored(dictionary=dictionary)
+    data = from_minari("test/episodes-v0", 40, seed=1)
+    episodes = list(minari.load_dataset("test/episodes-v0"))
+    assert len(data) == 40
+    assert sorted(data.lengths.tolist()) == [3, 4, 5, 6, 7, 8]
+    assert (data.returns[data.chosen] > data.returns[data.rejected]).all()
+    assert len({*zip(data.chosen.tolist(), data.rejected.tolist())}) > 10
+    for row, episode in enumerate(episodes):
+        steps = len(episode.rewards)
+        assert data.lengths[row] == steps
+        assert data.returns[row].item() == pytest.approx(episode.rewards.sum(), abs=1e-5)
+        seen = episode.observations
+        if dictionary:  # in the order of the space, as Gymnasium flattens
+            seen = np.concatenate([seen["a"], seen["b"]], 1)
+        assert_close(data.observation[row, :steps], torch.tensor(seen[:-1]))
+        unit = torch.tensor((episode.actions - LOW) / (HIGH - LOW) * 2 - 1)
+        assert_close(data.action[row, :steps], unit, rtol=0, atol=1e-5)
+    again = from_minari("test/episodes-v0", 40, seed=1)
+    other = from_minari("test/episodes-v0", 40, seed=2)
+    assert torch.equal(again.chosen, data.chosen)
+    assert not torch.equal(other.chosen, data.chosen)
+
+
+@pytest.mark.parametrize("probs", [None, [0.5, 0.75]])
+def test_out_and_in_again(tmp_path, probs):
+    draw = torch.Generator().manual_seed(0)
+    trajectories = [
+        {
+            "observation": torch.randn(steps, 17, generator=draw),
+            "action": 0.5 * torch.randn(steps, 6, generator=draw),
+            "return": float(steps),
+        }
+        for steps in (3, 5, 4)
+    ]
+    data = PreferenceDataset.from_trajectories(trajectories, [(1, 0), (2, 0)], probs)
+    made = to_minari(data, "test/pairs-v0", environment="Walker2d-v5")
+    theirs = minari.load_dataset("test/pairs-v0")
+    assert made.id == theirs.id
+    assert theirs.env_spec.id == "Walker2d-v5"
+    for row, episode in enumerate(theirs):
+        steps = trajectories[row]["return"]
+        assert (len(episode.rewards), episode.rewards.sum()) == (steps, steps)
+        assert episode.observations.shape == (steps + 1, 17)
+        assert_close(torch.tensor(episode.actions), trajectories[row]["action"], rtol=0, atol=1e-6)
+        assert bool(episode.terminations[-1]) == (steps < 5)
+        assert bool(episode.truncations[-1]) == (steps == 5)
+    back = from_minari(tmp_path / "minari" / "test" / "pairs-v0")
+    for name in ("observation", "action", "lengths", "returns", "chosen", "rejected"):
+        assert_close(getattr(back, name), getattr(data, name), rtol=0, atol=1e-6)
+    assert (back.preference_probs is None) == (probs is None)
+    if probs:
+        assert back.preference_probs.tolist() == probs
+
+
+def test_mistakes_are_told_in_one_line():
+    stored()
+    with pytest.raises(UserError, match=r"has no pairs of its own: say how many to draw"):
+        from_minari("test/episodes-v0")
+    with pytest.raises(UserError, match=r"nothing-v0 is no data set of Minari on this machine"):
+        from_minari("test/nothing-v0", 3)
+    stored("test/discrete-v0", done=Discrete(3))
+    with pytest.raises(UserError, match=r"has actions of Discrete\(3\): policies here act by real"):
+        from_minari("test/discrete-v0", 3)
+    data = from_minari("test/episodes-v0", 3)
+    with pytest.raises(UserError, match=r"Walker2d-v5 has observations of \(17,\) and actions of"):
+        to_minari(data, "test/walker-v0", environment="Walker2d-v5")
+    with pytest.raises(UserError, match=r"test/episodes-v0: "):
+        to_minari(data, "test/episodes-v0", low=LOW, high=HIGH)
+    stored("test/equal-v0", equal=True)
+    with pytest.raises(UserError, match=r"there is nothing to compare"):
+        from_minari("test/equal-v0", 3)
