@@ -100,11 +100,11 @@ def metrics(folder: Path, version: int = 0) -> list[dict[str, str]]:
 # The order of pairs
 
 
-def steps_of(rows, batch_size, accumulate, world, epoch=0):
+def steps_of(rows, batch_size, accumulate, world, epoch=0, lengths=None):
     """The set of pairs of each optimizer step, over all processes."""
     parts = []
     for rank in range(world):
-        sampler = StepSampler(rows, batch_size, accumulate, rank, world, seed=7)
+        sampler = StepSampler(rows, batch_size, accumulate, rank, world, seed=7, lengths=lengths)
         sampler.set_epoch(epoch)
         order = list(sampler)
         assert len(sampler) == len(order)
@@ -120,6 +120,35 @@ def test_a_step_has_the_same_pairs_however_it_is_divided():
     for batch_size, accumulate, world in ((4, 2, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4)):
         assert steps_of(29, batch_size, accumulate, world) == whole
     assert steps_of(29, 8, 1, 1, epoch=1) != whole
+
+
+def test_grouped_by_length_a_step_has_the_same_pairs_however_it_is_divided():
+    lengths = torch.randint(1, 999, (900,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = steps_of(900, 8, 1, 1, lengths=lengths)
+    assert len(whole) == 112
+    assert len(set(chain(*whole))) == 896
+    for divided in ((4, 2, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)):
+        assert steps_of(900, *divided, lengths=lengths) == whole
+    assert steps_of(900, 8, 1, 1, epoch=1, lengths=lengths) != whole
+    # What a step pads: a tenth of that without grouping; and the longest pair is in the first one.
+    padding = [
+        sum(max(lengths[i] for i in step) * 8 - sum(lengths[i] for i in step) for step in steps)
+        for steps in (whole, steps_of(900, 8, 1, 1))
+    ]
+    assert padding[0] < 0.1 * padding[1]
+    assert max(lengths[i] for i in chain(*whole)) in [lengths[i] for i in whole[0]]
+    # Other than that, steps come in no order.
+    longest = torch.tensor([float(max(lengths[i] for i in step)) for step in whole])
+    order = torch.arange(112.0)
+    assert torch.corrcoef(torch.stack([longest, order]))[0, 1].abs() < 0.3
+
+
+def test_grouped_micro_batches_of_a_step_are_of_like_length():
+    lengths = [i % 64 for i in range(64)]
+    sampler = StepSampler(64, 2, 4, 0, 1, 0, lengths=lengths)
+    order = list(sampler)
+    gaps = [abs(lengths[a] - lengths[b]) for a, b in zip(order[::2], order[1::2], strict=True)]
+    assert set(gaps) == {1}
 
 
 def test_too_few_pairs_for_a_step_are_named():
@@ -234,37 +263,6 @@ def test_two_processes_end_where_one_does(config, tmp_path):
     for one, two in zip(metrics(tmp_path / "run"), metrics(tmp_path / "two"), strict=True):
         numbers = [{k: float(v) for k, v in row.items() if v} for row in (one, two)]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-5)
-
-
-def test_one_process_goes_on_where_two_stopped(config, tmp_path, base, pairs):
-    """All weights, and a reference that the first process computes for both before training."""
-    settings = yaml.safe_load(config.read_text())
-    settings["model"] |= {"lora": None, "reference": "cache", "lr": 1e-3}
-    settings["data"] |= {"reference_cache": str(tmp_path / "ref")}
-    settings["trainer"]["max_epochs"] = 1
-    config.write_text(yaml.safe_dump(settings))
-    assert run("fit", config) == 0
-    shutil.rmtree(tmp_path / "ref")
-    two = ("--out", f"{tmp_path}/two", "--trainer.max_steps", "2")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torchmpo.finetune", "fit", "--config", str(config), *two),
-            *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
-            *("--trainer.accumulate_grad_batches", "1"),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    table = load_file(tmp_path / "ref" / "train.safetensors")["logps"]
-    torch.testing.assert_close(table, untrained(pairs, base, 17), rtol=0, atol=1e-4)
-    assert run("fit", config, "--out", f"{tmp_path}/two", "--resume") == 0
-    whole, resumed = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "two")
-    )
-    assert_same(whole, resumed, atol=5e-6)
 
 
 @pytest.mark.parametrize("kind", ["function", "folder"])

@@ -50,13 +50,29 @@ class Seen(Callback):
         self.now = []
 
 
-def fit(base, tmp_path, *, resume=False, batch=(4, 2), seed=0, rows=None, callbacks=(), **changes):
+def fit(
+    base,
+    tmp_path,
+    *,
+    resume=False,
+    batch=(4, 2),
+    seed=0,
+    rows=None,
+    grouped=False,
+    callbacks=(),
+    **changes,
+):
     """Four steps of eight pairs an epoch, unless told otherwise."""
     trainer_settings = {"max_epochs": 1} | changes.pop("trainer", {})
     settings = {"loss": "sft", "lora": LoraSettings(r=2, alpha=4.0), "lr": 1e-2} | changes
     module = PreferenceModule(settings.pop("model", str(base)), **settings)
     data = PreferenceData(
-        rows or tiny_pairs(32), tokenizer=str(base), batch_size=batch[0], max_length=64, seed=seed
+        rows or tiny_pairs(32),
+        tokenizer=str(base),
+        batch_size=batch[0],
+        max_length=64,
+        seed=seed,
+        group_by_length=grouped,
     )
     seen = Seen()
     every = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
@@ -77,16 +93,19 @@ def fit(base, tmp_path, *, resume=False, batch=(4, 2), seed=0, rows=None, callba
 # Another division
 
 
-@pytest.mark.parametrize("again", [(2, 4), (8, 1), (1, 8), (4, 2)])
-def test_a_resume_divided_otherwise_sees_each_pair_once(base, tmp_path, again):
-    whole, _ = fit(base, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("again", "grouped"), [((2, 4), False), ((8, 1), True), ((1, 8), False), ((4, 2), True)]
+)
+def test_a_resume_divided_otherwise_sees_each_pair_once(base, tmp_path, again, grouped):
+    whole, _ = fit(base, tmp_path / "whole", grouped=grouped)
     assert len(whole.pairs) == 4
-    first, _ = fit(base, tmp_path, trainer={"max_steps": 2})
-    rest, trainer = fit(base, tmp_path, resume=True, batch=again)
+    first, _ = fit(base, tmp_path, trainer={"max_steps": 2}, grouped=grouped)
+    rest, trainer = fit(base, tmp_path, resume=True, batch=again, grouped=grouped)
     assert first.pairs + rest.pairs == whole.pairs
     assert trainer.global_step == 4
     # and once more, over the end of the epoch
-    more, trainer = fit(base, tmp_path, resume=True, batch=(4, 2), trainer={"max_epochs": 2})
+    epochs = {"max_epochs": 2}
+    more, trainer = fit(base, tmp_path, resume=True, batch=(4, 2), trainer=epochs, grouped=grouped)
     assert len(more.pairs) == 4
     assert sorted(chain(*more.pairs)) == list(range(32))
     assert trainer.global_step == 8
@@ -139,6 +158,7 @@ def other_mine():
         ({"rows": tiny_pairs(32, seed=1)}, "other training data"),
         ({"rows": tiny_pairs(40)}, "other training data"),
         ({"seed": 1}, "another seed, and so another order"),
+        ({"grouped": True}, r"another data.group_by_length, .*\(False then, True now\)"),
         ({"batch": (4, 4)}, r"another number of pairs in a step \(8 then, 16 now\)"),
         ({"lora": LoraSettings(r=2, alpha=8.0)}, r"other adapters \(r=2 lora_alpha=4 "),
         ({"lora": LoraSettings(r=4, alpha=4.0)}, r"lora.*has shape \(2, 48\) there, \(4, 48\)"),

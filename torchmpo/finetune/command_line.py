@@ -24,6 +24,7 @@ from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import is_adapted
 from torchmpo.finetune.module import PreferenceModule
+from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.options import plain
 from torchmpo.runs.yaml_text import check_yaml
@@ -121,6 +122,8 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any):
         config = self._get(self.config_init, "trainer")
         _check_devices(config["accelerator"], config["devices"])
+        if isinstance(strategy := config["strategy"], str):
+            kwargs["strategy"] = strategy_name(strategy)
         kwargs["default_root_dir"] = self.out
         if config["logger"] in (None, True):
             kwargs["logger"] = CSVLogger(self.out, name="log")
@@ -175,11 +178,11 @@ class CommandLine(LightningCLI):
             self.trainer.save_checkpoint(last, weights_only=False)  # not a step was made
         best = self.out / "best.ckpt"
         if self._get(self.config, "keep_best") and best.is_file():
-            weights = _load(best, map_location="cpu", weights_only=True)["state_dict"]
-            self.model.load_state_dict(weights, strict=False)
-        if self.trainer.is_global_zero:
-            name = "adapter" if is_adapted(self.model.policy.model) else "model"
+            load_whole(self.model, _load(best, map_location="cpu", weights_only=True)["state_dict"])
+        name = "adapter" if is_adapted(self.model.policy.model) else "model"
+        if self.trainer.is_global_zero or is_sharded(self.trainer):
             self.model.save(self.out / name, self.datamodule.tokenizer)
+        if self.trainer.is_global_zero:
             print(f"wrote {self.out / name}")
             print(next_command(self.out / name, self.datamodule))
             if (repository := self._get(self.config, "push_to_hub")) is not None:

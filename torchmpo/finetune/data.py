@@ -4,7 +4,7 @@ Which pairs make an optimizer step follows from (seed, epoch, step) and from how
 and neither from how these are divided among micro-batches and processes nor from a resume.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torchmpo.finetune.models import check_length, check_tokenizer, load_tokeniz
 from torchmpo.finetune.pairs import Pair, clean, unpaired
 from torchmpo.finetune.reference import Batch, reference_table, with_reference
 from torchmpo.finetune.resume import pairs_digest
+from torchmpo.finetune.sharding import is_sharded
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
@@ -32,11 +33,20 @@ except ModuleNotFoundError as error:
 MOST_WORKERS = 256  # more processes are a slip of the hand, and would fill the memory
 
 
+# Steps whose pairs are sorted by length together.
+NEIGHBOURS = 50
+
+
 class StepSampler(DistributedSampler):
     """The rows of one process, in an order in which optimizer steps hold the same pairs everywhere.
 
     An epoch is one permutation of all rows, cut into steps of ``step_size`` pairs; a step is cut
     into micro-batches, and those among the processes. What is left over is not used in that epoch.
+
+    With ``lengths``, pairs of like length come together, so that there is little padding: of every
+    ``NEIGHBOURS`` steps the pairs are sorted by length before they are cut into these steps again,
+    which then come in a random order. That of an epoch's longest pair comes first, so that what
+    does not fit into memory shows at once.
 
     Args:
         rows: number of pairs.
@@ -44,6 +54,7 @@ class StepSampler(DistributedSampler):
         accumulate: micro-batches of a step.
         rank, world: this process, and how many there are.
         seed: of the permutations.
+        lengths: of the rows, in tokens, to group them by.
 
     Attributes:
         skip: rows of this process not to give in the next iteration.
@@ -54,11 +65,20 @@ class StepSampler(DistributedSampler):
 
     # A DistributedSampler, so that Lightning neither replaces it nor forgets to tell the epoch.
     def __init__(
-        self, rows: int, batch_size: int, accumulate: int, rank: int, world: int, seed: int
+        self,
+        rows: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        seed: int,
+        *,
+        lengths: Sequence[int] | None = None,
     ):
         super().__init__(range(rows), world, rank, seed=seed)  # pyright: ignore[reportArgumentType]
         self.rows, self.batch_size, self.accumulate = rows, batch_size, accumulate
         self.step_size = batch_size * accumulate * world
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.skip = 0
         if rows < self.step_size:
             raise UserError(
@@ -69,9 +89,25 @@ class StepSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.rows, generator=generator(self.seed, "pairs", self.epoch))
         steps = self.rows // self.step_size
-        cut = order[: steps * self.step_size].view(steps, self.accumulate, self.num_replicas, -1)
+        order = order[: steps * self.step_size]
+        if self.lengths is not None:
+            order = self._grouped(order, self.lengths[order])
+        cut = order.view(steps, self.accumulate, self.num_replicas, -1)
         skip, self.skip = self.skip, 0
         return iter(cut[:, :, self.rank].reshape(-1)[skip:].tolist())
+
+    def _grouped(self, order: Tensor, lengths: Tensor) -> Tensor:
+        """The rows of whole steps, so that those of like length come together."""
+        near = NEIGHBOURS * self.step_size
+        by_length = [
+            rows[of_rows.argsort(descending=True, stable=True)]
+            for rows, of_rows in zip(order.split(near), lengths.split(near), strict=True)
+        ]
+        steps = torch.cat(by_length).view(-1, self.step_size)
+        longest = int(lengths.argmax())
+        draw = torch.randperm(len(steps), generator=generator(self.seed, "steps", self.epoch))
+        first = draw == longest // near * NEIGHBOURS
+        return torch.cat([steps[draw[first]], steps[draw[~first]]]).flatten()
 
     def __len__(self) -> int:
         return self.rows // self.step_size * self.accumulate * self.batch_size
@@ -126,6 +162,8 @@ class PreferenceData(LightningDataModule):
         truncation: ``"keep_start"``, ``"keep_end"`` or ``"drop"``, see
             :func:`torchmpo.finetune.tokenize.tokenize_pair`.
         batch_size: pairs in one micro-batch of one process, ≥ 1.
+        group_by_length: let pairs of like length come together: less padding, so faster, but an
+            epoch's order is not quite as random. See :class:`StepSampler`.
         num_workers: processes that make batches.
         unpair: make two labelled answers of each pair, for a loss such as ``kto``.
         reference_cache: folder of the reference's log-probabilities, for
@@ -155,6 +193,7 @@ class PreferenceData(LightningDataModule):
         max_prompt_length: int | None = None,
         truncation: str = "keep_start",
         batch_size: int = 4,
+        group_by_length: bool = False,
         num_workers: int = 0,
         reference_cache: str | None = None,
         unpair: bool = False,
@@ -183,6 +222,7 @@ class PreferenceData(LightningDataModule):
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.truncation = truncation
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.group_by_length = group_by_length
         self.reference_cache = reference_cache
         self.unpair = unpair
         self.datasets: dict[str, Any] = {}
@@ -214,14 +254,17 @@ class PreferenceData(LightningDataModule):
             if name not in self.datasets and not (name == "train" and stage == "validate"):
                 self.datasets[name] = self._dataset(name, source, split)
         if self.trainer is not None:
-            self._prepare(self.trainer.lightning_module)
+            module = self.trainer.lightning_module
+            for dataset in self.datasets.values():
+                check_length(module.policy.model, max(_lengths(dataset)))
+            if not is_sharded(self.trainer) and module.trains_base:
+                self.prepare_reference(module)
 
-    def _prepare(self, module: Any) -> None:
-        """What needs the model as it is before a checkpoint is loaded or training begins."""
-        for dataset in self.datasets.values():
-            lengths = (len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in dataset)
-            check_length(module.policy.model, max(lengths))
-        if getattr(module, "reference", None) == "cache" and module.trains_base:
+    def prepare_reference(self, module: Any) -> None:
+        """Compute the cache of a reference that is the model as it is now: before a checkpoint is
+        loaded or training begins; of a sharded model, once it is.
+        """
+        if getattr(module, "reference", None) == "cache":
             for name in self.datasets:
                 self._table(name)
 
@@ -236,6 +279,7 @@ class PreferenceData(LightningDataModule):
         return {
             "data": self._digest,
             "seed": self.seed,
+            "group_by_length": self.group_by_length,
             "step": self.batch_size * accumulate * trainer.world_size,
             "accumulate": accumulate,
         }
@@ -301,6 +345,7 @@ class PreferenceData(LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             self.seed,
+            lengths=_lengths(dataset) if self.group_by_length else None,
         )
         return ResumableLoader(
             dataset,
@@ -330,7 +375,7 @@ class PreferenceData(LightningDataModule):
         return self._collate() if table is None else _CollateWithReference(self._collate(), table)
 
     def _table(self, name: str) -> Tensor | None:
-        """The reference's log-probabilities, made by the first process and read by the others."""
+        """The reference's log-probabilities of a data set; all processes must ask."""
         trainer = self.trainer
         module: Any = trainer.lightning_module if trainer is not None else None
         if getattr(module, "reference", None) != "cache":
@@ -339,25 +384,34 @@ class PreferenceData(LightningDataModule):
             if self.reference_cache is None:
                 raise UserError("reference: cache needs a folder: set data.reference_cache")
             path = Path(self.reference_cache) / f"{name}.safetensors"
-            args = (path, partial(self.batches, name), self._reference_logps, module.base_digest)
             assert trainer is not None
-            if trainer.is_global_zero:
-                if not path.exists():
-                    module.check_untrained()
-                self._tables[name] = reference_table(*args)
-            trainer.strategy.barrier(f"reference_{name}")
-            if not trainer.is_global_zero:
-                self._tables[name] = reference_table(*args)
+            strategy = trainer.strategy if trainer.world_size > 1 else None
+            there = path.exists() if strategy is None else strategy.broadcast(path.exists())
+            if not there:
+                module.check_untrained()
+            self._tables[name] = reference_table(
+                path,
+                partial(self.batches, name),
+                self._reference_logps,
+                module.base_digest,
+                strategy=strategy,
+            )
         return self._tables[name]
 
     def _reference_logps(self, batch: Batch) -> Tensor:
         trainer = self.trainer
         assert trainer is not None
         module: Any = trainer.lightning_module
-        if module.trains_base:  # too early for Lightning to have moved it
+        # Where all weights are trained, it is too early for Lightning to have moved them.
+        if module.trains_base and not is_sharded(trainer):
             module.policy.to(trainer.strategy.root_device)
         with trainer.precision_plugin.val_step_context():
             return module.reference_logps(trainer.strategy.batch_to_device(batch))
+
+
+def _lengths(dataset: Any) -> list[int]:
+    """Tokens of the longer side of each pair, with its prompt."""
+    return [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in dataset]
 
 
 class _CollateWithReference:

@@ -369,7 +369,10 @@ def model_digest(model: Any) -> str:
         if not of_adapter(name)
     }
     for name in sorted(weights):
-        value = weights[name].detach().contiguous()
+        value = weights[name].detach()
+        if hasattr(value, "full_tensor"):  # sharded
+            value = value.full_tensor()
+        value = value.contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

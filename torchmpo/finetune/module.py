@@ -39,10 +39,15 @@ from torchmpo.finetune.models import (
     is_adapted,
     load_model,
     model_digest,
-    text_part,
 )
+<<<<<<< HEAD
 from torchmpo.finetune.supply import supply
 from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
+=======
+from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
+from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
+from torchmpo.metrics import implicit_rewards, preference_metrics
+>>>>>>> part-i
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
@@ -164,7 +169,7 @@ class PreferenceModule(LightningModule):
             loaded = load_model(self.source, revision=revision, **loading)
         adapters = lora is not None or is_adapted(loaded)
         if not adapters:
-            loaded = _all_trained(loaded, convert=self.source is not None and dtype == "auto")
+            loaded = all_trained(loaded, convert=self.source is not None and dtype == "auto")
         elif self.source is None:
             check_saved(loaded)
         self.reference, other = self._choose_reference(reference, adapters)
@@ -185,14 +190,14 @@ class PreferenceModule(LightningModule):
                 torch.manual_seed(derive_seed(seed, "lora"))
                 loaded = add_lora(loaded, lora)
             loaded.peft_config["default"].revision = revision
-        trained = _trained_base(loaded)
+        trained = trained_base(loaded)
         self.trains_base = trained is not None
         if self.reference == "adapter_off" and trained is not None:
             raise UserError(
                 f"reference: adapter_off needs a frozen base, but {trained} is trained: take copy"
             )
         if activation_checkpointing:
-            _checkpoint_activations(loaded)
+            checkpoint_activations(loaded)
         self._made_with: dict[str, Any] = {
             "model": resume.weights_digest(loaded),
             "adapters": resume.adapter_words(loaded),
@@ -208,7 +213,7 @@ class PreferenceModule(LightningModule):
         self._starts_at_reference = other is None and (not adapters or fresh_adapter(loaded))
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
-        self._resumed = False
+        self._resumed = self._sharded = False
         self._micro_batches: list[tuple[int, dict[str, Tensor]]] = []
 
     def _choose_reference(self, reference: str | None, adapters: bool) -> tuple[Any, str | None]:
@@ -348,6 +353,23 @@ class PreferenceModule(LightningModule):
             + "; a smaller lr or gradient_clip_val may help"
         )
 
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that cannot be followed."""
+        check_strategy(self.trainer)
+
+    def configure_model(self) -> None:
+        """Where the Trainer's strategy is sharded, divide the model among the processes."""
+        if not is_sharded(self._trainer) or self._sharded:
+            return
+        self._sharded = True
+        strategy: Any = self.trainer.strategy
+        for policy in (self.policy, self.reference_policy):
+            if policy is not None:
+                shard(policy, strategy.device_mesh["data_parallel"])
+        prepare = getattr(getattr(self.trainer, "datamodule", None), "prepare_reference", None)
+        if prepare is not None:
+            prepare(self)
+
     def on_fit_start(self) -> None:
         """Refuse what would silently train on something else, or not at all."""
         for name, parameter in self.named_parameters():
@@ -413,7 +435,7 @@ class PreferenceModule(LightningModule):
         if part != 1:
             for grad in grads:
                 grad.mul_(part)
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         # A gradient scaler expects infinities now and then, and skips the step itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             self._refuse_nonfinite(norm, "the gradient's norm", self._batch_idx, self._batch)
@@ -490,6 +512,8 @@ class PreferenceModule(LightningModule):
         trainer = self._trainer
         training = trainer is not None and trainer.state.fn == "fit"
         made_with = checkpoint.get(resume.KEY, {})
+        if "seed" in made_with:  # older checkpoints do not say
+            made_with.setdefault("group_by_length", False)
         now = self._made_with | (self._data_words() if training else {})
         resume.refuse_other(made_with, now, training=training)
         if training:
@@ -507,18 +531,22 @@ class PreferenceModule(LightningModule):
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model;
-        and its card.
+        and its card. Where the model is sharded, all processes must ask, and the first one writes.
 
         Args:
             folder: made if it does not exist.
             tokenizer: goes with it.
         """
         model = self.policy.model
+        options: dict[str, Any] = {}
+        if self._sharded:
+            options["state_dict"] = whole_state(model)
+            if self.global_rank > 0:
+                return
         if is_adapted(model):
             # Otherwise peft asks the hub whether the vocabulary has grown.
-            model.save_pretrained(str(folder), save_embedding_layers=False)
-        else:
-            model.save_pretrained(str(folder))
+            options["save_embedding_layers"] = False
+        model.save_pretrained(str(folder), **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
         write_card(folder, self)
@@ -559,39 +587,3 @@ def _check_numbers(lr: float, warmup: float, schedule: str, weight_decay: float)
         raise UserError(f"unknown schedule {schedule!r}: {nearest(schedule, SCHEDULES)}")
     if not 0 <= weight_decay < math.inf:
         raise UserError(f"weight_decay must be zero or positive; got {weight_decay}")
-
-
-def _all_trained(model: Any, *, convert: bool) -> Any:
-    """The model with float32 weights, and those frozen that text does not reach."""
-    if model.dtype in (torch.bfloat16, torch.float16):
-        if not convert:
-            raise UserError(
-                f"without lora, all weights are trained, and in {str(model.dtype)[6:]} small steps "
-                "are lost: load them in float32 (model.dtype: auto or float32), and take "
-                "trainer.precision bf16-mixed for speed"
-            )
-        model = model.float()
-    if (text := text_part(model)) is not None:
-        head = {id(p) for p in model.get_output_embeddings().parameters()}
-        for name, parameter in model.named_parameters():
-            if not name.startswith(f"{text}.") and id(parameter) not in head:
-                parameter.requires_grad_(False)
-    return model
-
-
-def _trained_base(model: Any) -> str | None:
-    """A weight that is trained and is not an adapter's; None without one."""
-    own = (getattr(getattr(model, "base_model", None), "prefix", "lora_"), "modules_to_save")
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not (is_adapted(model) and any(o in name for o in own)):
-            return name
-    return None
-
-
-def _checkpoint_activations(model: Any) -> None:
-    # Non-reentrant: it needs no gradient of the embeddings, which a frozen base does not have.
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # transformers' newer name
-        model.activation_checkpointing_enable(options)
-    else:
-        model.gradient_checkpointing_enable(options)

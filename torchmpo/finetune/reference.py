@@ -9,6 +9,7 @@ another tokenizer, template, truncation, data set or model is noticed, and refus
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,19 @@ def reference_table(
     batches: Callable[[], Iterable[Batch]],
     logps: Callable[[Batch], Tensor],
     model_digest: str,
+    *,
+    strategy: Any = None,
 ) -> Tensor:
     """The reference's log-probabilities of a data set, from the file or, without one, into it.
+
+    Each of several processes computes a share, and the first one reads or writes the file.
 
     Args:
         path: the file; its folder is made if it does not exist.
         batches: the whole data set in order, as often as it is called.
         logps: summed log-probabilities ``[2B]`` of a batch under the reference.
         model_digest: see :func:`torchmpo.finetune.models.model_digest`.
+        strategy: Lightning's, where there are several processes; all of them must ask.
 
     Returns:
         ``[2, pairs]`` float32, nats: chosen, rejected; ``[1, answers]`` of labelled ones.
@@ -64,6 +70,7 @@ def reference_table(
         UserError: the file is damaged, or of another model or other data.
     """
     path = Path(path)
+<<<<<<< HEAD
     key = {"model": model_digest, "data": data_digest(batches())}
     if path.exists():
         return read_reference(path, key)
@@ -76,6 +83,43 @@ def reference_table(
 def _answers(batch: Batch) -> int:
     """To each prompt: one where answers have labels, else the two of a pair."""
     return 1 if "desirable" in batch else 2
+=======
+    there = path.exists() if strategy is None else strategy.broadcast(path.exists())
+    table = None if there else torch.cat(_sides(batches(), logps, strategy), 1)
+    if strategy is None or strategy.global_rank == 0:
+        key = {"model": model_digest, "data": data_digest(batches())}
+        try:
+            if table is None:
+                table = read_reference(path, key)
+            else:
+                write_reference(path, table, key)
+        except UserError as error:
+            table = error  # for all to raise: none may go on waiting for this one
+    if strategy is not None:
+        table = strategy.broadcast(table)
+    if isinstance(table, UserError):
+        raise table
+    assert table is not None
+    return table
+
+
+def _sides(
+    batches: Iterable[Batch], logps: Callable[[Batch], Tensor], strategy: Any
+) -> list[Tensor]:
+    """``[2, pairs]`` of each batch, in order."""
+    world, rank = (1, 0) if strategy is None else (strategy.world_size, strategy.global_rank)
+    count, mine, left = 0, [], iter(batches)
+    while together := list(islice(left, world)):
+        count += len(together)
+        # Of a sharded model none may compute alone: in the last round, some do what another does.
+        batch = together[min(rank, len(together) - 1)]
+        mine.append(logps(batch).float().cpu().reshape(2, -1))
+    if world == 1:
+        return mine
+    everyones: list[Any] = [None] * world
+    torch.distributed.all_gather_object(everyones, mine)
+    return [side for of_round in zip(*everyones, strict=True) for side in of_round][:count]
+>>>>>>> part-i
 
 
 def write_reference(path: str | Path, table: Tensor, key: dict[str, str]) -> None:

@@ -30,10 +30,11 @@ _NAMES = {
     "loss_digest": "a loss of this name whose code or learned numbers were others",
     "data": "other training data, or another tokenizer, template, max_length or truncation",
     "seed": "another seed, and so another order of the pairs",
+    "group_by_length": "another data.group_by_length, and so another order of the pairs",
     "step": "another number of pairs in a step",
 }
 _OF_WEIGHTS = ("model", "adapters")
-_READABLE = ("adapters", "loss", "seed", "step")  # the others are digests
+_READABLE = ("adapters", "loss", "seed", "group_by_length", "step")  # the others are digests
 
 
 def weights_digest(model: Any) -> str:

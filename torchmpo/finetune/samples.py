@@ -8,6 +8,7 @@ from typing import Any
 
 from torchmpo.finetune.answers import AnswerWriter, Sampling, batches
 from torchmpo.finetune.pairs import Message
+from torchmpo.finetune.sharding import is_sharded
 from torchmpo.finetune.tokenize import encode_prompt
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.files import write_atomic
@@ -30,8 +31,6 @@ except ModuleNotFoundError as error:
 
 START = "the start"
 JUDGE_TIMEOUT = 600.0  # seconds of a call
-# Strategies under which no process has the whole model.
-SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class Samples(Callback):
@@ -107,7 +106,7 @@ class Samples(Callback):
         """The answers before training, or of a resumed run those that it began with."""
         if getattr(trainer.datamodule, "tokenizer", None) is None:
             raise UserError("Samples takes the tokenizer of a PreferenceData: fit(module, data)")
-        if type(trainer.strategy).__name__ in SHARDED:
+        if is_sharded(trainer):
             raise UserError("Samples needs the whole model in a process, which is not so here")
         if trainer.global_step > 0:
             self._written = trainer.global_step
