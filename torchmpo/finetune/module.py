@@ -40,14 +40,10 @@ from torchmpo.finetune.models import (
     load_model,
     model_digest,
 )
-<<<<<<< HEAD
-from torchmpo.finetune.supply import supply
-from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
-=======
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
+from torchmpo.finetune.supply import supply
 from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
-from torchmpo.metrics import implicit_rewards, preference_metrics
->>>>>>> part-i
+from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective

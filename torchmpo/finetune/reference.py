@@ -70,20 +70,6 @@ def reference_table(
         UserError: the file is damaged, or of another model or other data.
     """
     path = Path(path)
-<<<<<<< HEAD
-    key = {"model": model_digest, "data": data_digest(batches())}
-    if path.exists():
-        return read_reference(path, key)
-    sides = [logps(batch).float().cpu().reshape(_answers(batch), -1) for batch in batches()]
-    table = torch.cat(sides, 1)
-    write_reference(path, table, key)
-    return table
-
-
-def _answers(batch: Batch) -> int:
-    """To each prompt: one where answers have labels, else the two of a pair."""
-    return 1 if "desirable" in batch else 2
-=======
     there = path.exists() if strategy is None else strategy.broadcast(path.exists())
     table = None if there else torch.cat(_sides(batches(), logps, strategy), 1)
     if strategy is None or strategy.global_rank == 0:
@@ -113,13 +99,17 @@ def _sides(
         count += len(together)
         # Of a sharded model none may compute alone: in the last round, some do what another does.
         batch = together[min(rank, len(together) - 1)]
-        mine.append(logps(batch).float().cpu().reshape(2, -1))
+        mine.append(logps(batch).float().cpu().reshape(_answers(batch), -1))
     if world == 1:
         return mine
     everyones: list[Any] = [None] * world
     torch.distributed.all_gather_object(everyones, mine)
     return [side for of_round in zip(*everyones, strict=True) for side in of_round][:count]
->>>>>>> part-i
+
+
+def _answers(batch: Batch) -> int:
+    """To each prompt: one where answers have labels, else the two of a pair."""
+    return 1 if "desirable" in batch else 2
 
 
 def write_reference(path: str | Path, table: Tensor, key: dict[str, str]) -> None:
