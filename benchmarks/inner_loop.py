@@ -7,7 +7,8 @@ of 16 (and 250 random steps for one of 33, as the default search does). Useful a
 6 × rows × weights per member: forward and both halves of backward. Ours is ``train_policies`` from
 call to return, with the gathering of minibatches and Adam. The rivals: the same ``vmap(grad)`` run
 eagerly, an ordinary PyTorch loop (module, autograd, Adam) over the members one after another, and,
-as the ceiling, one large matrix product. They take turns: each repeat gives one ratio, and medians
+as the ceiling, one large matrix product. A categorical policy, whose head is wider, stands beside
+them: its speed counts the Gaussian's arithmetic, so the ratio is that of the times. They take turns: each repeat gives one ratio, and medians
 are reported, with the fastest repeat in GFLOP/s; so a busy machine changes the ratios little.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from torchmpo.control.categorical import BINS, CategoricalPolicy
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.preferences import PreferenceDataset
@@ -74,12 +76,19 @@ def contestants(population, steps, chunk_size):
     work = 6 * 4 * steps * WEIGHTS * (PAIRS // 2) / 1e9
     square = torch.randn(4096, 4096, generator=draw)
 
-    def ours(config):
+    tokens = CategoricalPolicy(OBSERVATIONS, ACTIONS, HIDDEN)
+    start_tokens = stack_policies(tokens.trainable(), population)
+
+    def ours(config, policy=policy, start=start):
         return lambda: train_policies(policy, start, objective, own, data, config, 0)
 
     return {
         CEILING: (lambda: square @ square, 2 * 4096**3 / 1e9),
         f"train_policies, chunks of {chunk_size}": (ours(config), work * population),
+        f"the same, categorical, {BINS} bins": (
+            ours(config, tokens, start_tokens),
+            work * population,
+        ),
         "the same, eager vmap": (ours(replace(config, compile=False)), work * population),
         "members one after another": (
             lambda: one_after_another(start, objective, data, steps, 2),

@@ -92,9 +92,10 @@ def test_all_losses_are_tuned_and_judged_in_the_same_conditions(bed, monkeypatch
         states = [(args[1], args[2]) for args, _ in evaluations]
         seen.append((seeds, states))
     assert seen[0] == seen[1] == seen[2]
-    assert seen[3] == ([seen[0][0][-1]], [seen[0][1][-1]])  # nothing to tune: the final seeds alone
+    assert seen[3] == (seen[0][0][-1:], seen[0][1][-2:])  # nothing to tune: the final seeds alone
     tuning, final = seen[0][0][:2], seen[0][0][2]
     assert len({*tuning, *final}) == 5  # final seeds are fresh, and none is used twice
+    # Two rounds of tuning, and the final episodes, in which policies act in both ways.
     assert len({state for _, state in seen[0][1]}) == 3
 
 
@@ -245,7 +246,7 @@ def test_a_cell_is_what_its_parts_give(bed):
     objective = resolve("simpo")
     cell = run_cell(bed, objective, GRID, 2, PROTOCOL)
     keys = {"loss", "task", "data", "grid", "tuning", "best", "edge"}
-    assert cell.keys() == keys | {"returns", "curves", "margins"}
+    assert cell.keys() == keys | {"returns", "other_returns", "curves", "margins"}
     assert (cell["loss"], cell["task"], cell["data"]) == ("simpo", "tla", "base")
     assert cell["grid"] == GRID
     assert cell["tuning"] == tune(bed, objective, GRID, PROTOCOL)
@@ -392,6 +393,15 @@ def test_a_rehearsal_gives_what_training_gives(bed, unpaired):
     rehearsed = seen[0]
     bed.train(objective, {}, 1, 0)
     assert seen[-1] == rehearsed
+
+
+def test_policies_act_in_both_ways(bed):
+    objective, few = resolve("simpo"), replace(PROTOCOL, episodes=PROTOCOL.episodes // 4)
+    acted = bed, bed.changed(sample=True)
+    both = [judge(one, objective, GRID[0], [0, 1], PROTOCOL)["other_returns"] for one in acted]
+    alone = [judge(one, objective, GRID[0], [0, 1], few)["returns"] for one in reversed(acted)]
+    assert both == alone
+    assert both[0] != both[1]
 
 
 def test_from_scratch_the_seeds_start_apart(bed):

@@ -10,7 +10,8 @@ import torch
 
 from torchmpo.finetune.__main__ import main
 
-torch.set_num_threads(1)
-for words in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-    if code := main(words):
-        sys.exit(code)
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for words in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        if code := main(words):
+            sys.exit(code)

@@ -1,6 +1,7 @@
 """The settings that every command on robots has: what data, what policy, what training."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torchmpo.runs.errors import UserError
@@ -64,6 +65,9 @@ class TestbedSettings:
     num_threads: int = 0
     cache_dir: str | None = None
 
+
+# Named bundles for ``--profile``.
+PROFILES = Path(__file__).parent / "profiles"
 
 # Settings that older runs do not have, with the values by which they were made.
 OLDER: dict[str, Any] = {"policy": "gaussian", "bins": 11, "original": None, "target": None}

@@ -12,7 +12,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torchmpo.control.settings import OLDER
+from torchmpo.control.settings import OLDER, PROFILES
 from torchmpo.diagnose.settings import PLACE, PRESETS, DiagnoseConfig
 from torchmpo.runs.command import Command
 from torchmpo.runs.errors import exit_code
@@ -31,6 +31,7 @@ COMMAND = Command(
     older={**OLDER, "data_per_seed": False, "tuning_reduction": 1},
     code=("losses", "task"),
     headline=("task", "data"),
+    profiles=PROFILES,
 )
 
 

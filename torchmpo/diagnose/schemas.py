@@ -29,6 +29,7 @@ class _Cell(TypedDict):
     best: int
     edge: NotRequired[list[str]]
     returns: list[Row | None]
+    other_returns: NotRequired[list[Row | None]]
     curves: dict[str, list[Holes | FiniteFloat | None]]  # epochs are numbers
     margins: list[Holes | None]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
@@ -49,6 +50,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len({frozenset(setting) for setting in grid}) > 1, "settings of different numbers"),
         (len({len(row) for row in returns if row}) > 1, "seeds differ in episodes"),
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
+        (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),
         (any(not isinstance(row, list) or len(row) != epochs for row in lists), "uneven curves"),
     ):

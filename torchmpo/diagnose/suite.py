@@ -51,8 +51,10 @@ def judge(
             states.
 
     Returns:
-        ``returns`` [seed][episode]; ``curves``, of every epoch, and ``margins``, at the end, on a
-        fixed sample of the pairs that were trained on; NaN where training diverged.
+        ``returns`` [seed][episode]; ``other_returns``, of a quarter of the episodes, with sampled
+        actions where the former are of mean ones, or the reverse; ``curves``, of every epoch, and
+        ``margins``, at the end, on a fixed sample of the pairs that were trained on; NaN where
+        training diverged.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
         logit clamps them.
     """
@@ -85,6 +87,8 @@ def judge(
     if datasets is not None:
         states = [derive_seed(states, k) for k in seeds]
     returns = testbed.evaluate(policies, protocol.episodes, states)
+    other = testbed.changed(sample=not testbed.config.sample)
+    other_returns = other.evaluate(policies, math.ceil(protocol.episodes / 4), states)
     epochs = sorted({epoch for epoch, _, _ in curves})
     logps = torch.full((len(seeds), len(epochs), *curves[0][2].shape[1:]), math.nan)
     for epoch, members, values in curves:
@@ -95,6 +99,7 @@ def judge(
     clamped = (logps > LOGIT_MAX_LOGP).float().where(logps.isfinite(), math.nan).mean((2, 3))
     return {
         "returns": returns.tolist(),
+        "other_returns": other_returns.tolist(),
         "curves": {
             "epoch": epochs,
             "chosen": chosen.mean(-1).tolist(),
@@ -138,7 +143,7 @@ def run_cell(
         the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
         there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
         setting diverged in tuning), ``edge`` (numbers of the best one at the end of their range),
-        ``returns``, ``curves``, ``margins``; ``None`` for what is not
+        ``returns``, ``other_returns``, ``curves``, ``margins``; ``None`` for what is not
         finite, and instead of the list of a seed that diverged.
     """
     testbed = suited(testbed, objective, protocol.sft_epochs)
@@ -153,7 +158,7 @@ def run_cell(
             best = best_setting(tuning)
             cell |= {"grid": list(grid), "tuning": tuning, "best": best}
             cell["edge"] = at_edge(objective, grid, best)
-        cell |= {"returns": [], "curves": {}, "margins": []}
+        cell |= {"returns": [], "other_returns": [], "curves": {}, "margins": []}
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
         own = None if datasets is None else [datasets[k] for k in missing]
@@ -163,9 +168,11 @@ def run_cell(
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
             for key, value in new["curves"].items()
         }
+        cell["other_returns"] = cell.get("other_returns", unknown) + new["other_returns"]
         cell["returns"] = cell["returns"] + new["returns"]
         cell["margins"] = cell["margins"] + new["margins"]
     cell = plain(cell)
-    cell["returns"] = [None if not row or None in row else row for row in cell["returns"]]
-    cell["margins"] = [None if not row or None in row else row for row in cell["margins"]]
+    for name in ("returns", "other_returns", "margins"):
+        if name in cell:  # older cells lack the second
+            cell[name] = [None if not row or None in row else row for row in cell[name]]
     return cell

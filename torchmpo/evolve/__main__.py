@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from torchmpo.control.settings import OLDER
+from torchmpo.control.settings import OLDER, PROFILES
 from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
 from torchmpo.runs.command import Command
 
@@ -31,6 +31,7 @@ COMMAND = Command(
     },
     code=("rivals", "task"),
     headline=("task", "data"),
+    profiles=PROFILES,
 )
 
 

@@ -52,6 +52,8 @@ class Command:
         code: settings by which users name code of their own, ``package.module:function``, by
             commas. Where it is the files of a run that name it, ``--resume`` asks for ``--trust``.
         headline: settings that the first line of a run names; none for no such line.
+        profiles: folder of YAML files, each a named bundle of settings for ``--profile``; None for
+            no such option. A profile overrides the preset, an option overrides the profile.
     """
 
     program: str
@@ -67,6 +69,7 @@ class Command:
     older: Mapping[str, Any] = field(default_factory=dict)
     code: Collection[str] = ()
     headline: Sequence[str] = ()
+    profiles: Path | None = None
 
     def parser(self) -> Any:
         """The parser of the options."""
@@ -79,7 +82,20 @@ class Command:
             self.presets,
             self.default_preset,
             self.out,
+            [path.stem for path in self._profiles()],
         )
+
+    def _profiles(self) -> list[Path]:
+        return sorted(self.profiles.glob("*.yaml")) if self.profiles else []
+
+    def _profile(self, name: str) -> dict[str, Any]:
+        """The settings of a named bundle."""
+        paths = {path.stem: path for path in self._profiles()}
+        if name not in paths:
+            raise UserError(f"unknown profile {name!r}: {nearest(name, paths)}")
+        from torchmpo.runs.options import read_settings
+
+        return read_settings(paths[name])
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, Path, bool]:
         """Settings, run folder and whether to resume, with the folder checked against them.
@@ -92,6 +108,8 @@ class Command:
         out, resume = Path(given.pop("out", self.out)), given.pop("resume", False)
         trust = given.pop("trust", False)
         preset, only_print = given.pop("preset", None), given.pop("print_config", False)
+        if (profile := given.pop("profile", None)) is not None:
+            given = self._profile(profile) | given
         if preset is not None and preset not in self.presets:
             raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), self.presets)}")
         stored = self._stored(out) if resume else None

@@ -28,6 +28,7 @@ class OptionParser(ArgumentParser):
         presets: name → settings that differ from the dataclass's defaults.
         default_preset: the one that ``--help`` shows the defaults of.
         out: the default folder of a run.
+        profiles: names for ``--profile``; none for no such option.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class OptionParser(ArgumentParser):
         presets: Mapping[str, Mapping[str, Any]],
         default_preset: str,
         out: str,
+        profiles: Sequence[str] = (),
     ):
         super().__init__(
             prog=program,
@@ -48,6 +50,7 @@ class OptionParser(ArgumentParser):
             print_config=None,
         )
         self.names = {*(field.name for field in fields(settings)), *ABOUT_THE_RUN}
+        self.names |= {"profile"} if profiles else set()
         self.presets, self.default_preset = presets, default_preset
         # Where a run is, and whether it goes on, as files have it.
         self.place_in_files: dict[str, Any] = {}
@@ -58,6 +61,11 @@ class OptionParser(ArgumentParser):
             "--preset", default=default_preset, help=f"one of {', '.join(self.presets)}"
         )
         preset.words = list(presets)  # for completion; as choices, they would be checked here
+        if profiles:
+            listed = ", ".join(profiles)
+            help = f"a bundle of settings that goes before the preset: {listed}"
+            named: Any = self.add_argument("--profile", default=None, help=help)
+            named.words = list(profiles)
         self.add_argument("--out", default=out, help="folder of the run")
         self.add_argument("--resume", action="store_true", help="go on with the run in --out")
         self.add_argument(

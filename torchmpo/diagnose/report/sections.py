@@ -149,7 +149,8 @@ def improvement(run: Run) -> Section:
 def numbers(run: Run) -> Section:
     """Every number of the leaderboard."""
     note = (
-        "A title sorts by its column. Return: mean ± standard error over seeds"
+        "A title sorts by its column. Return: mean ± standard error over seeds, of the policy’s "
+        "mean actions or of sampled ones, as the run was set; the other way to act stands beside it"
         + "; score and IQM (interquartile mean, without a quarter of the seeds at each end) "
         "with 95 % bootstrap intervals" * run.scaled + "."
     )

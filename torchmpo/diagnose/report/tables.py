@@ -61,7 +61,9 @@ def matrix(run: Run) -> str:
 def full_table(run: Run) -> str:
     """Every row of the leaderboard with all its numbers."""
     head = ["loss", "data", "#return ± s.e.", *["#score", "#IQM"] * run.scaled, "rank"]
-    head += ["best setting", "#trials", "#seeds", "#diverged"]
+    other = "mean-action" if run.config.get("sample") else "sampled"
+    twice = any(cell.get("other_returns") for cell in run.cells.values())
+    head += [*[f"#{other} return"] * twice, "best setting", "#trials", "#seeds", "#diverged"]
     lines = []
     for kind in run.kinds:
         for row in run.on(kind):
@@ -79,12 +81,20 @@ def full_table(run: Run) -> str:
                 cell(f"{number(value['mean'])}{error}", value["mean"], "number"),
                 *scores * run.scaled,
                 cell(rank_text(row), rank["best"] + rank["worst"] / 1000),
+                *[_other(run.cells.get((row["loss"], kind), {}))] * twice,
                 cell(chosen, setting(row["best"]), "text"),
                 *(cell(number(row[k]), row[k], "number") for k in ("trials", "seeds")),
                 cell(number(row["diverged"]), row["diverged"], f"number{lost}"),
             ]
             lines.append(_line(row["loss"]) + "".join(columns))
     return table(head, lines, "Every loss on every kind of data")
+
+
+def _other(found: Mapping) -> str:
+    """Mean return of a cell under the other way to act, of the seeds that have one."""
+    seeds = [sum(row) / len(row) for row in found.get("other_returns", []) if row]
+    mean = sum(seeds) / len(seeds) if seeds else None
+    return cell(number(mean), mean, "number")
 
 
 def differences(run: Run, kind: str | None) -> str:
