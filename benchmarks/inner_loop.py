@@ -8,8 +8,9 @@ of 16 (and 250 random steps for one of 33, as the default search does). Useful a
 call to return, with the gathering of minibatches and Adam. The rivals: the same ``vmap(grad)`` run
 eagerly, an ordinary PyTorch loop (module, autograd, Adam) over the members one after another, and,
 as the ceiling, one large matrix product. A categorical policy, whose head is wider, stands beside
-them: its speed counts the Gaussian's arithmetic, so the ratio is that of the times. They take turns: each repeat gives one ratio, and medians
-are reported, with the fastest repeat in GFLOP/s; so a busy machine changes the ratios little.
+them: its speed counts the Gaussian's arithmetic, so the ratio is that of the times. They take
+turns: each repeat gives one ratio, and medians are reported, with the fastest repeat in GFLOP/s; so
+a busy machine changes the ratios little.
 """
 
 import argparse
