@@ -5,12 +5,14 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -25,6 +27,7 @@ from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
 from torchmpo.runs.yaml_text import check_yaml
 
@@ -54,6 +57,28 @@ class LastStep(Checkpoint):
     def _if_stopped(self, trainer):
         if trainer.should_stop and not trainer.sanity_checking and trainer.state.fn == "fit":
             trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the one before when they are whole, on any disk.
+
+    Lightning writes to the disk of temporary files and moves. To another disk, that is a copy: a
+    full disk, or a kill, would leave half a checkpoint in place of a good one.
+    """
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with naming(path):
+            try:
+                super().save_checkpoint(checkpoint, temporary, storage_options)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except OSError:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
 
 
 class CommandLine(LightningCLI):
@@ -127,6 +152,7 @@ class CommandLine(LightningCLI):
         if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
             ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
+        kwargs["plugins"] = [*_list(config["plugins"]), WholeCheckpoints()]
         if config["accumulate_grad_batches"] < 1:
             raise UserError("trainer.accumulate_grad_batches must be at least 1")
         try:

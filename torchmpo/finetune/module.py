@@ -519,6 +519,9 @@ class PreferenceModule(LightningModule):
         """
         model = self.policy.model
         if is_adapted(model):
+            for config in model.peft_config.values():
+                if isinstance(config.target_modules, set):  # written in an order that varies
+                    config.target_modules = sorted(config.target_modules)
             # Otherwise peft asks the hub whether the vocabulary has grown.
             model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
