@@ -537,7 +537,7 @@ def test_help_names_every_option_of_model_and_data():
         (["fit", "--loss=simp"], "unknown loss 'simp': did you mean 'simpo'?"),
         (["fit", "--model.lr", "fast"], "model.lr"),
         (["fit", "--model.lerning_rate", "1"], "model.lerning_rate"),
-        (["fit", "--model.lora.r", "0"], "lora.r must be at least 1; got 0"),
+        (["fit", "--model.lora.r", "0"], "lora.r must be at least 1, and at most 65536; got 0"),
         (["fit", "--model.lora.targets", "q_prj"], "lora.targets 'q_prj' does not fit"),
         (["fit", "--model.model", "./nowhere"], "there is no folder ./nowhere"),
         (["fit", "--data.validation", "nowhere.jsonl"], "nowhere.jsonl"),

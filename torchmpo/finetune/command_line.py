@@ -193,6 +193,10 @@ class CommandLine(LightningCLI):
             kwargs["ckpt_path"] = str(self.out / "last.ckpt")
         return kwargs
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        with naming(self.out):  # a full disk is told by whoever met it, often without a path
+            super()._run_subcommand(subcommand)
+
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
             return
