@@ -102,7 +102,11 @@ def of_files() -> list[Case]:
             cases.append(Case(name, words, damage, wanted, same=same))
         other = "either" if same else right
         more = {"is a folder": (folder_at(path), other), "is gone": (removed(path), "either")}
-        if path.endswith(".json") and not any(name in path for name in THEIRS):
+        if (
+            path.endswith(".json")
+            and right == "refused"
+            and not any(name in path for name in THEIRS)
+        ):
             more["has a key twice"] = (twice(path), right)
         for what, (damage, wanted) in more.items():
             cases.append(Case(f"{who}: {path} {what}", words, damage, wanted))

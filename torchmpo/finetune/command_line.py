@@ -353,7 +353,8 @@ def _call(command_line: Callable[[], Any]) -> None:
                 "the checkpoint is damaged, or of another version of Lightning: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
-        if isinstance(error, (ArgumentError, MisconfigurationException)):
+        too_long = "integer string conversion" in str(error)  # a number of 10,000 digits
+        if too_long or isinstance(error, (ArgumentError, MisconfigurationException)):
             text = plain(error)
             raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error
         raise
