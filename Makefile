@@ -57,10 +57,15 @@ test-warp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[warp]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/envs/test_warp.py $(ARGS)
 
-# All but the one that needs TRL, which has an environment of its own.
+# All but the one that needs TRL, which has an environment of its own, and the attack, which takes an hour.
 bench: $(READY)
-	@set -e; for script in $(filter-out benchmarks/llm_step.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out benchmarks/llm_step.py benchmarks/attack.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; done
+
+# Bad inputs, kills, a full disk, a bare machine: docs/reliability.md has the figures.
+.PHONY: attack
+attack: $(READY)
+	$(BIN)/python benchmarks/attack.py $(ARGS)
 
 # The environments against what users have, EnvPool among it (which downloads 770 MB of scenes).
 .PHONY: bench-environments

@@ -535,7 +535,7 @@ def test_help_names_every_option_of_model_and_data():
         (["fit", "--loss=simp"], "unknown loss 'simp': did you mean 'simpo'?"),
         (["fit", "--model.lr", "fast"], "model.lr"),
         (["fit", "--model.lerning_rate", "1"], "model.lerning_rate"),
-        (["fit", "--model.lora.r", "0"], "lora.r must be at least 1; got 0"),
+        (["fit", "--model.lora.r", "0"], "lora.r must be at least 1, and at most 65536; got 0"),
         (["fit", "--model.lora.targets", "q_prj"], "lora.targets 'q_prj' does not fit"),
         (["fit", "--model.model", "./nowhere"], "there is no folder ./nowhere"),
         (["fit", "--data.validation", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -600,6 +600,34 @@ def test_a_full_disk_is_one_line(config, capsys, monkeypatch):
     monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
     assert run("fit", config, "--checkpoint_every", "1") == 2
     assert "error: No space left on device: last.ckpt" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_keeps_the_checkpoint_before(config, tmp_path, capsys, monkeypatch):
+    """Temporary files are often on another disk, to which a move is a copy that may stop midway."""
+    assert run("fit", config, "--trainer.max_steps", "1") == 0
+    path = tmp_path / "run/last.ckpt"
+    before = path.read_bytes()
+
+    def half(checkpoint, path):
+        Path(path).write_bytes(before[:1000])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", half)
+        assert run("fit", config, "--trainer.max_steps", "2", "--resume") == 2
+    assert f"error: No space left on device: {path}\n" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert {p.name for p in path.parent.iterdir()} == {"adapter", "last.ckpt", "log"}
+    assert run("fit", config, "--trainer.max_steps", "2", "--resume") == 0
+
+
+def test_an_adapter_has_the_same_bytes_in_every_process(config, tmp_path):
+    """What peft keeps as a set would be written in an order that Python draws."""
+    assert run("fit", config, "--trainer.max_steps", "1") == 0
+    text = (tmp_path / "run/adapter/adapter_config.json").read_text()
+    targets = json.loads(text)["target_modules"]
+    assert targets == sorted(targets)
+    assert len(targets) > 1
 
 
 def test_a_missing_package_names_the_extra(config, capsys, monkeypatch):

@@ -33,7 +33,7 @@ def test_the_same_machine_is_noted_once_and_another_is_told(tmp_path, monkeypatc
     assert json.loads((tmp_path / "machines.json").read_text())[1] == other
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[3]", '{"a": [', "null"])
+@pytest.mark.parametrize("text", ["", "{}", "[3]", '{"a": [', "null", "[" * 99_999])
 def test_a_damaged_record_stops_nothing(tmp_path, text):
     (tmp_path / "machines.json").write_text(text)
     assert machine() in note_machine(tmp_path)

@@ -5,12 +5,14 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -26,6 +28,7 @@ from torchmpo.finetune.models import is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.runs.errors import UserError, nearest, one_line
+from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
 from torchmpo.runs.yaml_text import check_yaml
 
@@ -55,6 +58,28 @@ class LastStep(Checkpoint):
     def _if_stopped(self, trainer):
         if trainer.should_stop and not trainer.sanity_checking and trainer.state.fn == "fit":
             trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the one before when they are whole, on any disk.
+
+    Lightning writes to the disk of temporary files and moves. To another disk, that is a copy: a
+    full disk, or a kill, would leave half a checkpoint in place of a good one.
+    """
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with naming(path):
+            try:
+                super().save_checkpoint(checkpoint, temporary, storage_options)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except OSError:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
 
 
 class CommandLine(LightningCLI):
@@ -130,6 +155,7 @@ class CommandLine(LightningCLI):
         if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
             ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
+        kwargs["plugins"] = [*_list(config["plugins"]), WholeCheckpoints()]
         if config["accumulate_grad_batches"] < 1:
             raise UserError("trainer.accumulate_grad_batches must be at least 1")
         try:
@@ -169,6 +195,10 @@ class CommandLine(LightningCLI):
         if subcommand == "fit" and self.resume:
             kwargs["ckpt_path"] = str(self.out / "last.ckpt")
         return kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with naming(self.out):  # a full disk is told by whoever met it, often without a path
+            super()._run_subcommand(subcommand)
 
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
@@ -326,7 +356,8 @@ def _call(command_line: Callable[[], Any]) -> None:
                 "the checkpoint is damaged, or of another version of Lightning: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
-        if isinstance(error, (ArgumentError, MisconfigurationException)):
+        too_long = "integer string conversion" in str(error)  # a number of 10,000 digits
+        if too_long or isinstance(error, (ArgumentError, MisconfigurationException)):
             text = plain(error)
             raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error
         raise

@@ -59,6 +59,9 @@ STATE_SPACE_MODELS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_
 STATE_SPACE_LAYERS = ("conv1d", "out_proj")
 
 
+MOST_RANK = 65_536  # wider than any layer
+
+
 @dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adapters: each target's weight W becomes W + (alpha / r)·B A, with B = 0 at first.
@@ -85,8 +88,8 @@ class LoraSettings:
     modules_to_save: list[str] | None = None
 
     def __post_init__(self):
-        if self.r < 1:
-            raise UserError(f"lora.r must be at least 1; got {self.r}")
+        if not 1 <= self.r <= MOST_RANK:
+            raise UserError(f"lora.r must be at least 1, and at most {MOST_RANK}; got {self.r}")
         if not self.alpha > 0:
             raise UserError(f"lora.alpha must be positive; got {self.alpha}")
         if not 0 <= self.dropout < 1:

@@ -540,6 +540,9 @@ class PreferenceModule(LightningModule):
             if self.global_rank > 0:
                 return
         if is_adapted(model):
+            for config in model.peft_config.values():
+                if isinstance(config.target_modules, set):  # written in an order that varies
+                    config.target_modules = sorted(config.target_modules)
             # Otherwise peft asks the hub whether the vocabulary has grown.
             options["save_embedding_layers"] = False
         model.save_pretrained(str(folder), **options)

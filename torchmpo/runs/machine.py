@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import parse_json
 
 FILE = "machines.json"  # of a run folder: each machine once, in the order in which they worked
 PACKAGES = ("torch", "numpy", "mujoco", "transformers")
@@ -46,7 +47,7 @@ def note_machine(out: Path) -> list[dict]:
     """
     path, here = out / FILE, machine()
     try:
-        known = json.loads(path.read_text()) if path.exists() else []
+        known = parse_json(path.read_bytes()) if path.exists() else []
         known = known if isinstance(known, list) else []
     except ValueError:
         known = []  # a record for people: nothing is computed from it

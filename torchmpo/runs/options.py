@@ -88,7 +88,9 @@ class OptionParser(ArgumentParser):
             given = self.parse_args(argv, defaults=False).as_dict()
         except UnicodeDecodeError as error:
             raise UserError(f"--config: the file is not text ({error})") from error
-        except ArgumentError as error:
+        except UserError:
+            raise
+        except (ArgumentError, ValueError) as error:  # the latter of a number of 10,000 digits
             raise UserError(plain(error)) from error
         for name, value in self.place_in_files.items():
             if name not in given and value != self.get_default(name):
