@@ -151,12 +151,11 @@ def command():
     return "python experiments/train_experts.py " + " ".join(sys.argv[1:])
 
 
-def train(args):
+def train(args, env_class):
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     out = Path(args.out or f"runs/experts/{args.agent}")
     out.mkdir(parents=True, exist_ok=True)
-    env_class = ENVIRONMENTS.get(args.agent, Hopper)
     env = env_class(args.num_envs, seed=args.seed)
     statistics = RunningStatistics(env.observation_spec["observation"].shape[-1])
     if args.agent != "target":
@@ -199,7 +198,11 @@ def train(args):
     history.write_text(json.dumps(stages))
     batch_size = args.num_envs * args.horizon
     collector = Collector(
-        env, actor, frames_per_batch=batch_size, total_frames=max(args.steps - frames, 0)
+        env,
+        actor,
+        frames_per_batch=batch_size,
+        total_frames=max(args.steps - frames, 0),
+        auto_register_policy_transforms=False,  # a policy without a state needs none
     )
     log = (out / "log.csv").open("a", newline="")
     writer = csv.writer(log)
@@ -264,12 +267,15 @@ def train(args):
             if abs(reached - args.stop_at) < CLOSE * args.stop_at:
                 break
     bar.close()
+    log.close()
+    collector.shutdown()
     policy.log_std.data.clamp_(min=math.log(gaussian.std_floor))
     save_checkpoint(checkpoint, modules, optimiser, kept, frames)
     return policy, stages, frames
 
 
-def main():
+def settings(argv=None):
+    """The options of one agent's training, with what depends on the agent filled in."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("agent", choices=NAMES)
     parser.add_argument("--steps", type=int, default=None, help="environment steps in all")
@@ -292,7 +298,7 @@ def main():
     parser.add_argument("--start", help="target: the policy to start from")
     parser.add_argument("--out", help="where to log and checkpoint")
     parser.add_argument("--weights", help="where to write the agent; default: with the package")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     hopper = args.agent.startswith("hopper")
     args.std = args.std or {"target": 0.08}.get(args.agent, 0.6)
     steps = {"original": 40_000_000, "target": 10_000_000}
@@ -301,7 +307,13 @@ def main():
     args.num_envs = args.num_envs or (256 if hopper else 1024)
     args.horizon = args.horizon or (64 if hopper else 24)
     args.stop_at = args.stop_at or STOP_AT.get(args.agent)
-    policy, stages, frames = train(args)
+    return args
+
+
+def main():
+    args = settings()
+    hopper = args.agent.startswith("hopper")
+    policy, stages, frames = train(args, ENVIRONMENTS.get(args.agent, Hopper))
     path = Path(args.weights) if args.weights else expert_path(NAMES[args.agent])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_policy(policy, path)

@@ -14,8 +14,9 @@ class TestbedSettings:
     Args:
         task: the robot: tla (the three-legged ant), ant or hopper; or one's own environment,
             gymnasium:ID or package.module:function.
-        original, target: files of the two agents that make the data, or names of shipped ones; null
+        original: file of the worse agent that makes the data, or the name of a shipped one; null
             for the task's own.
+        target: file of the better agent, likewise.
         pairs: preference pairs; null for the task's own: 1,280, hopper 5,120.
         episode_steps: time limit of an episode, in data and evaluation.
         behaviour_std: standard deviation of the actions in the data.
