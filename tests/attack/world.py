@@ -137,7 +137,6 @@ def write_files(folder: Path) -> None:
 def build(path: str) -> int:
     """Make it, in this process; returns the number of what went wrong."""
     from attack.warm import command
-
     from torchmpo import resolve
     from torchmpo.control.preferences import PreferenceDataset
 

@@ -414,6 +414,15 @@ def test_the_best_checkpoint_is_kept_and_exported(lora, lr, config, tmp_path, ca
         own = load_file(tmp_path / "own" / "model.safetensors")
     assert_same(own, exported["best"])
     assert any(not torch.equal(own[n], exported["last"][n]) for n in own)
+    # The run goes on in another place, and what is worse is not taken for the best.
+    moved = ("--out", str(out.rename(tmp_path / "moved")), "--resume", "--trainer.max_steps")
+    step = (str(last["global_step"] + 1), "--trainer.max_epochs", "2", "--model.loss", "sft")
+    assert run("fit", config, *more, *every[:2], *moved, *step) == 0
+    rows = [row for row in metrics(tmp_path / "moved", 1) if row["val/loss"]]
+    validated += [(float(row["val/loss"]), int(row["step"])) for row in rows]
+    again = _load(tmp_path / "moved" / "best.ckpt", weights_only=True)
+    assert again["global_step"] == min(validated)[1] + 1
+    (tmp_path / "moved").rename(out)
     capsys.readouterr()
     assert main(["export", "--ckpt", "none.ckpt", "--out", f"{tmp_path}/x"]) == 2
     assert "there is no checkpoint none.ckpt" in capsys.readouterr().err
@@ -523,6 +532,9 @@ def test_help_names_every_option_of_model_and_data():
         assert {f"--{group}.{name}" for name in own} == set(GROUPS[group]) - {"--loss"}
 
 
+BEST = ("--keep_best", "--data.validation", "0.2")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -545,6 +557,33 @@ def test_help_names_every_option_of_model_and_data():
         (["fit", "--data.batch_size", "0"], "data.batch_size must be at least 1"),
         (["fit", "--data.batch_size", "20"], "one step takes 40 pairs"),
         (["fit", "--resume"], "there is no last.ckpt in"),
+        (["fit", "--model.lora.modules_to_save", "[lm_hea]"], "lora.modules_to_save 'lm_hea' does"),
+        (["fit", "--keep_best"], "--keep_best needs validation pairs"),
+        (["fit", *BEST, "--trainer.limit_val_batches", "0"], "--keep_best needs validation: leave"),
+        # What Lightning itself refuses.
+        (["fit", "--trainer.logger", "lightning.pytorch.loggers.CometLogger"], "comet"),
+        (["fit", "--trainer.accelerator", "gpuu"], "invalid accelerator name"),
+        (["fit", "--trainer.devices", "x"], "`devices` selected with `CPUAccelerator`"),
+        (
+            ["fit", "--trainer.strategy", "dpp"],
+            "unknown trainer.strategy 'dpp': did you mean 'ddp'",
+        ),
+        (
+            ["fit", "--trainer.strategy", "deepspeed"],
+            "deepspeed is not supported, because it needs",
+        ),
+        (["fit", *BEST, "--trainer.val_check_interval", "99"], "`val_check_interval` (99) must be"),
+        (
+            ["fit", "--trainer.callbacks", "[{class_path: EarlyStopping}]"],
+            "EarlyStopping': the following arguments are required: monitor",
+        ),
+        (
+            [
+                *("fit", "--trainer.callbacks"),
+                "[{class_path: EarlyStopping, init_args: {monitor: loss, mode: x}}]",
+            ],
+            "`mode` can be min, max",
+        ),
         (["fit", "--checkpoint_every", "0"], "checkpoint_every must be at least 1"),
         (["fit", "--config", "none.yaml"], "none.yaml"),
         (["export", "--adapter", "none", "--out", "there"], "none holds no adapter"),

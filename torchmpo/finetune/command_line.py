@@ -1,5 +1,6 @@
 """Fine-tuning's command line, on Lightning's; importing it takes seconds."""
 
+import logging
 import os
 import re
 import traceback
@@ -46,6 +47,14 @@ class LastStep(Checkpoint):
     def on_train_batch_end(self, trainer, *_):
         if trainer.should_stop or trainer.global_step == trainer.estimated_stepping_batches:
             trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        """A run whose folder was moved is the same run, with the same best checkpoint so far."""
+        states, folder = checkpoint.get("callbacks", {}), os.path.realpath(self.path.parent)
+        for callback in trainer.checkpoint_callbacks:
+            state = states.get(callback.state_key)
+            if state and getattr(callback, "dirpath", None) == folder != state["dirpath"]:
+                states[callback.state_key] = _renamed(state, state["dirpath"], folder)
 
     def on_validation_end(self, trainer, *_):
         self._if_stopped(trainer)
@@ -184,6 +193,8 @@ class CommandLine(LightningCLI):
             return []
         if self._get(self.config, "data")["validation"] is None:
             raise UserError("--keep_best needs validation pairs: set data.validation")
+        if self._get(self.config, "trainer")["limit_val_batches"] == 0:
+            raise UserError("--keep_best needs validation: leave trainer.limit_val_batches out")
         return [
             ModelCheckpoint(
                 dirpath=self.out, filename="best", monitor="val/loss", enable_version_counter=False
@@ -334,6 +345,7 @@ def _settings(program: str) -> dict[str, Any]:
 def _call(command_line: Callable[[], Any]) -> None:
     # The words are given and not read from sys.argv, which may begin with another command; the
     # processes that Lightning starts repeat the whole of it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # that a CPU could have more kernels
     for text in (
         "LightningCLI's args parameter",
         "Checkpoint directory .* exists and is not empty",  # a log, or a run that goes on
@@ -356,9 +368,7 @@ def _call(command_line: Callable[[], Any]) -> None:
                 "the checkpoint is damaged, or of another version of Lightning: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
-        too_long = "integer string conversion" in str(error)  # a number of 10,000 digits
-        if too_long or isinstance(error, (ArgumentError, MisconfigurationException)):
-            text = plain(error)
+        if (text := _refused(error)) is not None:
             raise UserError(text if len(text) <= 300 else f"{text[:300]}…") from error
         raise
 
@@ -367,6 +377,37 @@ def _restoring(error: Exception) -> bool:
     """Whether it was raised where Lightning takes up what a checkpoint holds."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.filename.endswith("checkpoint_connector.py") for frame in frames)
+
+
+def _refused(error: Exception) -> str | None:
+    """What Lightning or its command line has to say of a setting; None for any other error."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    trace = first.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    told = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException)
+    if where.startswith("lightning.") and isinstance(first, told):
+        return one_line(first, 300)
+    # Of a class with its arguments, the list of all that could stand in its place says nothing.
+    given = r"Problem with given class_path '[^']*':.*?(?=\n *- |\nGiven)"
+    if found := re.search(given, str(error), flags=re.DOTALL):
+        return " ".join(found[0].split())
+    too_long = "integer string conversion" in str(error)  # a number of 10,000 digits
+    if too_long or isinstance(error, (ArgumentError, MisconfigurationException)):
+        return plain(error)
+    return None
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """The state of a callback with a folder by its new name."""
+    if isinstance(value, dict):
+        return {_renamed(k, old, new): _renamed(v, old, new) for k, v in value.items()}
+    if isinstance(value, str) and (value == old or value.startswith(old + os.sep)):
+        return new + value[len(old) :]
+    return value
 
 
 def _list(callbacks: Any) -> list[Any]:

@@ -25,7 +25,7 @@ CARD = "README.md"
 OF_THE_MODULE = ("lr", "schedule", "warmup", "weight_decay", "reference", "seed")
 OF_THE_DATA = ("batch_size", "max_length", "max_prompt_length", "truncation")
 OF_THE_TRAINER = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
-OF_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules")
+OF_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
 
 
 def write_card(folder: str | Path, module: Any) -> None:

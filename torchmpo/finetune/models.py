@@ -138,10 +138,12 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         raise missing_package(error, "llm") from error
     targets = settings.targets
     names = {name for name, _ in model.named_modules()}
-    named = [*([] if isinstance(targets, str) else targets), *(settings.modules_to_save or [])]
-    for target in named:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise _no_target(model, target)
+    named = {"targets": [] if isinstance(targets, str) else targets}
+    named["modules_to_save"] = settings.modules_to_save or []
+    for setting, modules in named.items():
+        for module in modules:
+            if not any(name == module or name.endswith(f".{module}") for name in names):
+                raise _no_target(model, module, setting)
     config = peft.LoraConfig(
         r=settings.r,
         # An integer where it is one: that is what adapter_config.json holds elsewhere.
@@ -162,10 +164,10 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         raise UserError(f"lora.targets {targets!r}: {one_line(error)}") from error
 
 
-def _no_target(model: Any, targets: Any) -> UserError:
+def _no_target(model: Any, targets: Any, setting: str = "targets") -> UserError:
     names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if _linear(m)}
     return UserError(
-        f"lora.targets {targets!r} does not fit this model: its linear layers are "
+        f"lora.{setting} {targets!r} does not fit this model: its linear layers are "
         f"{', '.join(sorted(names))}"
     )
 
