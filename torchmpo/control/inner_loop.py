@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torchmpo.control.policy import GaussianPolicy
+from torchmpo.control.policy import GaussianPolicy, gaussian_log_collision, gaussian_step_kl
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, is_unpaired
@@ -133,9 +133,12 @@ def train_policies(
     def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
         if config.sft_epochs:
             params = loop.train("sft", params, own, _SFT, {}, {}, stream, watch)
-        if objective.needs_reference:
-            return params, {"reference": loop.step_logps(params)}
-        return params, {}
+        if not objective.needs_reference:
+            return params, {}
+        reference = {"reference": loop.step_logps(params)}
+        if _by_step(objective.inputs, "kl"):
+            reference |= loop.means(params)
+        return params, reference
 
     # Equal members on one stream stay equal through SFT: prepare one of them for all.
     equal = all(bool((x == x[:1]).all()) for x in (*init_params.values(), rates))
@@ -156,7 +159,7 @@ def train_policies(
         if not alike:
             params, reference = start(_rows(init_params, members), rates[members], stream, watch)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
-        prior = {n: v.expand(size, -1, -1) for n, v in reference.items()}
+        prior = {n: v.expand(size, *v.shape[1:]) for n, v in reference.items()}
         own = _rows(objective_params, members)
         phase = ("preference", first, rates[members], objective, own, prior)
         trained.append(loop.train(*phase, stream, watch))
@@ -170,7 +173,7 @@ def _of_members(on_epoch: OnEpoch, members: list[int]) -> Watch:
 
 
 class _StepLogps(nn.Module):
-    """A policy whose forward gives step log-probabilities, for ``functional_call``."""
+    """A policy whose forward gives what losses read of its steps, for ``functional_call``."""
 
     def __init__(self, policy: GaussianPolicy):
         super().__init__()
@@ -186,6 +189,25 @@ class _StepLogps(nn.Module):
 
 
 _SFT = Objective(sft_loss)
+
+
+class _StepMeans(_StepLogps):
+    """The mean of the action at each step, ``[R, S, actions]``."""
+
+    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
+        return self.policy.mean_from_whitened(whitened)
+
+
+class _StepKL(_StepLogps):
+    """KL(π_ref ‖ π) of each step, ``[R, S]``, of Gaussians that are given by mean and log σ."""
+
+    def __init__(self, policy: GaussianPolicy, mean: Tensor, log_std: Tensor):
+        super().__init__(policy)
+        self.mean, self.log_std = mean, log_std
+
+    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
+        mean = self.policy.mean_from_whitened(whitened)
+        return gaussian_step_kl(self.mean, self.log_std, mean, self.policy.log_std)
 
 
 class _Loop:
@@ -247,10 +269,23 @@ class _Loop:
             [torch.ones(self.count) if own is None else own for own in known]
         ).to(like)
 
+    def means(self, params: Params) -> Params:
+        """Mean actions ``[C, rows, time, actions]`` and log σ ``[C, actions]`` of the members."""
+        count = len(next(iter(params.values())))
+        log_std = params["log_std"] if "log_std" in params else self.buffers["log_std"]
+        return {
+            "reference_mean": self.step_logps(params, _StepMeans(self.policy).at),
+            "reference_log_std": log_std.expand(count, -1),
+        }
+
     @torch.no_grad()
-    def step_logps(self, params: Params) -> Tensor:
-        """Step log-probabilities of the trajectories of each member's data, ``[C, rows, time]``."""
-        at = _StepLogps(self.policy).at
+    def step_logps(self, params: Params, at: Callable[..., Tensor] | None = None) -> Tensor:
+        """Step log-probabilities of the trajectories of each member's data, ``[C, rows, time]``.
+
+        Args:
+            at: what to compute of each step instead.
+        """
+        at = at or _StepLogps(self.policy).at
         if self.first_row is None:
             forward = vmap(at, in_dims=(0, None, None, None))
             blocks = zip(self.whitened.split(4), self.action.split(4), strict=True)
@@ -334,6 +369,9 @@ class _Loop:
         if self.first_row is not None:
             rows = rows - self.first_row[:, None]
         for name, logps in reference.items():
+            if name == "reference_log_std":
+                batch[name] = logps
+                continue
             batch[name] = logps[torch.arange(len(logps))[:, None, None], rows[..., None], time]
         return batch
 
@@ -343,7 +381,11 @@ def _sides(inputs: frozenset[str]) -> int:
     return 2 if is_unpaired(inputs) or any("rejected" in name for name in inputs) else 1
 
 
-def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> PairLogps:
+def _by_step(inputs: frozenset[str], what: str) -> bool:
+    return f"chosen_step_{what}" in inputs or f"rejected_step_{what}" in inputs
+
+
+def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairLogps:
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
 
     A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
@@ -351,8 +393,14 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> 
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
     values |= {"{}_lengths": lengths, "{}_rewards": batch["rewards"]}
+    if "reference" in batch:
+        values["ref_{}_step_logps"] = batch["reference"]
+    if "step_kl" in more:
+        values["{}_step_kl"] = more["step_kl"]
+    if "log_collision" in more:
+        values["{}_log_collision"] = more["log_collision"].expand(len(step_logps))
     desirable = torch.arange(len(step_logps), device=step_logps.device) < len(step_logps) // 2
-    fields = {"progress": progress, "preference_probs": batch.get("preference_probs")}
+    fields = {"progress": more["progress"], "preference_probs": batch.get("preference_probs")}
     fields["desirable"] = desirable
     for ref, logps in (("", step_logps), ("ref_", batch.get("reference"))):
         if logps is not None:
@@ -373,13 +421,20 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
     module = _StepLogps(policy)
 
     def loss(params, objective_params, buffers, batch, progress):
-        step_logps = module.at(params, buffers, batch["whitened"], batch["action"])
-        pair = _pair_logps(objective.inputs, step_logps, batch, progress)
+        args = (params, buffers, batch["whitened"], batch["action"])
+        more = {"progress": progress}
+        if _by_step(objective.inputs, "kl"):
+            reference = batch["reference_mean"], batch["reference_log_std"]
+            more["step_kl"] = _StepKL(policy, *reference).at(*args)
+        if "chosen_log_collision" in objective.inputs:
+            log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
+            more["log_collision"] = gaussian_log_collision(log_std)
+        pair = _pair_logps(objective.inputs, module.at(*args), batch, more)
         return objective.apply(objective_params, pair).mean()
 
     def update(params, average, square, rates, objective_params, buffers, batch, clock):
         progress, correction1, correction2 = clock.unbind()
-        own = {name: None if shared and name != "reference" else 0 for name in batch}
+        own = {n: None if shared and not n.startswith("reference") else 0 for n in batch}
         grads = vmap(grad(loss), in_dims=(0, 0, None, own, None))(
             params, objective_params, buffers, batch, progress
         )
@@ -425,7 +480,7 @@ def check_inputs(objective: Objective | MirrorObjective) -> None:
     Raises:
         UserError: which input, and what could be supplied.
     """
-    supplied = [name for name in PairLogps._fields if "mismatched" not in name]
+    supplied = [n for n in PairLogps._fields if not ("mismatched" in n or "_step_weights" in n)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "

@@ -17,8 +17,15 @@ from torchmpo.finetune.chat_template import check_variables, with_template
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import Pair, clean, unpaired
-from torchmpo.finetune.reference import Batch, reference_table, with_reference
+from torchmpo.finetune.reference import (
+    Batch,
+    StepTable,
+    reference_table,
+    step_table,
+    with_reference,
+)
 from torchmpo.finetune.resume import pairs_digest
+from torchmpo.finetune.supply import needs_reference_steps
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
@@ -185,7 +192,7 @@ class PreferenceData(LightningDataModule):
         self.unpair = unpair
         self.datasets: dict[str, Any] = {}
         self.chat = False
-        self._tables: dict[str, Tensor] = {}
+        self._tables: dict[str, Tensor | StepTable] = {}
         self._digest: str | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -327,7 +334,7 @@ class PreferenceData(LightningDataModule):
         table = self._table(name)
         return self._collate() if table is None else _CollateWithReference(self._collate(), table)
 
-    def _table(self, name: str) -> Tensor | None:
+    def _table(self, name: str) -> Tensor | StepTable | None:
         """The reference's log-probabilities, made by the first process and read by the others."""
         trainer = self.trainer
         module: Any = trainer.lightning_module if trainer is not None else None
@@ -336,36 +343,42 @@ class PreferenceData(LightningDataModule):
         if name not in self._tables:
             if self.reference_cache is None:
                 raise UserError("reference: cache needs a folder: set data.reference_cache")
-            path = Path(self.reference_cache) / f"{name}.safetensors"
-            args = (path, partial(self.batches, name), self._reference_logps, module.base_digest)
+            steps = needs_reference_steps(module.objective)
+            path = Path(self.reference_cache) / f"{name}{'_steps' * steps}.safetensors"
+            logps = module.reference_step_logps if steps else module.reference_logps
+            reference = partial(self._reference, logps)
+            args = (path, partial(self.batches, name), reference, module.base_digest)
+            make = step_table if steps else reference_table
             assert trainer is not None
             if trainer.is_global_zero:
                 if not path.exists():
                     module.check_untrained()
-                self._tables[name] = reference_table(*args)
+                self._tables[name] = make(*args)
             trainer.strategy.barrier(f"reference_{name}")
             if not trainer.is_global_zero:
-                self._tables[name] = reference_table(*args)
+                self._tables[name] = make(*args)
         return self._tables[name]
 
-    def _reference_logps(self, batch: Batch) -> Tensor:
+    def _reference(self, logps: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         trainer = self.trainer
         assert trainer is not None
         module: Any = trainer.lightning_module
         if module.trains_base:  # too early for Lightning to have moved it
             module.policy.to(trainer.strategy.root_device)
         with trainer.precision_plugin.val_step_context():
-            return module.reference_logps(trainer.strategy.batch_to_device(batch))
+            return logps(trainer.strategy.batch_to_device(batch))
 
 
 class _CollateWithReference:
     """Picklable, for worker processes."""
 
-    def __init__(self, plain: Callable[[list[Any]], Batch], table: Tensor):
+    def __init__(self, plain: Callable[[list[Any]], Batch], table: Tensor | StepTable):
         self.plain, self.table = plain, table
 
     def __call__(self, items: list[Any]) -> Batch:
         batch = self.plain(items)
+        if isinstance(self.table, StepTable):
+            return self.table.of(batch, batch["index"])
         return with_reference(batch, self.table, batch["index"])
 
 
