@@ -45,6 +45,10 @@ FIXED = {
     "chosen_rewards": 1.0,
     "rejected_rewards": 0.0,
     "preference_probs": 0.8,
+    "chosen_step_kl": 0.05,
+    "rejected_step_kl": 0.2,
+    "chosen_step_weights": 0.5,
+    "rejected_step_weights": 0.5,
     "progress": 0.5,
 }
 # What a picture shows instead of defaults and FIXED values at which a loss is DPO, or hardly more
@@ -58,6 +62,8 @@ SHOWN: dict[str, dict] = {
     "offset_dpo": {"target_margin": 2.0},
     "r_dpo": {"chosen_lengths": 90, "rejected_lengths": 10},
     "apo_zero_unpaired": {"undesirable_coef": 0.5},
+    "samdpo": {"chosen_lengths": STEPS, "rejected_lengths": 3},
+    "ld_dpo": {"chosen_lengths": STEPS, "rejected_lengths": 3},
 }
 # The other pairs of the batch, for a loss that looks at them.
 COMPANIONS = {
@@ -146,6 +152,8 @@ def unit(function: Callable) -> str:
     if reduction is not None:
         return f"sums or means (default {reduction.default})"
     sums = bool(own & {"chosen_logps", "rejected_logps", "logps"})
+    if any("_step_logps" in name for name in own):
+        return "steps"
     means = bool(own & {"chosen_mean_logps", "rejected_mean_logps"})
     return " and ".join(["sums"] * sums + ["means"] * means)
 
@@ -182,6 +190,8 @@ nats per step |
 | c', r', c̄', r̄' | `ref_chosen_logps`, … | the same under the frozen reference policy |
 | n_c, n_r | `chosen_lengths`, `rejected_lengths` | how many steps were summed |
 | R_c, R_r | `chosen_rewards`, `rejected_rewards` | scores of a reward model or a judge |
+| h_t | `chosen_step_logps`, `ref_chosen_step_logps`, … | the log-ratio of a single step |
+| K_t | `chosen_step_kl`, … | KL(π_ref ‖ π) of a step's whole distribution |
 | p | `preference_probs` | probability that the chosen response is the better one |
 | y, y' | `logps`, `ref_logps` | of single responses: the sum, and the same under the reference |
 | λ, ± | `desirable` | the label of a single response: whether it is a good one |
@@ -196,7 +206,8 @@ differ by the length, so a β for one is not a β for the other. The reference's
 data: compute them without dropout; no gradient flows into them. Types: float32, float64, or
 bfloat16; convert float16 with `.float()` first, since some losses exceed its range.
 
-- **Reads** sums or means of log-probabilities, as the names of its inputs demand.
+- **Reads** sums or means of log-probabilities, or those of single steps, as the names of its inputs
+  demand.
 - **Reference**: whether log-probabilities of a reference policy are among its inputs.
 - **Coupled**: whether a pair's value depends on the other pairs of its batch. Such a loss becomes
   another loss when a batch is split, as gradient accumulation does.
@@ -399,7 +410,7 @@ def surface(
         sums, else to means; means that it reads beside sums move along.
     """
     function, coupled = LOSSES[name], name in COUPLED
-    steps = STEPS if "sums" in unit(function) else 1
+    steps = 1 if unit(function) == "means" else STEPS
     grid = torch.meshgrid(steps * chosen.double(), steps * rejected.double(), indexing="ij")
     c, r = (logps.flatten().requires_grad_() for logps in grid)
     batch = {}  # [n·m, pairs]; a coupled loss looks at its own batch, so each point has one
@@ -421,6 +432,14 @@ def surface(
         batch[f"{prefix}logps"] = torch.cat(sides, dim=1)
     batch["desirable"] = torch.arange(batch["logps"].shape[1]) < batch["chosen_logps"].shape[1]
     batch["desirable"] = batch["desirable"].expand(len(c), -1)
+    for side in ("chosen", "rejected"):
+        place = torch.arange(STEPS)
+        batch[f"{side}_mask"] = place < batch[f"{side}_lengths"][..., None]
+        for field in (f"{side}_step_logps", f"ref_{side}_step_logps"):  # alike at every step
+            mean = batch[field.replace("_step", "_mean")]
+            batch[field] = mean[..., None].expand(*mean.shape, STEPS)
+        for field in (f"{side}_step_kl", f"{side}_step_weights"):
+            batch[field] = batch[field][..., None].expand(*batch[field].shape, STEPS)
     # An input that may be left out is.
     data = {field: batch[field] for field in inputs(function) if field in batch}
     value = torch.vmap(lambda pairs: function(**pairs, **hyper).sum())(data)
@@ -451,7 +470,7 @@ def picture(name: str) -> bytes:
     from matplotlib.ticker import MaxNLocator
     from PIL import Image, PngImagePlugin
 
-    steps = STEPS if "sums" in unit(LOSSES[name]) else 1
+    steps = 1 if unit(LOSSES[name]) == "means" else STEPS
     figure = Figure(figsize=(9.0, 2.9), dpi=100, layout="compressed")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3, sharex=True, sharey=True)

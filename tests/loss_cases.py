@@ -99,6 +99,13 @@ SETTINGS = {
     "bco_unpaired": [{"beta": 0.3, "desirable_coef": 1.3, "undesirable_coef": 0.7}],
     "apo_zero_unpaired": [{"beta": 0.3, "desirable_coef": 1.3, "undesirable_coef": 0.7}],
     "alpha_dpo": [{"beta": 1.3, "alpha": 0.3, "target_margin": 0.2}],
+    "wpo": [{"beta": 0.3, "label_smoothing": 0.1}],
+    "samdpo": [{"beta": 0.3}],
+    "ld_dpo": [{"beta": 0.3, "excess_coef": 0.6}],
+    "bvpo": [{"beta": 0.3, "mix": 0.6, "window": 0.4}],
+    "tdpo": [{"beta": 0.3, "alpha": 0.7}, {"variant": "tdpo1"}],
+    "tb_po": [{"beta": 0.3}],
+    "sparse_po": [{"beta": 0.3}],
     "discopop": [{"beta": 0.3, "tau": 0.2}],
     "padll": [{"beta": 0.3}],
     "cell": [{"beta": 0.3}],
@@ -114,8 +121,14 @@ CASES = [
 ]
 # A part of these depends on the policy and sends no gradient into it: the function of that name in
 # oracles.py with ``_held`` behind it.
-STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired")
-POLICY = ("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps", "logps")
+STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired", "wpo")
+# Losses of steps; the divergences of steps are looked at in test_steps.py.
+OF_STEPS = ("ld_dpo", "bvpo", "tdpo", "tb_po", "sparse_po")
+STEPS = 6
+POLICY = (
+    *("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps", "logps"),
+    *("chosen_step_logps", "rejected_step_logps"),
+)
 
 
 def case_id(value):
@@ -137,8 +150,13 @@ def make_inputs(name, batch=6, seed=0, dtype=torch.float64, spread=3.0, device="
     gen = torch.Generator().manual_seed(seed)
     data = {}
     for field in input_names(name):
+        shape = (batch, STEPS) if "_step_" in field else (batch,)
         if field.endswith("_lengths"):
             values = torch.randint(1, 9, (batch,), generator=gen)
+        elif field.endswith("_mask"):  # made below, of the lengths
+            values = torch.zeros(batch, STEPS, dtype=torch.bool)
+        elif field.endswith(("_step_kl", "_step_weights")):
+            values = torch.rand(shape, generator=gen).to(dtype)
         elif field.endswith("_rewards"):
             values = (2 * torch.randn(batch, generator=gen)).to(dtype)
         elif field == "desirable":
@@ -146,8 +164,12 @@ def make_inputs(name, batch=6, seed=0, dtype=torch.float64, spread=3.0, device="
         elif field == "preference_probs":
             values = torch.rand(batch, generator=gen).to(dtype)
         else:
-            values = (-spread * torch.rand(batch, generator=gen) - 0.01).to(dtype)
+            values = (-spread * torch.rand(shape, generator=gen) - 0.01).to(dtype)
         data[field] = values.to(device)
+    for side in ("chosen", "rejected"):
+        if f"{side}_mask" in data:  # a response of more than STEPS is known by a sample
+            place = torch.arange(STEPS, device=device)
+            data[f"{side}_mask"] = place < data[f"{side}_lengths"][:, None]
     return data
 
 
@@ -156,12 +178,15 @@ def call(name, data, **hyper):
 
 
 def policy_fields(data):
-    return [field for field in data if field in POLICY]
+    """Those that a gradient reaches; of a weight by likelihood, none does."""
+    weighed = "chosen_log_collision" in data
+    return [field for field in data if field in POLICY and not (weighed and "mean" in field)]
 
 
 def policy_gradients(name, data, **hyper):
     """The losses and the gradients of their sum, one per policy log-probability, stacked."""
-    data = {k: v.detach().clone().requires_grad_(k in POLICY) for k, v in data.items()}
+    free = policy_fields(data)
+    data = {k: v.detach().clone().requires_grad_(k in free) for k, v in data.items()}
     loss = call(name, data, **hyper)
     grads = torch.autograd.grad(loss.sum(), [data[field] for field in policy_fields(data)])
     return loss.detach(), torch.stack(grads)

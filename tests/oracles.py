@@ -492,6 +492,79 @@ def apo_zero_unpaired(y, ry, desirable, **hyper):
     return sum(weight * (1 - sigmoid(sign * reward)) for reward, sign, weight in rows)
 
 
+# Losses of steps: lists instead of numbers; a mask says which count, n how many there are in all.
+
+
+def wpo_held(c, r, rc, rr, c_mean, r_mean, cc=0.0, cr=0.0, **hyper):
+    return math.exp(min(30.0, c_mean - cc + r_mean - cr))
+
+
+def wpo(c, r, rc, rr, c_mean, r_mean, cc=0.0, cr=0.0, *, held=None, beta, label_smoothing):
+    weight = wpo_held(c, r, rc, rr, c_mean, r_mean, cc, cr) if held is None else held
+    return weight * smoothed_logistic(beta * margin(c, r, rc, rr), label_smoothing)
+
+
+def samdpo(c, r, rc, rr, nc, nr, *, beta):
+    return -log_sigmoid(beta * min(nc, nr) * ((c - rc) / nc - (r - rr) / nr))
+
+
+def counted(values, mask):
+    return [value for value, counts in zip(values, mask, strict=True) if counts]
+
+
+def ratios(logps, ref, mask):
+    return counted([a - b for a, b in zip(logps, ref, strict=True)], mask)
+
+
+def total(values, n):
+    return math.fsum(values) * n / len(values)
+
+
+def ld_dpo(c, r, rc, rr, mc, mr, nc, nr, *, beta, excess_coef):
+    sums = []
+    for y, ref, mask, n in ((c, rc, mc, nc), (r, rr, mr, nr)):
+        h = ratios(y, ref, mask)
+        late = [(k + 0.5) * n / len(h) > min(nc, nr) for k in range(len(h))]
+        sums.append(
+            total([excess_coef * x if far else x for x, far in zip(h, late, strict=True)], n)
+        )
+    return -log_sigmoid(beta * (sums[0] - sums[1]))
+
+
+def bvpo(c, r, rc, rr, mc, mr, nc, nr, *, beta, mix, window):
+    whole, part = [], []
+    for y, ref, mask, n in ((c, rc, mc, nc), (r, rr, mr, nr)):
+        h = ratios(y, ref, mask)
+        whole.append(total(h, n))
+        inside = [(k + 0.5) / len(h) > 1 - window for k in range(len(h))]
+        part.append(total([x if i else 0.0 for x, i in zip(h, inside, strict=True)], n))
+    full, end = (log_sigmoid(beta * (a - b)) for a, b in (whole, part))
+    return -mix * full - (1 - mix) * end
+
+
+def tdpo(c, r, rc, rr, kc, kr, mc, mr, nc, nr, *, beta, alpha, variant):
+    u = total(ratios(c, rc, mc), nc) - total(ratios(r, rr, mr), nr)
+    delta = total(counted(kr, mr), nr) - total(counted(kc, mc), nc)
+    return -log_sigmoid(beta * (u - (1.0 if variant == "tdpo1" else alpha) * delta))
+
+
+def tb_po(c, r, rc, rr, kc, kr, mc, mr, nc, nr, *, beta):
+    columns = zip(c, rc, kc, mc, r, rr, kr, mr, strict=True)
+    return fmean(
+        -log_sigmoid(beta * ((a - ra + ka) - (b - rb + kb)))
+        for a, ra, ka, ma, b, rb, kb, mb in columns
+        if ma and mb
+    )
+
+
+def sparse_po(c, r, rc, rr, kc, kr, wc, wr, mc, mr, nc, nr, *, beta):
+    sums = []
+    for y, ref, kl, weights, mask, n in ((c, rc, kc, wc, mc, nc), (r, rr, kr, wr, mr, nr)):
+        h = zip(weights, y, ref, kl, strict=True)
+        sums.append(total(counted([w * (a - b + k) for w, a, b, k in h], mask), n))
+    return -log_sigmoid(beta * (sums[0] - sums[1]))
+
+
 def kl(p, q):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 

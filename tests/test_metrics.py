@@ -94,7 +94,7 @@ OF_SUMS = """
     modpo vpo_offline hinge_dpo exo_pair nca_pair bco_pair sppo_hard apo_zero apo_down f_dpo padll
     cell pfl aot aot_unpaired aql aqfl dbaql dpo_shift minor_dpo bpo_min cal_dpo c2_dpo mix_dpo gpo
     sym_po bregman_po focal_po offset_dpo dr_dpo beta_dpo kto_pair kto bco_unpaired
-    apo_zero_unpaired
+    apo_zero_unpaired wpo samdpo ld_dpo bvpo tdpo tb_po sparse_po
 """
 REWARDS |= {name: of_sums(0.1) for name in OF_SUMS.split()}
 

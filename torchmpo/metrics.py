@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmpo.losses import LOSSES
 from torchmpo.losses.arguments import Scalar, check_positive, same_shape
 from torchmpo.losses.divergence import InDivergence
+from torchmpo.losses.likelihood_weight import LikelihoodWeighted
 from torchmpo.losses.numerics import q_logarithm
 from torchmpo.losses.reference_based import f_derivative
 from torchmpo.losses.weighted_sum import WeightedSum
@@ -72,6 +73,7 @@ def implicit_rewards(
         ``alpha_po``                 β·(1 − e^{−αc̄})/α
         ``f_dpo``, ``chi_po``        β·f'(e^{c − c'})
         in a divergence (``dpo@js``)  β·f'(e^{c − c'})
+        weighed (``simpo@wpo``)      as without the weight
         ``h_dpo``                    β·(αc − c')
         ``alpha_dpo``                β·c̄
         mirror losses                φ⁻¹(c̄) [− φ⁻¹(c̄') in two steps], by Theorem 3.1
@@ -111,6 +113,9 @@ def implicit_rewards(
     if isinstance(objective, Objective) and isinstance(source, WeightedSum):
         name, loss = next(iter(source.parts.items()))
         objective = Objective(loss, name=name, **source.own_hyper(name, objective.hyper))
+    if isinstance(objective, Objective) and isinstance(source, LikelihoodWeighted):
+        name = objective.name.partition("@")[0]
+        objective = Objective(source.loss, name=name, **objective.hyper)
     with torch.no_grad():
         chosen = _reward(objective, pair, "chosen")
         rejected = _reward(objective, pair, "rejected")

@@ -39,3 +39,8 @@ def test_a_run_like_a_language_model(tmp_path, capsys, monkeypatch):
     assert "dpo" in capsys.readouterr().out
     assert main(["--profile", "llm_lik"]) == 2
     assert "unknown profile 'llm_lik': did you mean 'llm_like'?" in capsys.readouterr().err
+
+
+def test_a_loss_of_whole_steps_wants_a_gaussian_policy(capsys):
+    assert main(["--preset", "smoke", "--policy", "categorical", "--losses", "tdpo"]) == 2
+    assert "which a categorical policy does not supply" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loss_cases import (
     CASES,
+    OF_STEPS,
     POLICY,
     SETTINGS,
     STOPPED,
@@ -31,6 +32,11 @@ LENGTHS = ("chosen_lengths", "rejected_lengths")
 REWARDS = ("chosen_rewards", "rejected_rewards")
 PAIR = (*SUMS, "ref_chosen_logps", "ref_rejected_logps")
 LABELLED = ("logps", "ref_logps", "desirable")
+BY_STEP = tuple(name.replace("_logps", "_step_logps") for name in PAIR)
+MASKS = ("chosen_mask", "rejected_mask")
+STEP_KL = ("chosen_step_kl", "rejected_step_kl")
+STEP_WEIGHTS = ("chosen_step_weights", "rejected_step_weights")
+COLLISION = ("chosen_log_collision", "rejected_log_collision")
 MISMATCHED = ("mismatched_logps", "ref_mismatched_logps")
 
 # Inputs in their order, and hyper-parameters with their defaults: what users and saved
@@ -123,14 +129,25 @@ SIGNATURES = {
         (*LABELLED, *MISMATCHED),
         {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0},
     ),
+    "wpo": ((*PAIR, *MEANS, *COLLISION), {"beta": 0.1, "label_smoothing": 0.0}),
+    "samdpo": ((*PAIR, *LENGTHS), {"beta": 0.1}),
+    "ld_dpo": ((*BY_STEP, *MASKS, *LENGTHS), {"beta": 0.1, "excess_coef": 0.5}),
+    "bvpo": ((*BY_STEP, *MASKS, *LENGTHS), {"beta": 0.1, "mix": 0.5, "window": 0.25}),
+    "tdpo": (
+        (*BY_STEP, *STEP_KL, *MASKS, *LENGTHS),
+        {"beta": 0.1, "alpha": 0.5, "variant": "tdpo2"},
+    ),
+    "tb_po": ((*BY_STEP, *STEP_KL, *MASKS, *LENGTHS), {"beta": 0.1}),
+    "sparse_po": ((*BY_STEP, *STEP_KL, *STEP_WEIGHTS, *MASKS, *LENGTHS), {"beta": 0.1}),
     "bco_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
     "apo_zero_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
     "alpha_dpo": ((*MEANS, *REF_MEANS), {"beta": 2.5, "alpha": 0.2, "target_margin": 1.5}),
 }
 # The fields a loss can do without, unless reduction="mean" asks for lengths.
 OF_A_MEAN = ("slic_hf", "lpo", "ipo", "cpl")
-OPTIONAL = dict.fromkeys(OF_A_MEAN, LENGTHS) | {"kto": MISMATCHED}
+OPTIONAL = dict.fromkeys(OF_A_MEAN, LENGTHS) | {"kto": MISMATCHED, "wpo": COLLISION}
 NAMES = list(SIGNATURES)
+FLAT = [name for name in NAMES if name not in OF_STEPS]  # all [batch]
 FIRST = {name: SETTINGS[name][0] for name in NAMES}
 NUMERIC = {n: {k: v for k, v in FIRST[n].items() if not isinstance(v, str)} for n in NAMES}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -268,6 +285,13 @@ MEAN_EXTREMES = (-50.0, -10.0, -1.0, -1e-3, -1e-6, 0.0, 5.0)
 def extreme_inputs(name, dtype):
     """Every combination of extreme log-probabilities; extreme values of whatever else is asked."""
     fields = input_names(name)
+    if name in OF_STEPS:
+        data, gen = make_inputs(name, batch=400, dtype=dtype), torch.Generator().manual_seed(0)
+        for field in (field for field in fields if "_step_" in field):
+            values = torch.tensor(SUM_EXTREMES if "logps" in field else (0.0, 1e-6, 1.0, 1e3))
+            drawn = torch.randint(len(values), data[field].shape, generator=gen)
+            data[field] = values[drawn].to(dtype)
+        return data
     sums = [f for f in fields if f in (*PAIR, "logps", "ref_logps")]
     logps = sums or [f for f in fields if f.endswith("mean_logps")]
     values = SUM_EXTREMES if sums else MEAN_EXTREMES
@@ -283,6 +307,7 @@ def extreme_inputs(name, dtype):
             "preference_probs": (0.0, 0.5, 1.0),
             "desirable": (0.0, 1.0),
             **dict.fromkeys(MISMATCHED, SUM_EXTREMES),
+            **dict.fromkeys((*COLLISION, "rejected_mean_logps"), MEAN_EXTREMES),
             **dict.fromkeys(REWARDS, (-1e3, -2.0, 0.0, 1e-3, 1e3)),
             **dict.fromkeys(LENGTHS, (1, 7, 4096)),
         }[field]
@@ -305,7 +330,7 @@ def assert_finite(name, data, hyper):
 def test_finite_at_the_extremes(name, hyper, dtype):
     data = extreme_inputs(name, dtype)
     loss = assert_finite(name, data, hyper)
-    assert loss.shape == next(iter(data.values())).shape
+    assert loss.shape == next(iter(data.values())).shape[:1]
     if name in COUPLED:
         # In small batches, where no crowd hides an infinity: of one, of two, all the same.
         for k in range(0, len(loss), 97):
@@ -407,6 +432,7 @@ INTEGERS = {
     **dict.fromkeys(("penalty_coef", "calibration_coef", "constraint_coef", "temperature"), 2),
     **dict.fromkeys(("rejected_coef", "balance", "baseline", "focus", "power", "max_margin"), 1),
     **dict.fromkeys(("desirable_coef", "undesirable_coef"), 2),
+    **dict.fromkeys(("excess_coef", "mix"), 1),
     **{"threshold": -2, "alpha": 2, "max_coef": 3, "min_coef": 0, "label_smoothing": 0},
 }
 
@@ -417,6 +443,8 @@ def test_integers_as_hyper_parameters_equal_numbers(name):
     keys = [k for k, v in defaults(name).items() if not isinstance(v, str)]
     if name == "exo_pair":
         keys.remove("label_smoothing")
+    if name == "bvpo":
+        keys.remove("window")
     chosen = {k: INTEGERS[k] for k in keys}
     expected = call(name, data, **{k: float(v) for k, v in chosen.items()})
     torch.testing.assert_close(call(name, data, **chosen), expected)
@@ -543,7 +571,10 @@ def extreme_losses(name, extent):
         x = torch.rand(4000, generator=gen, dtype=torch.float64) ** 3
         corner = torch.randint(0, 3, (4000,), generator=gen)
         x = torch.where(corner == 0, 0.0, torch.where(corner == 1, 1.0, x))
-        data[field] = -extent * x
+        data[field] = -extent * x.reshape(-1, *[1] * (data[field].dim() - 1)).expand_as(data[field])
+    for side in ("chosen", "rejected"):  # a weight by likelihood moves with the sum
+        if f"{side}_log_collision" in data:
+            data[f"{side}_mean_logps"] = data[f"{side}_logps"] / 8
     # Of a whole batch in one number each pair by itself: its companions would hide it.
     step = 1 if name == "dr_dpo" else 4000
     parts = [{f: x[i : i + step] for f, x in data.items()} for i in range(0, 4000, 10 * step)]
@@ -571,7 +602,7 @@ def test_bounds_are_as_documented(name):
 # Mistakes.
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if len(SIGNATURES[name][0]) > 1])
+@pytest.mark.parametrize("name", [name for name in FLAT if 1 < len(SIGNATURES[name][0]) < 8])
 @pytest.mark.parametrize("wrong", [(6, 1), (5,), (1,)])
 def test_shapes_that_differ_are_refused_with_both_printed(name, wrong):
     """Each input in turn, and every group of them that agrees among itself only."""
@@ -588,7 +619,19 @@ def test_shapes_that_differ_are_refused_with_both_printed(name, wrong):
         assert any(field in str(caught.value) for field in odd)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*OF_STEPS, "wpo"])
+def test_one_input_of_another_shape_is_refused_by_name(name):
+    right = make_inputs(name)
+    for field, value in right.items():
+        for wrong in (value[:5], value[..., None], *((value[:, :2],) if value.dim() == 2 else ())):
+            with pytest.raises(ValueError, match=r"has shape|must be \[batch") as caught:
+                call(name, right | {field: wrong}, **FIRST[name])
+            side = field.removeprefix("ref_").partition("_")[0]
+            assert field in str(caught.value) or f"{side}_" in str(caught.value)
+            assert str(tuple(wrong.shape)) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FLAT)
 def test_log_probabilities_of_steps_are_refused(name):
     data = {field: x[:, None].expand(6, 3) for field, x in make_inputs(name).items()}
     with pytest.raises(ValueError, match=r"must be \[batch\]; got shape \(6, 3\): add up"):
@@ -607,7 +650,8 @@ def test_integers_as_log_probabilities_are_refused(name):
 def test_an_input_that_is_no_tensor_is_named(name, wrong):
     for field in SIGNATURES[name][0]:
         if wrong is not None or field not in OPTIONAL.get(name, ()):
-            with pytest.raises(ValueError, match=rf"{field} must be a tensor \[batch\]; got"):
+            message = rf"{field} must be a tensor \[batch(, time)?\]; got"
+            with pytest.raises(ValueError, match=message):
                 call(name, make_inputs(name) | {field: wrong}, **FIRST[name])
 
 
@@ -671,6 +715,7 @@ NUMBERS_AT_FAULT = {
     "non-negative": (-1, -1e-9),
     "finite": (),
     "below ½": (-1e-9, 0.5, 1),
+    "inside (0, 1)": (0, 0.0, -0.1, 1, 1.0),
     "inside (0, ½)": (0, 0.0, -0.1, 0.5, 1),
     "above 1": (1, 1.0, 0.5, -2.0),
     "in [0, 1)": (-0.1, 1, 1.0, 2.0),
@@ -686,6 +731,8 @@ RANGES = {
     **dict.fromkeys(("penalty_coef", "calibration_coef", "constraint_coef"), "non-negative"),
     **dict.fromkeys(("target_margin", "threshold", "power", "baseline"), "finite"),
     **dict.fromkeys(("balance", "max_margin", "temperature"), "positive"),
+    **{"excess_coef": "in (0, 1]", "mix": "in (0, 1]", "window": "inside (0, 1)"},
+    ("tdpo", "alpha"): "non-negative",
     **{"rejected_coef": "in (0, 1]", "focus": "non-negative"},
     **{"label_smoothing": "below ½", "max_coef": "above 1", "min_coef": "in [0, 1)"},
     ("r_dpo", "alpha"): "non-negative",
@@ -723,6 +770,7 @@ def test_numbers_out_of_range_are_refused_by_name(name, key):
         ("f_dpo", "divergence", ("reverse_kl", "forward_kl", "js", "alpha", "chi_squared")),
         ("gpo", "curve", ("logistic", "hinge", "squared", "exponential", "savage")),
         ("sym_po", "curve", ("sigmoid", "ramp", "unhinged")),
+        ("tdpo", "variant", ("tdpo1", "tdpo2")),
     ],
 )
 def test_an_unknown_choice_is_answered_with_the_valid_ones(name, key, choices):

@@ -28,6 +28,12 @@ def make_pair(batch=5, seed=0, dtype=torch.float32, low=-6.0, high=-0.01):
         for prefix in ("", "ref_"):
             fields[f"{prefix}{side}_logps"] = fields[f"{prefix}{side}_mean_logps"] * n
     fields["logps"], fields["ref_logps"] = fields["chosen_logps"], fields["ref_chosen_logps"]
+    for side in ("chosen", "rejected"):
+        for name in (f"{side}_step_logps", f"ref_{side}_step_logps"):
+            fields[name] = (low + (high - low) * torch.rand(batch, 4, generator=gen)).to(dtype)
+        for name in (f"{side}_step_kl", f"{side}_step_weights"):
+            fields[name] = torch.rand(batch, 4, generator=gen).to(dtype)
+        fields[f"{side}_mask"] = torch.ones(batch, 4, dtype=torch.bool)
     fields["desirable"] = torch.arange(batch) < 2
     for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
         fields[name] = torch.rand(batch, generator=gen).to(dtype)

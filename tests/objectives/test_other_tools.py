@@ -43,7 +43,7 @@ NOT_YET = {
     "llamafactory": "",
     "openrlhf": "",
     "liger": "",
-    "oxrl": "wpo sampo spo",
+    "oxrl": "spo",
 }
 # The tools' own defaults, where a β of 0.1 is not all there is to say.
 DEFAULTS = {
@@ -129,7 +129,7 @@ def test_ones_own_numbers_replace_the_tools():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("oxrl:wpo", "oxrl:wpo is not here yet: it needs log-probabilities per token"),
+        ("trl:tpo.tpo-l", "trl:tpo.tpo-l is not here yet: it needs a third response"),
         ("trl:sigmiod", "trl has no loss 'sigmiod': did you mean 'sigmoid'?"),
     ],
 )

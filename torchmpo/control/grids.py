@@ -55,6 +55,9 @@ RANGES: dict[str, dict[str, Range]] = {
         "eta": Range(10.0, 1e4),
         "threshold": Range(-5.0, 0.0, log=False),
         "rejected_coef": Range(0.1, 1.0, log=False),
+        "excess_coef": Range(0.1, 1.0, log=False),
+        "mix": Range(0.1, 1.0, log=False),
+        "window": Range(0.05, 0.9, log=False),
         "desirable_coef": Range(0.1, 10.0),
         "undesirable_coef": Range(0.1, 10.0),
         "divergence_alpha": Range(0.0, 1.0, log=False),
@@ -78,6 +81,7 @@ OWN: dict[str, dict[str, Range]] = {
     "alpha_po": {"alpha": Range(-0.5, 0.5, log=False)},
     "f_dpo": {"alpha": Range(0.0, 1.0, log=False)},
     "r_dpo": {"alpha": Range(1e-4, 0.1)},
+    "tdpo": {"alpha": Range(0.0, 2.0, log=False)},
     "vpo_offline": {"alpha": Range(0.01, 100.0)},
     "modpo": {"po_coef": Range(0.1, 1.0)},
     "madpo": {
@@ -139,7 +143,7 @@ def ranges(objective: Objective) -> dict[str, Range]:
 def _unit(objective: Objective) -> str:
     if (unit := objective.hyper.get("reduction")) in ("sum", "mean"):
         return unit
-    sums = {"rejected_logps", "chosen_logps", "logps"} & objective.inputs
+    sums = {"rejected_logps", "chosen_logps", "rejected_step_logps", "logps"} & objective.inputs
     return "sum" if sums else "mean"
 
 

@@ -20,7 +20,12 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torchmpo.control.policy import GaussianPolicy, TokenLogps
+from torchmpo.control.policy import (
+    GaussianPolicy,
+    TokenLogps,
+    gaussian_log_collision,
+    gaussian_step_kl,
+)
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, is_unpaired
@@ -133,9 +138,12 @@ def train_policies(
     def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
         if config.sft_epochs:
             params = loop.train("sft", params, own, _SFT, {}, {}, stream, watch)
-        if objective.needs_reference:
-            return params, {"reference": loop.step_logps(params)}
-        return params, {}
+        if not objective.needs_reference:
+            return params, {}
+        reference = {"reference": loop.step_logps(params)}
+        if _by_step(objective.inputs, "kl"):
+            reference |= loop.means(params)
+        return params, reference
 
     # Equal members on one stream stay equal through SFT: prepare one of them for all.
     equal = all(bool((x == x[:1]).all()) for x in (*init_params.values(), rates))
@@ -156,7 +164,7 @@ def train_policies(
         if not alike:
             params, reference = start(_rows(init_params, members), rates[members], stream, watch)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
-        prior = {n: v.expand(size, -1, -1) for n, v in reference.items()}
+        prior = {n: v.expand(size, *v.shape[1:]) for n, v in reference.items()}
         own = _rows(objective_params, members)
         phase = ("preference", first, rates[members], objective, own, prior)
         trained.append(loop.train(*phase, stream, watch))
@@ -169,18 +177,35 @@ def _of_members(on_epoch: OnEpoch, members: list[int]) -> Watch:
     return lambda epochs, params: on_epoch(epochs, members, params)
 
 
-def _token_logps(policy: GaussianPolicy) -> Callable[[Params, Params, Tensor, Tensor], Tensor]:
-    """Token log-probabilities ``[R, S · tokens]`` of one member, of its parameters and buffers."""
-    module = TokenLogps(policy)
+class _StepLogps(TokenLogps):
+    """What losses read of a policy's steps, or tokens, for ``functional_call``."""
 
-    def at(params: Params, buffers: Params, whitened: Tensor, action: Tensor) -> Tensor:
+    def at(self, params: Params, buffers: Params, whitened: Tensor, action: Tensor) -> Tensor:
+        """``[R, S · tokens]`` of one member."""
         tensors = {f"policy.{name}": value for name, value in (buffers | params).items()}
-        return functional_call(module, tensors, (whitened, action))
-
-    return at
+        return functional_call(self, tensors, (whitened, action))
 
 
 _SFT = Objective(sft_loss)
+
+
+class _StepMeans(_StepLogps):
+    """The mean of the action at each step, ``[R, S, actions]``."""
+
+    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
+        return self.policy.mean_from_whitened(whitened)
+
+
+class _StepKL(_StepLogps):
+    """KL(π_ref ‖ π) of each step, ``[R, S]``, of Gaussians that are given by mean and log σ."""
+
+    def __init__(self, policy: GaussianPolicy, mean: Tensor, log_std: Tensor):
+        super().__init__(policy)
+        self.mean, self.log_std = mean, log_std
+
+    def forward(self, whitened: Tensor, action: Tensor) -> Tensor:
+        mean = self.policy.mean_from_whitened(whitened)
+        return gaussian_step_kl(self.mean, self.log_std, mean, self.policy.log_std)
 
 
 class _Loop:
@@ -242,10 +267,23 @@ class _Loop:
             [torch.ones(self.count) if own is None else own for own in known]
         ).to(like)
 
+    def means(self, params: Params) -> Params:
+        """Mean actions ``[C, rows, time, actions]`` and log σ ``[C, actions]`` of the members."""
+        count = len(next(iter(params.values())))
+        log_std = params["log_std"] if "log_std" in params else self.buffers["log_std"]
+        return {
+            "reference_mean": self.step_logps(params, _StepMeans(self.policy).at),
+            "reference_log_std": log_std.expand(count, -1),
+        }
+
     @torch.no_grad()
-    def step_logps(self, params: Params) -> Tensor:
-        """Of the trajectories of each member's data, ``[C, rows, time · tokens]``."""
-        at = _token_logps(self.policy)
+    def step_logps(self, params: Params, at: Callable[..., Tensor] | None = None) -> Tensor:
+        """Of the trajectories of each member's data, ``[C, rows, time · tokens]``.
+
+        Args:
+            at: what to compute of each step instead.
+        """
+        at = at or _StepLogps(self.policy).at
         if self.first_row is None:
             forward = vmap(at, in_dims=(0, None, None, None))
             blocks = zip(self.whitened.split(4), self.action.split(4), strict=True)
@@ -332,9 +370,14 @@ class _Loop:
         if self.first_row is not None:
             rows = rows - self.first_row[:, None]
         for name, logps in reference.items():
-            by_step = logps.unflatten(-1, (-1, tokens))
+            if name == "reference_log_std":
+                batch[name] = logps
+                continue
             at = torch.arange(len(logps))[:, None, None], rows[..., None], time
-            batch[name] = by_step[at].flatten(-2)
+            if name == "reference_mean":
+                batch[name] = logps[at]
+            else:
+                batch[name] = logps.unflatten(-1, (-1, tokens))[at].flatten(-2)
         return batch
 
 
@@ -343,7 +386,11 @@ def _sides(inputs: frozenset[str]) -> int:
     return 2 if is_unpaired(inputs) or any("rejected" in name for name in inputs) else 1
 
 
-def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> PairLogps:
+def _by_step(inputs: frozenset[str], what: str) -> bool:
+    return f"chosen_step_{what}" in inputs or f"rejected_step_{what}" in inputs
+
+
+def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairLogps:
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
 
     A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
@@ -351,8 +398,14 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, progress: Tensor) -> 
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
     values |= {"{}_lengths": lengths, "{}_rewards": batch["rewards"]}
+    if "reference" in batch:
+        values["ref_{}_step_logps"] = batch["reference"]
+    if "step_kl" in more:
+        values["{}_step_kl"] = more["step_kl"]
+    if "log_collision" in more:
+        values["{}_log_collision"] = more["log_collision"].expand(len(step_logps))
     desirable = torch.arange(len(step_logps), device=step_logps.device) < len(step_logps) // 2
-    fields = {"progress": progress, "preference_probs": batch.get("preference_probs")}
+    fields = {"progress": more["progress"], "preference_probs": batch.get("preference_probs")}
     fields["desirable"] = desirable
     for ref, logps in (("", step_logps), ("ref_", batch.get("reference"))):
         if logps is not None:
@@ -370,16 +423,23 @@ _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys
 
 def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -> Callable:
     """The update for arguments like ``args``, compiled if asked for, and then kept for reuse."""
-    token_logps = _token_logps(policy)
+    module = _StepLogps(policy)
 
     def loss(params, objective_params, buffers, batch, progress):
-        step_logps = token_logps(params, buffers, batch["whitened"], batch["action"])
-        pair = _pair_logps(objective.inputs, step_logps, batch, progress)
+        args = (params, buffers, batch["whitened"], batch["action"])
+        more = {"progress": progress}
+        if _by_step(objective.inputs, "kl"):
+            reference = batch["reference_mean"], batch["reference_log_std"]
+            more["step_kl"] = _StepKL(policy, *reference).at(*args)
+        if "chosen_log_collision" in objective.inputs:
+            log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
+            more["log_collision"] = gaussian_log_collision(log_std)
+        pair = _pair_logps(objective.inputs, module.at(*args), batch, more)
         return objective.apply(objective_params, pair).mean()
 
     def update(params, average, square, rates, objective_params, buffers, batch, clock):
         progress, correction1, correction2 = clock.unbind()
-        own = {name: None if shared and name != "reference" else 0 for name in batch}
+        own = {n: None if shared and not n.startswith("reference") else 0 for n in batch}
         grads = vmap(grad(loss), in_dims=(0, 0, None, own, None))(
             params, objective_params, buffers, batch, progress
         )
@@ -419,13 +479,22 @@ def _rows(tree: Any, members: list[int]) -> Any:
     return tree_map(lambda value: value[members].contiguous(), tree)
 
 
-def check_inputs(objective: Objective | MirrorObjective) -> None:
+def check_inputs(objective: Objective | MirrorObjective, policy: str = "gaussian") -> None:
     """Refuse an objective with an input that trajectories do not have.
+
+    Args:
+        policy: ``"gaussian"`` or ``"categorical"``, which has no divergences of whole steps.
 
     Raises:
         UserError: which input, and what could be supplied.
     """
-    supplied = [name for name in PairLogps._fields if "mismatched" not in name]
+    whole = sorted(n for n in objective.inputs if n.endswith(("_step_kl", "_log_collision")))
+    if whole and policy != "gaussian":
+        raise UserError(
+            f"{objective.name} reads {whole[0]}, which a {policy} policy does not supply: set "
+            "policy to gaussian"
+        )
+    supplied = [n for n in PairLogps._fields if not ("mismatched" in n or "_step_weights" in n)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "
@@ -452,7 +521,7 @@ def _rates(
 
 def _population(policy, init_params: Params, objective, objective_params, seed, data) -> int:
     """P, if everything agrees on it and the objective can be served."""
-    check_inputs(objective)
+    check_inputs(objective, "gaussian" if policy.tokens == 1 else "categorical")
     want = {name: tuple(value.shape) for name, value in policy.trainable().items()}
     have = {name: tuple(value.shape[1:]) for name, value in init_params.items()}
     if want != have:

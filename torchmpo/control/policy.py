@@ -34,6 +34,40 @@ def gaussian_step_logps(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor
     return -0.5 * z.square().sum(-1) - log_std.expand_as(mean).sum(-1) - constant
 
 
+def gaussian_step_kl(
+    ref_mean: Tensor, ref_log_std: Tensor, mean: Tensor, log_std: Tensor
+) -> Tensor:
+    """KL(ref ‖ policy) of diagonal Gaussians, ``[...]``, nats.
+
+    Σ_i log(σ_i/σ'_i) + (σ'_i² + (μ'_i − μ_i)²)/(2σ_i²) − ½
+
+    Args:
+        ref_mean, mean: ``[..., action_size]``, μ' and μ.
+        ref_log_std, log_std: broadcastable to them; the logs of σ' and σ.
+
+    >>> zero, one = torch.zeros(1), torch.ones(1)
+    >>> gaussian_step_kl(one, zero, zero, zero).item()
+    0.5
+    """
+    z = (ref_mean - mean) * torch.exp(-log_std)
+    spread = ref_log_std - log_std
+    return (0.5 * (z.square() + torch.exp(2 * spread) - 1) - spread).sum(-1)
+
+
+def gaussian_log_collision(log_std: Tensor) -> Tensor:
+    """log ∫π², the log-density that an action drawn from the policy has, by one measure; a scalar.
+
+    −Σ_i log(2√π·σ_i)
+
+    Args:
+        log_std: ``[action_size]``.
+
+    >>> round(gaussian_log_collision(torch.zeros(1)).item(), 4)          # −log(2√π)
+    -1.2655
+    """
+    return -(log_std + math.log(2 * math.sqrt(math.pi))).sum(-1)
+
+
 ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": functional.relu,

@@ -61,7 +61,7 @@ class Setup:
             for name in words("losses", config.losses):
                 with _blame(name):
                     objectives[name] = objective = resolve(name)
-                    check_inputs(objective)
+                    check_inputs(objective, config.policy)
                     theirs = own.pop(name, None)
                     grids[name] = theirs or grid(objective, config.trials, rate=tunes_rate)
                     if isinstance(objective, Objective):

@@ -61,7 +61,7 @@ class Setup:
                 temporal=config.temporal,
                 start=config.warm_start,
             )
-            check_inputs(space.objective)
+            check_inputs(space.objective, config.policy)
             search = SearchConfig(
                 optimizer=config.optimizer,
                 population=config.population,
@@ -78,7 +78,7 @@ class Setup:
                 rivals[name] = rival = resolve(name)
                 if not isinstance(rival, Objective):
                     raise UserError(f"rivals: {name} is learned, it cannot be tuned")
-                check_inputs(rival)
+                check_inputs(rival, config.policy)
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)

@@ -17,9 +17,16 @@ from torchmpo.finetune.chat_template import check_variables, with_template
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import Pair, clean, unpaired
-from torchmpo.finetune.reference import Batch, reference_table, with_reference
+from torchmpo.finetune.reference import (
+    Batch,
+    StepTable,
+    reference_table,
+    step_table,
+    with_reference,
+)
 from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.sharding import is_sharded
+from torchmpo.finetune.supply import needs_reference_steps
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
@@ -227,7 +234,7 @@ class PreferenceData(LightningDataModule):
         self.unpair = unpair
         self.datasets: dict[str, Any] = {}
         self.chat = False
-        self._tables: dict[str, Tensor] = {}
+        self._tables: dict[str, Tensor | StepTable] = {}
         self._digest: str | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -374,7 +381,7 @@ class PreferenceData(LightningDataModule):
         table = self._table(name)
         return self._collate() if table is None else _CollateWithReference(self._collate(), table)
 
-    def _table(self, name: str) -> Tensor | None:
+    def _table(self, name: str) -> Tensor | StepTable | None:
         """The reference's log-probabilities of a data set; all processes must ask."""
         trainer = self.trainer
         module: Any = trainer.lightning_module if trainer is not None else None
@@ -383,22 +390,20 @@ class PreferenceData(LightningDataModule):
         if name not in self._tables:
             if self.reference_cache is None:
                 raise UserError("reference: cache needs a folder: set data.reference_cache")
-            path = Path(self.reference_cache) / f"{name}.safetensors"
+            steps = needs_reference_steps(module.objective)
+            path = Path(self.reference_cache) / f"{name}{'_steps' * steps}.safetensors"
             assert trainer is not None
             strategy = trainer.strategy if trainer.world_size > 1 else None
             there = path.exists() if strategy is None else strategy.broadcast(path.exists())
             if not there:
                 module.check_untrained()
-            self._tables[name] = reference_table(
-                path,
-                partial(self.batches, name),
-                self._reference_logps,
-                module.base_digest,
-                strategy=strategy,
-            )
+            logps = module.reference_step_logps if steps else module.reference_logps
+            args = (path, partial(self.batches, name), partial(self._reference, logps))
+            make = step_table if steps else reference_table
+            self._tables[name] = make(*args, module.base_digest, strategy=strategy)
         return self._tables[name]
 
-    def _reference_logps(self, batch: Batch) -> Tensor:
+    def _reference(self, logps: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         trainer = self.trainer
         assert trainer is not None
         module: Any = trainer.lightning_module
@@ -406,7 +411,7 @@ class PreferenceData(LightningDataModule):
         if module.trains_base and not is_sharded(trainer):
             module.policy.to(trainer.strategy.root_device)
         with trainer.precision_plugin.val_step_context():
-            return module.reference_logps(trainer.strategy.batch_to_device(batch))
+            return logps(trainer.strategy.batch_to_device(batch))
 
 
 def _lengths(dataset: Any) -> list[int]:
@@ -417,11 +422,13 @@ def _lengths(dataset: Any) -> list[int]:
 class _CollateWithReference:
     """Picklable, for worker processes."""
 
-    def __init__(self, plain: Callable[[list[Any]], Batch], table: Tensor):
+    def __init__(self, plain: Callable[[list[Any]], Batch], table: Tensor | StepTable):
         self.plain, self.table = plain, table
 
     def __call__(self, items: list[Any]) -> Batch:
         batch = self.plain(items)
+        if isinstance(self.table, StepTable):
+            return self.table.of(batch, batch["index"])
         return with_reference(batch, self.table, batch["index"])
 
 

@@ -293,6 +293,19 @@ class TokenLogps(nn.Module):
             chunk_size=self.chunk_size,
         )
 
+    def distributions(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Log-probabilities of the whole vocabulary at each labelled token, in order of rows.
+
+        Args:
+            input_ids, attention_mask, labels: as for :meth:`forward`.
+
+        Returns:
+            ``[labelled tokens, vocab]``, float32 or wider: they are all in memory.
+        """
+        logits = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+        counted = logits[:, :-1][labels[:, 1:] != -100]
+        return torch.log_softmax(counted.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         body = self._causal().base_model
         return body(input_ids, attention_mask=attention_mask, use_cache=False)[0]

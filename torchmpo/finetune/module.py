@@ -41,7 +41,7 @@ from torchmpo.finetune.models import (
     model_digest,
 )
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
-from torchmpo.finetune.supply import supply
+from torchmpo.finetune.supply import check_cache, supply
 from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
 from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
@@ -169,11 +169,7 @@ class PreferenceModule(LightningModule):
         elif self.source is None:
             check_saved(loaded)
         self.reference, other = self._choose_reference(reference, adapters)
-        if self.reference == "cache" and "mismatched_logps" in self.objective.inputs:
-            raise UserError(
-                f"{self.objective.name} needs the reference of prompts with the responses of "
-                "others, which no cache has: take reference adapter_off or copy"
-            )
+        check_cache(self.objective, self.reference)
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
         if self.reference == "copy":
@@ -235,18 +231,28 @@ class PreferenceModule(LightningModule):
         return policy(batch["input_ids"], batch["attention_mask"], batch["labels"])
 
     @torch.no_grad()
-    def reference_logps(self, batch: Batch) -> Tensor:
-        """Summed log-probabilities under the reference, ``[2B]``, nats, without dropout.
+    def under_reference(self, compute: Callable[[TokenLogps], Tensor]) -> Tensor:
+        """What ``compute`` gives of the reference, without dropout.
 
-        With ``reference="cache"`` those of the batch, if it has any, else those of the model as it
-        is, adapters off: see :meth:`check_untrained`.
+        With ``reference="cache"`` it is the model as it is, adapters off: see
+        :meth:`check_untrained`.
         """
+        if self.reference_policy is not None:
+            return compute(self.reference_policy)
+        with self._no_dropout(), self._adapter_off():
+            return compute(self.policy)
+
+    def reference_logps(self, batch: Batch) -> Tensor:
+        """Summed log-probabilities under the reference, ``[2B]``, nats; of a cache, the batch's."""
         if self.reference == "cache" and "ref_logps" in batch:
             return batch["ref_logps"]
-        if self.reference_policy is not None:
-            return self.logps(batch, self.reference_policy).sum(-1)
-        with self._no_dropout(), self._adapter_off():
-            return self.logps(batch).sum(-1)
+        return self.under_reference(lambda policy: self.logps(batch, policy).sum(-1))
+
+    def reference_step_logps(self, batch: Batch) -> Tensor:
+        """The same of every token, ``[2B, T − 1]``; 0 where none counts."""
+        if self.reference == "cache" and "ref_step_logps" in batch:
+            return batch["ref_step_logps"]
+        return self.under_reference(lambda policy: self.logps(batch, policy))
 
     def check_untrained(self) -> None:
         """Refuse to compute a reference from weights that are not those training begins with.

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,11 +114,77 @@ def _answers(batch: Batch) -> int:
 
 def write_reference(path: str | Path, table: Tensor, key: dict[str, str]) -> None:
     """Write a table and what it is of; the file is there whole or not at all."""
+    _write(path, {"logps": table}, key)
+
+
+class StepTable(NamedTuple):
+    """The reference's log-probability of every token that counts.
+
+    Attributes:
+        logps: ``[tokens]`` float32, nats: the chosen answers one after another, then the others.
+        lengths: ``[answers, rows]`` int64, the tokens of each: see :func:`reference_table`.
+    """
+
+    logps: Tensor
+    lengths: Tensor
+
+    def of(self, batch: Batch, rows: Sequence[int] | Tensor) -> Batch:
+        """The batch with ``ref_step_logps`` ``[2B, T − 1]``, and ``ref_logps``, their sums."""
+        mask = batch["labels"][:, 1:] != -100
+        ends = self.lengths.reshape(-1).cumsum(0).reshape(self.lengths.shape)
+        own = torch.as_tensor(rows)
+        last, count = ends[:, own].reshape(-1), self.lengths[:, own].reshape(-1)
+        parts = [
+            self.logps[end - n : end] for end, n in zip(last.tolist(), count.tolist(), strict=True)
+        ]
+        steps = torch.zeros(mask.shape).masked_scatter(mask, torch.cat(parts))
+        return batch | {"ref_step_logps": steps, "ref_logps": steps.sum(-1)}
+
+
+def step_table(
+    path: str | Path,
+    batches: Callable[[], Iterable[Batch]],
+    step_logps: Callable[[Batch], Tensor],
+    model_digest: str,
+    *,
+    strategy: Any = None,
+) -> StepTable:
+    """As :func:`reference_table`, of every token. Each process computes all of it.
+
+    Args:
+        path, batches, model_digest, strategy: as there.
+        step_logps: log-probabilities ``[2B, T − 1]`` of a batch under the reference.
+
+    Raises:
+        UserError: the file is damaged, or of another model or other data.
+    """
+    path = Path(path)
+    key = {"model": model_digest, "data": data_digest(batches())}
+    if path.exists() if strategy is None else strategy.broadcast(path.exists()):
+        tensors = _read(path, key, ("logps", "lengths"))
+        return StepTable(tensors["logps"], tensors["lengths"])
+    found: list[list[Tensor]] = [[], []]
+    for batch in batches():
+        mask = (batch["labels"][:, 1:] != -100).cpu()
+        values = step_logps(batch).float().cpu()
+        size = len(values) // _answers(batch)
+        for k, (value, own) in enumerate(zip(values, mask, strict=True)):
+            found[k // size].append(value[own])
+    sides = [side for side in found if side]
+    lengths = torch.tensor([[len(row) for row in side] for side in sides])
+    table = StepTable(torch.cat([row for side in sides for row in side]), lengths)
+    if strategy is None or strategy.global_rank == 0:
+        _write(path, table._asdict(), key)
+    return table
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], key: dict[str, str]) -> None:
     from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save({"logps": table.contiguous()}, metadata={FORMAT: json.dumps(key)}))
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomic(path, save(plain, metadata={FORMAT: json.dumps(key)}))
 
 
 def read_reference(path: str | Path, key: dict[str, str]) -> Tensor:
@@ -131,12 +197,16 @@ def read_reference(path: str | Path, key: dict[str, str]) -> Tensor:
     Raises:
         UserError: the file is damaged, or of another model or other data.
     """
+    return _read(path, key, ("logps",))["logps"]
+
+
+def _read(path: str | Path, key: dict[str, str], names: Sequence[str]) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
             stored: dict[str, Any] = json.loads((file.metadata() or {})[FORMAT])
-            table = file.get_tensor("logps")
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a readable cache of a reference: delete it") from error
     again = "delete it to compute it again, or name another data.reference_cache"
@@ -144,10 +214,14 @@ def read_reference(path: str | Path, key: dict[str, str]) -> Tensor:
         raise UserError(f"{path} holds log-probabilities of another model: {again}")
     if stored.get("data") != key["data"]:
         raise UserError(
-            f"{path} is of other data ({table.shape[1]} pairs), or of another tokenizer, template "
+            f"{path} is of other data ({_rows(tensors)} pairs), or of another tokenizer, template "
             f"or truncation: {again}"
         )
-    return table
+    return tensors
+
+
+def _rows(tensors: dict[str, Tensor]) -> int:
+    return tensors["lengths" if "lengths" in tensors else "logps"].shape[1]
 
 
 def with_reference(batch: Batch, table: Tensor, rows: Sequence[int] | Tensor) -> Batch:

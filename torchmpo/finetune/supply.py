@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from torchmpo.finetune.mismatched import mismatched
+from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,11 +31,16 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
     _check_kind(module, batch)
     token_logps, mask = module.logps(batch), batch["labels"][:, 1:] != -100
     sums, lengths = token_logps.sum(-1), mask.sum(-1)
-    ref = None
+    ref = ref_steps = None
     if module.reference is not None:
-        if module.reference == "cache" and "ref_logps" not in batch:
-            raise UserError("reference: cache needs ref_logps in batches: use PreferenceData")
-        ref = module.reference_logps(batch).to(sums.dtype)
+        steps = needs_reference_steps(module.objective)
+        field = "ref_step_logps" if steps else "ref_logps"
+        if module.reference == "cache" and field not in batch:
+            raise UserError(f"reference: cache needs {field} in batches: use PreferenceData")
+        if steps:
+            ref_steps = module.reference_step_logps(batch).to(sums.dtype)
+        ref = module.reference_logps(batch) if ref_steps is None else ref_steps.sum(-1)
+        ref = ref.to(sums.dtype)
     if module.objective.unpaired:
         values = {"logps": sums, "ref_logps": ref, "desirable": batch["desirable"]}
         if "mismatched_logps" in module.objective.inputs:
@@ -45,6 +52,9 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
         if ref is not None:
             values |= _sides("logps", ref, "ref_")
             values |= _sides("mean_logps", ref / lengths.clamp(min=1), "ref_")
+        if ref_steps is not None:
+            values |= _sides("step_logps", ref_steps, "ref_")
+        values |= _of_distributions(module, batch, mask)
         for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
             if name in batch:
                 values[name] = batch[name].to(sums.dtype)
@@ -64,6 +74,51 @@ def _check_kind(module: "PreferenceModule", batch: Batch) -> None:
         else f"{objective.name} is of pairs, and the data are labelled responses: take another "
         "loss, such as kto"
     )
+
+
+def needs_reference_steps(objective: Objective | MirrorObjective) -> bool:
+    """Whether a loss reads the reference's log-probability of single tokens."""
+    return any(name.startswith("ref_") and "_step_" in name for name in objective.inputs)
+
+
+def check_cache(objective: Objective | MirrorObjective, reference: str | None) -> None:
+    """Refuse a cache of the reference where a loss needs what no cache has.
+
+    Raises:
+        UserError: which.
+    """
+    if reference != "cache":
+        return
+    if "mismatched_logps" in objective.inputs:
+        what = "of prompts with the responses of others"
+    elif any("_step_kl" in name for name in objective.inputs):
+        what = "as a whole distribution at every token"
+    else:
+        return
+    raise UserError(
+        f"{objective.name} needs the reference {what}, which no cache has: take reference "
+        "adapter_off or copy"
+    )
+
+
+def _of_distributions(module: "PreferenceModule", batch: Batch, mask: Tensor) -> dict[str, Tensor]:
+    """What takes the policy's probability of every token of the vocabulary, where it is asked."""
+    inputs = module.objective.inputs
+    kl = any("_step_kl" in name for name in inputs)
+    collision = any("_log_collision" in name for name in inputs)
+    args = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    values: dict[str, Tensor] = {}
+    if kl:
+        ref = module.under_reference(lambda policy: policy.distributions(*args))
+        own = module.policy.distributions(*args)
+        found = (ref.exp() * (ref - own)).sum(-1)
+        values |= _sides("step_kl", found.new_zeros(mask.shape).masked_scatter(mask, found))
+    if collision:
+        with torch.no_grad():
+            found = torch.logsumexp(2 * module.policy.distributions(*args), -1)
+        total = found.new_zeros(mask.shape).masked_scatter(mask, found).sum(-1)
+        values |= _sides("log_collision", total / mask.sum(-1).clamp(min=1))
+    return values
 
 
 def _mismatched(module: "PreferenceModule", batch: Batch) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from torchmpo.losses.judged import (
     smpo_loss,
     soft_label_dpo_loss,
 )
+from torchmpo.losses.likelihood_weight import wpo_loss
 from torchmpo.losses.logistic import (
     dpo_gamma_loss,
     dpo_loss,
@@ -71,6 +72,14 @@ from torchmpo.losses.reference_free import (
     sft_loss,
     simpo_loss,
     slic_hf_loss,
+)
+from torchmpo.losses.steps import (
+    bvpo_loss,
+    ld_dpo_loss,
+    samdpo_loss,
+    sparse_po_loss,
+    tb_po_loss,
+    tdpo_loss,
 )
 from torchmpo.losses.two_sides import (
     bpo_min_loss,
@@ -152,6 +161,13 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         kto_loss,
         bco_unpaired_loss,
         apo_zero_unpaired_loss,
+        wpo_loss,
+        samdpo_loss,
+        ld_dpo_loss,
+        bvpo_loss,
+        tdpo_loss,
+        tb_po_loss,
+        sparse_po_loss,
     )
 }
 
@@ -179,6 +195,7 @@ __all__ = [
     "beta_dpo_loss",
     "bpo_min_loss",
     "bregman_po_loss",
+    "bvpo_loss",
     "c2_dpo_loss",
     "cal_dpo_loss",
     "cell_loss",
@@ -205,6 +222,7 @@ __all__ = [
     "ipo_loss",
     "kto_loss",
     "kto_pair_loss",
+    "ld_dpo_loss",
     "logistic_preference_loss",
     "lpo_loss",
     "madpo_loss",
@@ -222,13 +240,18 @@ __all__ = [
     "robust_dpo_loss",
     "rpo_loss",
     "rrhf_loss",
+    "samdpo_loss",
     "sft_loss",
     "simpo_loss",
     "slic_hf_loss",
     "smpo_loss",
     "soft_label_dpo_loss",
+    "sparse_po_loss",
     "sppo_hard_loss",
     "sym_po_loss",
+    "tb_po_loss",
+    "tdpo_loss",
     "two_step_mirror_loss",
     "vpo_offline_loss",
+    "wpo_loss",
 ]

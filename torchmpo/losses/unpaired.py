@@ -9,7 +9,7 @@ function, LS its log, and λ and the sign ± are those of the label:
     undesirable      −    undesirable_coef
 
 Where desirable and undesirable responses are not equally many, keep λ_D·n_D : λ_U·n_U between 1 : 1
-and 4 : 3 (arXiv 2402.01306, section 4.2). All are minimised. The reference's log-probabilities and
+and 4 : 3 (arXiv 2402.01306, eq. 8). All are minimised. The reference's log-probabilities and
 the labels are data: no gradient reaches them.
 """
 
@@ -93,7 +93,7 @@ def kto_loss(
         badly; where it is taken of the batch's own h, a batch of one has h − z₀ = 0 for every
         h > 0.
 
-    Source: Ethayarajh et al., arXiv 2402.01306, eq. 8, and section 4.1 for z₀.
+    Source: Ethayarajh et al., arXiv 2402.01306, eq. 7.
 
     >>> x = torch.tensor([-20.0, -20.0])
     >>> loss = kto_loss(x + 3, x, torch.tensor([True, False]), x, x, beta=0.5)
@@ -158,7 +158,7 @@ def bco_unpaired_loss(
         small batches it is noisier here. They also weigh undesirable responses by how likely the
         prompt is to come with a desirable one, which takes a classifier of prompts.
 
-    Source: Jung et al., arXiv 2404.04656, eq. 12, without the running mean and the weights.
+    Source: Jung et al., arXiv 2404.04656, without the running mean and the weights.
 
     >>> x = torch.tensor([-20.0, -20.0])
     >>> bco_unpaired_loss(x, x, torch.tensor([True, False])).tolist()    # log 2
@@ -208,7 +208,7 @@ def apo_zero_unpaired_loss(
         A confidently wrong response has no gradient. It suits a policy whose own responses are
         worse than the desirable ones, and else pulls it down to them.
 
-    Source: D'Oosterlinck et al., arXiv 2408.06266, section 3, for single responses as in TRL.
+    Source: D'Oosterlinck et al., arXiv 2408.06266, eq. 7, for single responses as in TRL.
 
     >>> x = torch.tensor([-20.0, -20.0])
     >>> apo_zero_unpaired_loss(x, x, torch.tensor([True, False])).tolist()

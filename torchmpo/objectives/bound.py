@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
+from torchmpo.losses.likelihood_weight import LikelihoodWeighted
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.inputs import PairLogps, is_unpaired, made_up, take
 from torchmpo.objectives.soundness import card_text, check_finite, check_hyper, read_card
@@ -30,10 +31,11 @@ def _source(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _made_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The functions that a sum adds up or a divergence changes; of any other, itself."""
+    """The functions that a sum adds up or a modifier changes; of any other, itself."""
     if isinstance(function, WeightedSum):
         return list(function.parts.values())
-    return [function.loss if isinstance(function, InDivergence) else function]
+    modified = isinstance(function, (InDivergence, LikelihoodWeighted))
+    return [function.loss if modified else function]
 
 
 def _form(function: Callable[..., Any]) -> dict[str, Any] | None:
@@ -43,6 +45,8 @@ def _form(function: Callable[..., Any]) -> dict[str, Any] | None:
         return None
     if isinstance(function, WeightedSum):
         return {"sum_of": names}
+    if isinstance(function, LikelihoodWeighted):
+        return {"weighted": "wpo"}
     return {"divergence": function.divergence} if isinstance(function, InDivergence) else {}
 
 
@@ -226,6 +230,9 @@ class Objective:
                     raise ValueError(f"{name} has no divergence")
                 function = InDivergence(LOSSES[name], content["divergence"])
                 name = f"{name}@{content['divergence']}"
+            elif "weighted" in content:
+                function = LikelihoodWeighted(LOSSES[name])
+                name = f"{name}@wpo"
             else:
                 function = LOSSES[name]
             parameters = inspect.signature(function).parameters.values()

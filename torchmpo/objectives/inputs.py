@@ -15,7 +15,10 @@ class PairLogps(NamedTuple):
     ``progress`` the fraction of training done, a scalar in [0, 1]; ``*_rewards`` scores,
     ``[batch]``; ``preference_probs`` how likely the chosen response is the better one, ``[batch]``,
     in [0, 1]; ``*_step_logps`` and ``*_mask`` (bool, whether a step counts) per step,
-    ``[batch, time]``.
+    ``[batch, time]``, and so are ``*_step_kl``, KL(π_ref ‖ π) of a step's whole distribution
+    (nats, with gradients), and ``*_step_weights``, which only code of one's own has;
+    ``*_log_collision`` is the mean over the steps of log Σ_v π(v)², ``[batch]``, an integral for
+    densities.
 
     A loss of single responses reads others instead, with ``[batch]`` responses: ``logps`` and
     ``ref_logps``, as above, and ``desirable`` (bool), the label; ``mismatched_logps`` and
@@ -41,6 +44,14 @@ class PairLogps(NamedTuple):
     rejected_step_logps: Tensor | None = None
     chosen_mask: Tensor | None = None
     rejected_mask: Tensor | None = None
+    ref_chosen_step_logps: Tensor | None = None
+    ref_rejected_step_logps: Tensor | None = None
+    chosen_step_kl: Tensor | None = None
+    rejected_step_kl: Tensor | None = None
+    chosen_step_weights: Tensor | None = None
+    rejected_step_weights: Tensor | None = None
+    chosen_log_collision: Tensor | None = None
+    rejected_log_collision: Tensor | None = None
     logps: Tensor | None = None
     ref_logps: Tensor | None = None
     desirable: Tensor | None = None
@@ -79,7 +90,7 @@ def made_up(names: Iterable[str], pairs: int, steps: int) -> dict[str, Tensor]:
     """
     values = {}
     for name in names:
-        by_step = name.endswith(("_step_logps", "_mask"))
+        by_step = "_step_" in name or name.endswith("_mask")
         value = torch.ones((pairs, steps) if by_step else pairs)
         if name == "desirable":
             value = torch.arange(pairs) % 2 == 0

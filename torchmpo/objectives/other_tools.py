@@ -12,6 +12,7 @@ Where a tool computes something else than the paper it names, ours is the paper'
   term that is subtracted here, its ``fdpo`` adds the reverse KL to the forward one and forgets β
   in the Jensen–Shannon case, and its ``focalpo`` stops the gradient through the weight.
 - oxrl's ``kto`` takes −LS in place of 1 − S, and its z₀ is a running mean over desirable responses.
+- oxrl's ``wpo`` divides by the batch's sum of weights, and its ``sampo`` draws the steps at random.
 - oxrl's ``betadpo`` and ``alpha_dpo`` keep running means, and so does LLaMA-Factory's BCO term.
 - The SFT term of a trainer is a mean over the tokens of a batch; ours is one over each response.
 """
@@ -20,7 +21,6 @@ from typing import Any, NamedTuple
 
 from torchmpo.runs.errors import nearest
 
-TOKENS = "it needs log-probabilities per token"
 THIRD = "it needs a third response"
 
 
@@ -113,6 +113,8 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "dpnll": Known("rpo", _BETA | {"sft_coef": 1.0}),
         "c2dpo": Known("c2_dpo", _BETA | {"constraint_coef": 2e-4}),
         "alpha_dpo": Known("alpha_dpo", {"beta": 2.5, "alpha": 0.1, "target_margin": 0.75}),
+        "wpo": Known("wpo", _BETA),
+        "sampo": Known("samdpo", _BETA),
         "bpo": Known("bpo_min", _BETA | {"balance": 0.3}),
     },
 }
@@ -126,8 +128,6 @@ MISSING: dict[str, dict[str, str]] = {
     "openrlhf": {},
     "liger": {},
     "oxrl": {
-        "wpo": TOKENS,
-        "sampo": TOKENS,
         "spo": "its code, −x·S(x), has no minimum, and its description asks for one",
     },
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchmpo.losses import LOSSES
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
+from torchmpo.losses.likelihood_weight import NOT_BY_PAIR, LikelihoodWeighted
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.other_tools import LOSSES_OF, known_to
@@ -111,7 +112,8 @@ def resolve(
         loss: a name in ``torchmpo.losses.LOSSES`` or in :func:`discovered`,
             another tool's name for one, as in ``"trl:sigmoid_norm"``, with that tool's defaults,
             a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``, a loss of a margin in another
-            f-divergence, as in ``"hinge_dpo@js"``,
+            f-divergence, as in ``"hinge_dpo@js"``, a loss of pairs weighed by their likelihood,
+            as in ``"simpo@wpo"``,
             ``"package.module:function"`` for one's own, the folder of a saved objective, a
             function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
@@ -145,6 +147,10 @@ def resolve(
             name, defaults = known_to(tool, theirs)
             return resolve(name, **{**defaults, **hyper})
         base, at, divergence = text.partition("@")
+        if at and base in LOSSES and divergence == "wpo" and not path.exists():
+            if base in NOT_BY_PAIR:
+                raise ValueError(f"{base} has no value of each pair that wpo could weigh")
+            return Objective(LikelihoodWeighted(LOSSES[base]), name=text, **hyper)
         if at and base in LOSSES and not path.exists():
             if base not in OF_THE_MARGIN:
                 raise ValueError(f"{base} is no loss of a margin, so it takes no divergence")
