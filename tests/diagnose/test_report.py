@@ -339,6 +339,27 @@ def test_how_it_was_made_is_told(tmp_path):
         write_page(tmp_path)
 
 
+def test_why_a_loss_fell_is_told(tmp_path):
+    cell = make_cell("dpo", "base", -0.5)
+    cell["curves"]["chosen"] = [[-1.0, -0.5, -2.0, -3.0]] * 5
+    cell["curves"]["rejected"] = [[-1.0, -1.5, -2.0, -3.0]] * 5
+    moved = {"chosen": -2.0, "rejected": -2.5, "learned": 0.25, "unlearned": 0.125}
+    cell["why"] = [moved | {"kl_to_start": 7.25, "distance": 3.5}] * 4 + [None]
+    make_folder(tmp_path, [cell, make_cell("sft", "base", 0.5)])
+    text = write_page(tmp_path).read_text()
+    [section] = re.findall(r'<section id="Why">(.*?)</section>', text, re.DOTALL)
+    words = " ".join(re.sub("<[^>]*>", " ", section).split())
+    assert (
+        "dpo ended at −0.50. The likelihood of the rejected side was below its start from" in words
+    )
+    assert (
+        "from epoch 1 on. The likelihood of the chosen side was below its start from epoch 2"
+        in words
+    )
+    assert "dpo −0.50 −2.00 −2.50 25.0 % 12.5 % 7.25 3.50" in words
+    assert "sft ended" not in words
+
+
 def test_a_smoke_run_says_that_it_says_nothing(tmp_path):
     cells = [make_cell("dpo", "base", 0.5)]
     make_folder(tmp_path, cells, PRESETS["smoke"] | {"losses": "dpo", "data": "base"})

@@ -246,7 +246,7 @@ def test_a_cell_is_what_its_parts_give(bed):
     objective = resolve("simpo")
     cell = run_cell(bed, objective, GRID, 2, PROTOCOL)
     keys = {"loss", "task", "data", "grid", "tuning", "best", "edge"}
-    assert cell.keys() == keys | {"returns", "other_returns", "curves", "margins"}
+    assert cell.keys() == keys | {"returns", "other_returns", "curves", "margins", "why"}
     assert (cell["loss"], cell["task"], cell["data"]) == ("simpo", "tla", "base")
     assert cell["grid"] == GRID
     assert cell["tuning"] == tune(bed, objective, GRID, PROTOCOL)

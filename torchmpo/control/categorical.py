@@ -82,6 +82,11 @@ class CategoricalPolicy(GaussianPolicy):
         drawn = (below < torch.special.ndtr(noise)[..., None]).sum(-1)
         return self.middles[drawn.clamp(max=self.bins - 1)]
 
+    def kl_to(self, other: "CategoricalPolicy", obs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """KL(π ‖ other) at each observation, summed over motors: ``[...]``, nats."""
+        own, theirs = (p.logits_from_whitened(p.whiten(obs)).log_softmax(-1) for p in (self, other))
+        return (own.exp() * (own - theirs)).sum((-2, -1))
+
     def architecture(self) -> dict:
         """What ``CategoricalPolicy(**architecture)`` needs to build this policy again."""
         return super().architecture() | {"bins": self.bins}

@@ -185,6 +185,10 @@ class GaussianPolicy(nn.Module):
         """log π(action | obs) of each step: ``[...]``, nats."""
         return self.step_logps_from_whitened(self.whiten(obs), action)
 
+    def kl_to(self, other: "GaussianPolicy", obs: Tensor) -> Tensor:
+        """KL(π ‖ other) at each observation, of one architecture: ``[...]``, nats."""
+        return gaussian_step_kl(self(obs), self.log_std, other(obs), other.log_std)
+
     def trainable(self) -> dict[str, Tensor]:
         """The parameters by name, detached: what a population stacks."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}

@@ -1,6 +1,8 @@
 """Returns of a population of policies in the environment, undiscounted."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,8 @@ from torchmpo.runs.seeding import generator
 if TYPE_CHECKING:
     from torchmpo.control.environments import Environment
 
+OnStep = Callable[[Sequence[int], int, Tensor, Tensor], None]
+
 
 @torch.no_grad()
 def evaluate_policies(
@@ -24,6 +28,7 @@ def evaluate_policies(
     seed: int | Sequence[int],
     *,
     sample: bool = False,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Return of each member in ``episodes`` episodes.
 
@@ -36,6 +41,9 @@ def evaluate_policies(
         seed: of the start states, and of the noise if ``sample``, which all members share; or one
             seed per member.
         sample: draw actions from the policy instead of taking its mean.
+        on_step: called before every step with its number, the members that run, what they see
+            ``[members, episodes, observation_size]`` and whether their episodes go on ``[members,
+            episodes]``.
 
     Returns:
         ``[population, episodes]``, float32. A member with a parameter that is not finite, or whose
@@ -56,13 +64,14 @@ def evaluate_policies(
         members = torch.arange(first, first + at_once).clamp(max=population - 1)
         chunk = {name: value[members] for name, value in params.items()}
         own = seed if isinstance(seed, int) else [seed[i] for i in members.tolist()]
-        result = _run_chunk(env, policy, chunk, episodes, own, sample)
         count = min(at_once, population - first)
+        watch = None if on_step is None else partial(on_step, range(first, first + count))
+        result = _run_chunk(env, policy, chunk, episodes, own, sample, watch)
         returns[first : first + count] = result[:count]
     return returns
 
 
-def _run_chunk(env, policy, params, episodes, seed, sample) -> Tensor:
+def _run_chunk(env, policy, params, episodes, seed, sample, watch) -> Tensor:
     """One episode in every simulation of ``env``: ``[members, episodes]``."""
     members = env.num_envs // episodes
     finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
@@ -73,8 +82,11 @@ def _run_chunk(env, policy, params, episodes, seed, sample) -> Tensor:
     state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
     draws = [generator(s, "action noise") for s in seeds]
     total = torch.zeros(members, episodes)
-    while True:
+    done = torch.zeros(members, episodes, dtype=torch.bool)
+    for step in itertools.count():
         obs = state["observation"].view(members, episodes, -1)
+        if watch is not None:
+            watch(step, obs, ~done)
         given = [obs]
         if sample:
             noise = [torch.randn(episodes, policy.action_size, generator=draw) for draw in draws]
@@ -86,4 +98,5 @@ def _run_chunk(env, policy, params, episodes, seed, sample) -> Tensor:
         total += state["reward"].view(members, episodes)
         done = state["done"].view(members, episodes) | ~finite[:, None]
         if done.all():
-            return torch.where(finite[:, None], total, torch.nan)
+            break
+    return torch.where(finite[:, None], total, torch.nan)

@@ -28,7 +28,7 @@ from torchmpo.control.kinds import parse_kind
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
-from torchmpo.control.returns import evaluate_policies
+from torchmpo.control.returns import OnStep, evaluate_policies
 from torchmpo.control.settings import TestbedSettings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -184,12 +184,13 @@ class Testbed:
             datasets: other data than ``dataset``, one per member.
             learning_rates, on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
         """
-        init = self._initial(population, seed)
+        init = self.initial(population, seed)
         data = self.dataset if datasets is None else datasets
         args = (self.policy, init, objective, objective_params, data, self.config.inner)
         return train_policies(*args, seed, learning_rates=learning_rates, on_epoch=on_epoch)
 
-    def _initial(self, population: int, seed: int | Sequence[int]) -> Tensors:
+    def initial(self, population: int, seed: int | Sequence[int]) -> Tensors:
+        """The policies that training starts from, ``{name: [population, ...]}``."""
         if self.config.start == "original":
             return stack_policies(self.policy.trainable(), population)
         if isinstance(seed, int):
@@ -212,12 +213,14 @@ class Testbed:
         seed: int | Sequence[int],
         *,
         policy: GaussianPolicy | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Returns ``[population, episodes]``.
 
         Args:
             seed: of the start states that all members share, or one per member.
             policy: what the members have in common, if not :attr:`policy`.
+            on_step: see :func:`torchmpo.control.returns.evaluate_policies`.
         """
         population = len(next(iter(params.values())))
         most = simulations(self.config.pool.task)
@@ -225,7 +228,8 @@ class Testbed:
         env = self.materials.environment(self.config, at_once * episodes)
         with _one_torch_thread():
             own = policy or self.policy
-            return evaluate_policies(env, own, params, episodes, seed, sample=self.config.sample)
+            how: dict[str, Any] = {"sample": self.config.sample, "on_step": on_step}
+            return evaluate_policies(env, own, params, episodes, seed, **how)
 
 
 def prepare(

@@ -32,6 +32,7 @@ class _Cell(TypedDict):
     other_returns: NotRequired[list[Row | None]]
     curves: dict[str, list[Holes | FiniteFloat | None]]  # epochs are numbers
     margins: list[Holes | None]
+    why: NotRequired[list[dict[str, FiniteFloat] | None]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
@@ -50,6 +51,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len({frozenset(setting) for setting in grid}) > 1, "settings of different numbers"),
         (len({len(row) for row in returns if row}) > 1, "seeds differ in episodes"),
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
+        (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),
         (any(not isinstance(row, list) or len(row) != epochs for row in lists), "uneven curves"),

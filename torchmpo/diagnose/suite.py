@@ -29,6 +29,7 @@ from torchmpo.control.tuning import (
     suited,
     tune,
 )
+from torchmpo.diagnose.behaviour import Visited, behaviour
 from torchmpo.diagnose.leaderboard import plain
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
@@ -55,6 +56,7 @@ def judge(
         actions where the former are of mean ones, or the reverse; ``curves``, of every epoch, and
         ``margins``, at the end, on a fixed sample of the pairs that were trained on; NaN where
         training diverged.
+        ``why``, a dictionary per seed, see :func:`torchmpo.diagnose.behaviour.behaviour`.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
         logit clamps them.
     """
@@ -86,7 +88,8 @@ def judge(
     states = derive_seed(protocol.seed, "final episodes")
     if datasets is not None:
         states = [derive_seed(states, k) for k in seeds]
-    returns = testbed.evaluate(policies, protocol.episodes, states)
+    visited = Visited(len(seeds))
+    returns = testbed.evaluate(policies, protocol.episodes, states, on_step=visited.look)
     other = testbed.changed(sample=not testbed.config.sample)
     other_returns = other.evaluate(policies, math.ceil(protocol.episodes / 4), states)
     epochs = sorted({epoch for epoch, _, _ in curves})
@@ -97,7 +100,18 @@ def judge(
     margins = chosen - rejected
     accuracy = (margins > 0).float().where(margins.isfinite(), math.nan).mean(-1)
     clamped = (logps > LOGIT_MAX_LOGP).float().where(logps.isfinite(), math.nan).mean((2, 3))
+    begun = epochs.index(max(e for e in epochs if e <= testbed.config.inner.sft_epochs))
+    why = behaviour(
+        testbed.policy,
+        testbed.initial(len(seeds), streams),
+        policies,
+        visited,
+        datasets or [testbed.dataset],
+        logps[:, begun],
+        logps[:, -1],
+    )
     return {
+        "why": why,
         "returns": returns.tolist(),
         "other_returns": other_returns.tolist(),
         "curves": {
@@ -143,7 +157,7 @@ def run_cell(
         the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
         there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
         setting diverged in tuning), ``edge`` (numbers of the best one at the end of their range),
-        ``returns``, ``other_returns``, ``curves``, ``margins``; ``None`` for what is not
+        ``returns``, ``other_returns``, ``curves``, ``margins``, ``why``; ``None`` for what is not
         finite, and instead of the list of a seed that diverged.
     """
     testbed = suited(testbed, objective, protocol.sft_epochs)
@@ -158,7 +172,7 @@ def run_cell(
             best = best_setting(tuning)
             cell |= {"grid": list(grid), "tuning": tuning, "best": best}
             cell["edge"] = at_edge(objective, grid, best)
-        cell |= {"returns": [], "other_returns": [], "curves": {}, "margins": []}
+        cell |= {"returns": [], "other_returns": [], "curves": {}, "margins": [], "why": []}
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
         own = None if datasets is None else [datasets[k] for k in missing]
@@ -168,6 +182,7 @@ def run_cell(
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
             for key, value in new["curves"].items()
         }
+        cell["why"] = cell.get("why", unknown) + new["why"]
         cell["other_returns"] = cell.get("other_returns", unknown) + new["other_returns"]
         cell["returns"] = cell["returns"] + new["returns"]
         cell["margins"] = cell["margins"] + new["margins"]

@@ -16,7 +16,7 @@ from torchmpo.diagnose.report.critical_difference import critical_difference
 from torchmpo.diagnose.report.html import finite, fold, nested
 from torchmpo.diagnose.report.losses import equations
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
-from torchmpo.diagnose.report.words import name_html, terms
+from torchmpo.diagnose.report.words import fell, name_html, terms
 from torchmpo.objectives.documented import NOTATION
 from torchmpo.runs.files import slug
 from torchmpo.statistics import average_ranks as ranked
@@ -167,6 +167,24 @@ def training(run: Run) -> Section:
     return "Training", note, _by_kind(run, "curves", "Training curves", figures.curves)
 
 
+def why(run: Run) -> Section:
+    """What moved in training, loss by loss."""
+    note = (
+        "What training moved, means over seeds. Log-probabilities per step of the chosen and the "
+        "rejected side, from the start of the preference phase to the end: where the chosen one "
+        "falls, the policy leaves what it should imitate. Pairs that it learned to rank, and that "
+        "it unlearned. How far the policy is from its start (KL) in the states that it visits, and "
+        "how far these are from the data’s: 1 is as near as the data is to itself."
+    )
+    tell = {kind: tables.why(run, kind) for kind in run.kinds}
+    parts = [
+        fold(name_html(kind), fell(run, kind) + text, open=kind == run.kinds[0])
+        for kind, text in tell.items()
+        if text
+    ]
+    return "Why", note, "\n".join(parts)
+
+
 def margins(run: Run) -> Section:
     """Margins at the end of training."""
     note = (
@@ -225,6 +243,7 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     profiles,
     improvement,
     numbers,
+    why,
     training,
     margins,
     tuning,

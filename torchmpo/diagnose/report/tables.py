@@ -127,6 +127,34 @@ def _p(p: Any) -> str:
     return ("&lt; 0.001" if p < 0.001 else number(p, 3)) if finite(p) else "–"
 
 
+def why(run: Run, kind: str) -> str:
+    """What moved in training, a line per loss; nothing of runs that did not measure it."""
+    titles = {
+        "chosen": ("#chosen moved", 2),
+        "rejected": ("#rejected moved", 2),
+        "learned": ("#learned", None),
+        "unlearned": ("#unlearned", None),
+        "kl_to_start": ("#KL to the start", 2),
+        "distance": ("#distance from the data", 2),
+    }
+    lines = []
+    for found in run.cells_on(kind):
+        seeds = [seed for seed in found.get("why", []) if seed]
+        if not seeds:
+            continue
+        score = run.rows[found["loss"], kind]["score"]["mean"]
+        cells = [cell(number(score, 2 if run.scaled else 0), score, "number")]
+        for key, (_, digits) in titles.items():
+            mean = sum(seed[key] for seed in seeds) / len(seeds)
+            text = _percent(mean) if digits is None else number(mean, digits)
+            cells.append(cell(text, mean, "number"))
+        lines.append(_line(found["loss"]) + "".join(cells))
+    if not lines:
+        return ""
+    head = ["loss", "#score" if run.scaled else "#return", *(title for title, _ in titles.values())]
+    return table(head, lines, "What training moved")
+
+
 def tuning(run: Run) -> str:
     """For each loss, the mean return of every setting on every kind of data."""
     parts = []

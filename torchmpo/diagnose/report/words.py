@@ -267,6 +267,41 @@ def chosen_side(run: Run) -> str:
     )
 
 
+def fell(run: Run, kind: str) -> str:
+    """Which losses ended below the original agent, and what moved first; a paragraph each."""
+    lines = []
+    for cell in run.cells_on(kind):
+        score = run.rows[cell["loss"], kind]["score"]["mean"]
+        if not finite(score) or score >= run.zero:
+            continue
+        curves, first = cell.get("curves") or {}, []
+        for side in ("chosen", "rejected"):
+            when = _first_below(curves, side)
+            if when is not None:
+                first.append((when, side))
+        line = f"{name_html(cell['loss'])} ended at {number(score, 2 if run.scaled else 0)}."
+        for when, side in sorted(first):
+            line += f" The likelihood of the {side} side was below its start from epoch {when} on."
+        if not first:
+            line += " Neither side’s likelihood ended below its start: look at the distances."
+        lines.append(f"<p>{line}</p>")
+    return "".join(lines)
+
+
+def _first_below(curves: Mapping, side: str) -> int | None:
+    """The epoch from which on the mean of a curve over seeds stays below its first value."""
+    rows = [row for row in curves.get(side) or [] if row and all(map(finite, row))]
+    epochs = curves.get("epoch") or []
+    if not rows or len(rows[0]) != len(epochs):
+        return None
+    mean = [sum(values) / len(rows) for values in zip(*rows, strict=True)]
+    below = [value < mean[0] for value in mean]
+    if not below[-1]:
+        return None
+    last_above = max(i for i, under in enumerate(below) if not under)
+    return epochs[last_above + 1]
+
+
 def kinds_html(run: Run) -> str:
     """What the kinds of data mean, a line for each of their parts."""
     parts: dict[str, str] = {}
