@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import checked, parse_json
 
 Batch = dict[str, Tensor]
 FORMAT = "torchmpo_reference_logps"
@@ -95,7 +96,9 @@ def read_reference(path: str | Path, key: dict[str, str]) -> Tensor:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            stored: dict[str, Any] = json.loads((file.metadata() or {})[FORMAT])
+            stored: dict[str, Any] = checked(
+                parse_json((file.metadata() or {})[FORMAT]), dict[str, str]
+            )
             table = file.get_tensor("logps")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a readable cache of a reference: delete it") from error
