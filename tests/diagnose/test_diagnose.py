@@ -1117,8 +1117,10 @@ def test_what_is_printed_of_a_cell(capsys, reports):
     returns = [sum(row) / len(row) for row in cells()["sft__base"]["returns"]]
     original, target = (sum(agents[k]) / len(agents[k]) for k in ("original", "target"))
     mean = sum(returns) / 2
-    begin, out = out.split("\n", 1)
+    begin, data, todo, out = out.split("\n", 3)
     assert begin == "diagnose: tla, base → run"
+    assert data == "data: reading it, or making it where there is none"
+    assert todo == "cells: 1 to do"
     assert re.fullmatch(r"sft +base +return .* ± .* score .* s  ETA 0:00\n", out), out
     assert float(re.search(r"return +(\S+)", out)[1]) == pytest.approx(mean, abs=0.6)
     assert float(re.search(r"± (\S+)", out)[1]) == pytest.approx(

@@ -111,6 +111,8 @@ def check(setup: Setup, out: Path) -> list[Missing]:
             if path.exists():
                 done = read_cell(path)
                 check_cell(path, done, loss, data, setup.grids[loss], made)
+                if done["task"] != testbed.pool.task:
+                    raise UserError(f"{path} is of {done['task']}, not of {testbed.pool.task}")
                 if (seeds := len(done["returns"])) > setup.config.seeds:
                     raise UserError(
                         f"{out / 'config.yaml'} has been changed: seeds is {setup.config.seeds}, "

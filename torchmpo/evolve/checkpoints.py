@@ -47,7 +47,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
         try:
             return _read(path)
         except ValueError as error:
-            warnings.warn(f"{error}; going back to the one before it", stacklevel=2)
+            # At this line whoever asks, so that it is told once.
+            warnings.warn(f"{error}; going back to the one before it", stacklevel=1)
     return None
 
 
@@ -57,7 +58,8 @@ def _path(folder: Path, step: int) -> Path:
 
 def _newest_first(folder: Path) -> list[Path]:
     files = folder.glob("*.safetensors") if folder.is_dir() else ()
-    return sorted((f for f in files if f.stem.isdigit()), key=lambda f: int(f.stem), reverse=True)
+    files = (file for file in files if file.stem.isdigit() and file.is_file())
+    return sorted(files, key=lambda f: int(f.stem), reverse=True)
 
 
 def _digest(tensors: dict[str, Tensor], info: str) -> str:

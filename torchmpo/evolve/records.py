@@ -1,5 +1,6 @@
 """What the JSON files of a search hold, and what in it is not of this package."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -28,8 +29,18 @@ class _LearningRate(TypedDict):
     learning_rate: Annotated[FiniteFloat, Field(gt=0)]
 
 
+def _of_a_training(value: float) -> float:
+    """A return: NaN where the training diverged, and never infinite."""
+    if math.isinf(value):
+        raise ValueError("a return is not infinite")
+    return value
+
+
+_Return = Annotated[float, AfterValidator(_of_a_training)]
+
+
 class _Returns(TypedDict):
-    mean_return_by_seed: Annotated[dict[str, list[float]], Field(min_length=1)]
+    mean_return_by_seed: Annotated[dict[str, list[_Return]], Field(min_length=1)]
 
 
 class _Comparison(_Returns):

@@ -4,7 +4,6 @@ Weights are read from safetensors only, and no code of a model's repository is r
 """
 
 import inspect
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -225,7 +224,7 @@ def adapter_base(folder: str | Path) -> str:
 def _setting(folder: str | Path, name: str) -> Any:
     path = Path(folder) / "adapter_config.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items()).get(name)
+        return dict(parse_json(path.read_bytes()).items()).get(name)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is no adapter's configuration: {one_line(error)}") from error
 

@@ -325,7 +325,7 @@ def _spoken(message: dict[str, Any], name: str) -> dict[str, Any]:
     if speaker == "function_call":
         try:
             call = {"type": "function", "function": json.loads(value)}  # pyright: ignore[reportArgumentType]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{name} has a function_call that is not JSON: {error}") from error
         return {"role": "assistant", "tool_calls": [call], **rest}
     if speaker not in SPEAKERS:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import checked, parse_json
 
 Batch = dict[str, Tensor]
 FORMAT = "torchmpo_reference_logps"
@@ -205,7 +206,9 @@ def _read(path: str | Path, key: dict[str, str], names: Sequence[str]) -> dict[s
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            stored: dict[str, Any] = json.loads((file.metadata() or {})[FORMAT])
+            stored: dict[str, Any] = checked(
+                parse_json((file.metadata() or {})[FORMAT]), dict[str, str]
+            )
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a readable cache of a reference: delete it") from error

@@ -1,6 +1,5 @@
 """Answers while a model is trained, and how often they are preferred to others: a callback."""
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -190,7 +189,7 @@ class Samples(Callback):
         if self.reference is not None or self.judge is None or not trainer.loggers:
             return
         for path in sorted(folder.parent.parent.glob("*/samples/step_000000.json"), reverse=True):
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = read_outputs(path)
             if [row["instruction"] for row in rows] == self.prompts:
                 self.reference = rows
                 return

@@ -161,7 +161,7 @@ class Endpoint:
                 reason = f"no reply within {self.timeout:g} s"
             except (OSError, HTTPException) as error:  # URLError is an OSError
                 reason = one_line(error)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{self.url} answers no JSON: {one_line(error)}") from error
             if attempt < self.retries:
                 self.sleep(pause)
@@ -171,7 +171,7 @@ class Endpoint:
 def _message(error: HTTPError) -> str:
     """What the server says of a refusal, as a line."""
     text = error.read().decode(errors="replace")
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         text = json.loads(text)["error"]["message"]
     return " ".join(str(text).split())[:200]
 
