@@ -29,7 +29,8 @@ from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo_envs import Walker2d
 
 TASK = "gymnasium:Walker2d-v5"
-STEPS = {"worse": 500_000, "better": 1_500_000}
+ENVS, HORIZON = 64, 64  # steps of an update of PPO
+STEPS = {"worse": 50 * ENVS * HORIZON, "better": 300 * ENVS * HORIZON}
 # Small enough for the time there is; the options of a diagnosis that should be believed are larger.
 DIAGNOSIS = (
     "--losses sft,cpo,orpo,slic_hf,simpo --data base,graded:0-0.4,base+noisy:0.3 --pairs 64 "
@@ -46,7 +47,7 @@ def train_agents(out: Path, steps: dict[str, int], envs: int) -> None:
             continue
         ppo = settings(
             f"hopper_target --learning_rate 3e-4 --entropy 0 --steps {until} --num_envs {envs} "
-            f"--out {out / 'ppo'}".split()
+            f"--horizon {HORIZON} --out {out / 'ppo'}".split()
         )
         ppo.stop_at = None
         policy, _, _ = train(ppo, Walker2d)  # goes on from its checkpoint
@@ -69,8 +70,8 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     args.out.mkdir(parents=True, exist_ok=True)
-    steps = {"worse": 64, "better": 128} if args.smoke else STEPS
-    train_agents(args.out, steps, 1 if args.smoke else 256)
+    steps = {"worse": HORIZON, "better": 2 * HORIZON} if args.smoke else STEPS
+    train_agents(args.out, steps, 1 if args.smoke else ENVS)
     torch.set_num_threads(threads)
     report_agents(args.out, steps, 2 if args.smoke else 32)
     print(f"agents after {time.perf_counter() - begin:.0f} s", flush=True)

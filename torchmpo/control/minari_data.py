@@ -100,7 +100,8 @@ def to_minari(
         raise missing_package(error, "minari") from error
     sizes = data.observation.shape[-1], data.action.shape[-1]
     seen = Box(-np.inf, np.inf, (sizes[0],), np.float32)
-    done = Box(*(np.broadcast_to(np.float32(b), sizes[1:]) for b in (low, high)), dtype=np.float32)
+    ends = [np.broadcast_to(np.asarray(end, np.float32), sizes[1:]) for end in (low, high)]
+    done = Box(ends[0], ends[1], dtype=np.float32)
     if environment is not None:
         env = gymnasium.make(environment)
         if (env.observation_space.shape, env.action_space.shape) != ((sizes[0],), (sizes[1],)):
