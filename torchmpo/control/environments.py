@@ -47,7 +47,7 @@ _RUNNING: dict[tuple[str, int], Processes] = {}  # until the end of the program
 class Environment(Protocol):
     """A batch of simulations of one task; in each, an episode from its start to its end.
 
-    Attributes:
+    Args:
         num_envs: simulations in the batch.
         max_steps: an episode is over after so many; it may be set before a reset.
         observation_size, action_size: numbers in an observation and in an action.
