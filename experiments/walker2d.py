@@ -11,7 +11,7 @@ worse agent, and what it is at the end the better one. Their files, in the forma
         --original runs/walker2d/worse.safetensors --target runs/walker2d/better.safetensors
 
 Agents are trained on the fast integrator and judged on Gymnasium's own. What is done already, in
-`--out`, is not done again.
+`--out`, is not done again. Other options are those of a diagnosis, as in `--episode_steps 300`.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/walker2d"))
     parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     args.out.mkdir(parents=True, exist_ok=True)
     steps = {"worse": HORIZON, "better": 2 * HORIZON} if args.smoke else STEPS
@@ -79,9 +79,8 @@ def main(argv=None) -> int:
     argv = f"--task {TASK} --out {run} " + (SMOKE if args.smoke else DIAGNOSIS)
     for role, name in (("original", "worse"), ("target", "better")):
         argv += f" --{role} {args.out / name}.safetensors"
-    code = diagnose(
-        f"--resume --out {run}".split() if (run / "config.yaml").exists() else argv.split()
-    )
+    begun = (run / "config.yaml").exists()
+    code = diagnose([*(f"--resume --out {run}" if begun else argv).split(), *more])
     print(f"all after {time.perf_counter() - begin:.0f} s", flush=True)
     return code
 

@@ -24,7 +24,7 @@ PAIRS = "torchmpo_pairs"  # in the metadata of a data set that `to_minari` wrote
 
 
 def from_minari(
-    dataset: "str | Path | MinariDataset", pairs: int | None = None, *, seed: int = 0
+    dataset: "str | MinariDataset", pairs: int | None = None, *, seed: int = 0
 ) -> PreferenceDataset:
     """Pairs of a data set's episodes.
 
