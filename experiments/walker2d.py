@@ -11,7 +11,7 @@ worse agent, and what it is at the end the better one. Their files, in the forma
         --original runs/walker2d/worse.safetensors --target runs/walker2d/better.safetensors
 
 Agents are trained on the fast integrator and judged on Gymnasium's own. What is done already, in
-`--out`, is not done again.
+`--out`, is not done again. Other options are those of a diagnosis, as in `--episode_steps 300`.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo_envs import Walker2d
 
 TASK = "gymnasium:Walker2d-v5"
-STEPS = {"worse": 500_000, "better": 1_500_000}
+ENVS, HORIZON = 64, 64  # steps of an update of PPO
+STEPS = {"worse": 50 * ENVS * HORIZON, "better": 300 * ENVS * HORIZON}
 # Small enough for the time there is; the options of a diagnosis that should be believed are larger.
 DIAGNOSIS = (
     "--losses sft,cpo,orpo,slic_hf,simpo --data base,graded:0-0.4,base+noisy:0.3 --pairs 64 "
@@ -46,7 +47,7 @@ def train_agents(out: Path, steps: dict[str, int], envs: int) -> None:
             continue
         ppo = settings(
             f"hopper_target --learning_rate 3e-4 --entropy 0 --steps {until} --num_envs {envs} "
-            f"--out {out / 'ppo'}".split()
+            f"--horizon {HORIZON} --out {out / 'ppo'}".split()
         )
         ppo.stop_at = None
         policy, _, _ = train(ppo, Walker2d)  # goes on from its checkpoint
@@ -66,11 +67,11 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/walker2d"))
     parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     args.out.mkdir(parents=True, exist_ok=True)
-    steps = {"worse": 64, "better": 128} if args.smoke else STEPS
-    train_agents(args.out, steps, 1 if args.smoke else 256)
+    steps = {"worse": HORIZON, "better": 2 * HORIZON} if args.smoke else STEPS
+    train_agents(args.out, steps, 1 if args.smoke else ENVS)
     torch.set_num_threads(threads)
     report_agents(args.out, steps, 2 if args.smoke else 32)
     print(f"agents after {time.perf_counter() - begin:.0f} s", flush=True)
@@ -78,9 +79,8 @@ def main(argv=None) -> int:
     argv = f"--task {TASK} --out {run} " + (SMOKE if args.smoke else DIAGNOSIS)
     for role, name in (("original", "worse"), ("target", "better")):
         argv += f" --{role} {args.out / name}.safetensors"
-    code = diagnose(
-        f"--resume --out {run}".split() if (run / "config.yaml").exists() else argv.split()
-    )
+    begun = (run / "config.yaml").exists()
+    code = diagnose([*(f"--resume --out {run}" if begun else argv).split(), *more])
     print(f"all after {time.perf_counter() - begin:.0f} s", flush=True)
     return code
 

@@ -58,6 +58,7 @@ def test_returns_equal_a_plain_loop_however_a_task_is_brought(task):
     assert sizes(task, 1) == (2, 2)
     policy, params = population((2, 2))
     env = make(task, 4, max_steps=20)
+    assert isinstance(env, environments.Environment)
     returns = evaluate_policies(env, policy, params, 2, 5)
     seeds = env.start_states(2, generator(5, "start states")).flatten().tolist()
     lengths = set()
@@ -154,6 +155,7 @@ def test_a_robot_of_ours_under_its_own_name_makes_the_same_pool(tmp_path):
 def test_robots_that_are_gymnasiums_step_by_step_are_batched(name, robot):
     env = make(f"gymnasium:{name}", 3)
     assert type(env) is robot
+    assert isinstance(env, environments.Environment)
     assert env.model.opt.integrator == 1  # RK4
     assert not stepped_one_by_one(f"gymnasium:{name}")
 

@@ -102,7 +102,7 @@ def test_out_and_in_again(tmp_path, probs):
         assert_close(torch.tensor(episode.actions), trajectories[row]["action"], rtol=0, atol=1e-6)
         assert bool(episode.terminations[-1]) == (steps < 5)
         assert bool(episode.truncations[-1]) == (steps == 5)
-    back = from_minari(tmp_path / "minari" / "test" / "pairs-v0")
+    back = from_minari(str(tmp_path / "minari" / "test" / "pairs-v0"))
     for name in ("observation", "action", "lengths", "returns", "chosen", "rejected"):
         assert_close(getattr(back, name), getattr(data, name), rtol=0, atol=1e-6)
     assert (back.preference_probs is None) == (probs is None)

@@ -18,6 +18,11 @@ def test_nobody_is_asked_for_trust(name):
     assert not resolve(name).own
 
 
+def test_an_id_of_gymnasium_is_code_where_it_names_a_module():
+    assert not names_code("gymnasium:Walker2d-v5")
+    assert names_code("gymnasium:my_robots:Walker2d-v5")
+
+
 def test_a_module_is_code():
     assert names_code("my_losses:loss")
     assert is_own("my_losses:loss")

@@ -11,6 +11,7 @@ without a range is passed on as it is.
 import os
 import time
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,7 +47,7 @@ _RUNNING: dict[tuple[str, int], Processes] = {}  # until the end of the program
 class Environment(Protocol):
     """A batch of simulations of one task; in each, an episode from its start to its end.
 
-    Attributes:
+    Args:
         num_envs: simulations in the batch.
         max_steps: an episode is over after so many; it may be set before a reset.
         observation_size, action_size: numbers in an observation and in an action.
@@ -158,6 +159,7 @@ def sizes(task: str, num_threads: int = 0) -> tuple[int, int]:
     return env.observation_size, env.action_size
 
 
+@cache  # what is imported once does not change any more
 def digest(task: str) -> str | None:
     """What a task of one's own follows from, besides its name; None for a shipped robot.
 

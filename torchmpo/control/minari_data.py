@@ -24,7 +24,7 @@ PAIRS = "torchmpo_pairs"  # in the metadata of a data set that `to_minari` wrote
 
 
 def from_minari(
-    dataset: "str | Path | MinariDataset", pairs: int | None = None, *, seed: int = 0
+    dataset: "str | MinariDataset", pairs: int | None = None, *, seed: int = 0
 ) -> PreferenceDataset:
     """Pairs of a data set's episodes.
 
@@ -100,8 +100,8 @@ def to_minari(
         raise missing_package(error, "minari") from error
     sizes = data.observation.shape[-1], data.action.shape[-1]
     seen = Box(-np.inf, np.inf, (sizes[0],), np.float32)
-    ends = [np.broadcast_to(np.float32(end), sizes[1:]) for end in (low, high)]
-    done = Box(low=ends[0], high=ends[1], dtype=np.float32)
+    ends = [np.broadcast_to(np.asarray(end, np.float32), sizes[1:]) for end in (low, high)]
+    done = Box(ends[0], ends[1], dtype=np.float32)
     if environment is not None:
         env = gymnasium.make(environment)
         if (env.observation_space.shape, env.action_space.shape) != ((sizes[0],), (sizes[1],)):
