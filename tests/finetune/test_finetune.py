@@ -240,31 +240,6 @@ def test_a_run_that_crashed_in_mid_epoch_ends_in_the_same_bits(tmp_path, base, p
     assert_same(whole, fit(ckpt_path=tmp_path / "last.ckpt"))
 
 
-def test_two_processes_end_where_one_does(config, tmp_path):
-    """The whole command in two processes that the launcher starts, as on two GPUs."""
-    settings = yaml.safe_load(config.read_text())
-    settings["model"]["lora"]["dropout"] = 0.0  # each process draws its own
-    settings["trainer"]["max_epochs"] = 1
-    config.write_text(yaml.safe_dump(settings))
-    assert run("fit", config) == 0
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torchmpo.finetune", "fit", "--config", str(config)),
-            *("--out", f"{tmp_path}/two", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
-            *("--trainer.accumulate_grad_batches", "1"),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(adapter(tmp_path / "run"), adapter(tmp_path / "two"), atol=2e-6)
-    for one, two in zip(metrics(tmp_path / "run"), metrics(tmp_path / "two"), strict=True):
-        numbers = [{k: float(v) for k, v in row.items() if v} for row in (one, two)]
-        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["function", "folder"])
 def test_ones_own_loss_and_a_discovered_one(kind, config, tmp_path, monkeypatch):
     if kind == "function":

@@ -39,6 +39,10 @@ def test_one_source_or_several(folder):
 def test_mistakes(folder):
     with pytest.raises(UserError, match="a source has no 'wieght': did you mean 'weight'"):
         sources_of([{"source": "a.jsonl", "wieght": 2}])
+    for misspelt in ({"sorce": "a.jsonl"}, {"sorce": "a.jsonl", "weight": 2}):
+        for given in (misspelt, [misspelt, "b.jsonl"]):
+            with pytest.raises(UserError, match=r"a source is .* 'sorce' is no key of it"):
+                sources_of(given)
     for weight in (0, -1, float("inf"), float("nan"), "2", True):
         with pytest.raises(UserError, match=r"weight of a\.jsonl must be a positive number"):
             Source("a.jsonl", weight=weight)

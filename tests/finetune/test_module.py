@@ -587,6 +587,14 @@ def test_lora_settings_out_of_range(setting):
         LoraSettings(**setting)
 
 
+def test_lora_settings_as_a_dict():
+    module = PreferenceModule(tiny_llama(), "sft", lora={"r": 2, "targets": ["q_proj"]})  # pyright: ignore[reportArgumentType]
+    assert module.policy.model.peft_config["default"].r == 2
+    for given, message in (({"rank": 2}, "lora has no 'rank'"), (8, "lora must be LoraSettings")):
+        with pytest.raises(UserError, match=message):
+            PreferenceModule(tiny_llama(), "sft", lora=given)  # pyright: ignore[reportArgumentType]
+
+
 def test_folders_without_a_model_are_one_line(tmp_path):
     for folder, message in (
         (tmp_path / "none", "there is no folder"),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,12 +119,15 @@ def folder(tmp_path_factory):
 def _torchrun(fits):
     """As on two machines: each has a torchrun, and one process."""
     Path("fits.json").write_text(json.dumps(fits))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     both = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
                 *("--node-rank", str(rank), "--nproc-per-node", "1"),
-                *("--master-addr", "127.0.0.1", "--master-port", "29577"),
+                *("--master-addr", "127.0.0.1", "--master-port", port),
                 *(str(Path(__file__).with_name("fit_all.py")), "fits.json"),
             ],
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}"},

@@ -214,14 +214,18 @@ class CommandLine(LightningCLI):
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
             return
+        # The first process decides: others may be on a machine that does not see its disk.
         last = self.out / "last.ckpt"
-        if not last.is_file() and self.trainer.checkpoint_callback is not None:
+        there = self.trainer.strategy.broadcast(last.is_file())
+        if not there and self.trainer.checkpoint_callback is not None:
             self.trainer.save_checkpoint(last, weights_only=False)  # not a step was made
         best = self.out / "best.ckpt"
-        if self._get(self.config, "keep_best") and best.is_file():
-            load_whole(self.model, _load(best, map_location="cpu", weights_only=True)["state_dict"])
+        there = self.trainer.strategy.broadcast(best.is_file())
         name = "adapter" if is_adapted(self.model.policy.model) else "model"
         if self.trainer.is_global_zero or is_sharded(self.trainer):
+            if self._get(self.config, "keep_best") and there:
+                best = _load(best, map_location="cpu", weights_only=True)
+                load_whole(self.model, best["state_dict"])
             self.model.save(self.out / name, self.datamodule.tokenizer)
         if self.trainer.is_global_zero:
             print(f"wrote {self.out / name}")

@@ -8,6 +8,7 @@ few, with more data.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def sources_of(given: Any) -> list[Source]:
     >>> [source.weight for source in sources_of(["a.jsonl", {"source": "b.jsonl", "weight": 2}])]
     [1.0, 2]
     """
+    for item in given if isinstance(given, (list, tuple)) else (given,):
+        _refuse_misspelt(item)
     if isinstance(given, (list, tuple)) and given and all(map(_names_source, given)):
         return [_source(item) for item in given]
     return [_source(given)]
@@ -115,6 +118,17 @@ def _names_source(item: Any) -> bool:
     if isinstance(item, Mapping):  # a row of a data set may have a column of this name, too
         return "source" in item and not {"chosen", "rejected"} & set(item)
     return isinstance(item, (str, Path, Source))
+
+
+def _refuse_misspelt(item: Any) -> None:
+    """Refuse what would be taken for a row of a data set, but has no key that is not like ours."""
+    names = [field.name for field in fields(Source)]
+    if isinstance(item, Mapping) and item and "source" not in item:
+        unlike = [key for key in item if not get_close_matches(str(key), names)]
+        if not unlike:
+            absent = next((str(key) for key in item if key not in names), None)
+            told = "it names none" if absent is None else f"{absent!r} is no key of it"
+            raise UserError(f"a source is {{source: …}} with any of {', '.join(names[1:])}: {told}")
 
 
 def _source(item: Any) -> Source:

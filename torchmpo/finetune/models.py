@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torchmpo.finetune.loading import (
 )
 from torchmpo.finetune.model_card import carry_card
 from torchmpo.linear_logps import linear_logps
-from torchmpo.runs.errors import UserError, missing_package, one_line
+from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
 __all__ = [
     "LoraSettings",
@@ -40,6 +40,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "load_tokenizer",
+    "lora_settings",
     "model_digest",
     "positions",
     "text_part",
@@ -96,6 +97,23 @@ class LoraSettings:
             raise UserError(f"lora.dropout must be in [0, 1); got {self.dropout}")
         if not self.targets:
             raise UserError("lora.targets is empty: name modules, or say all-linear")
+
+
+def lora_settings(given: Any) -> LoraSettings | None:
+    """Settings as such, however they are given.
+
+    Raises:
+        UserError: something else, or a name that is none of theirs.
+    """
+    if given is None or isinstance(given, LoraSettings):
+        return given
+    if not isinstance(given, dict):
+        raise UserError(f"lora must be LoraSettings, a dict or None; got {given!r}")
+    names = [field.name for field in fields(LoraSettings)]
+    for name in given:
+        if name not in names:
+            raise UserError(f"lora has no {name!r}: {nearest(name, names)}")
+    return LoraSettings(**given)
 
 
 def positions(config: Any) -> int | None:

@@ -38,6 +38,7 @@ from torchmpo.finetune.models import (
     fresh_adapter,
     is_adapted,
     load_model,
+    lora_settings,
     model_digest,
 )
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
@@ -90,8 +91,8 @@ class PreferenceModule(LightningModule):
         loss: a name of ``torchmpo.losses.LOSSES``, ``"package.module:function"``, the folder of a
             saved objective, a function, or an objective.
         loss_args: hyper-parameters of the loss.
-        lora: adapters to add; None trains every weight, or, where the model comes with adapters,
-            those.
+        lora: adapters to add, in Python also as a dict of their settings; None trains every
+            weight, or, where the model comes with adapters, those.
         reference: for losses that have one. ``"adapter_off"``, the model without its adapters;
             ``"copy"``, a second model, frozen as it was at the start; ``"cache"``, ``ref_logps`` in
             the batches, computed once, before training (see
@@ -147,6 +148,7 @@ class PreferenceModule(LightningModule):
     ):
         super().__init__()
         _check_numbers(lr, warmup, schedule, weight_decay)
+        lora = lora_settings(lora)
         self.lr, self.warmup, self.schedule, self.weight_decay = lr, warmup, schedule, weight_decay
         self.allow_coupled, self.seed = allow_coupled, seed
         # Before the model: a misspelt loss should not have to wait for 17 GB of weights.
