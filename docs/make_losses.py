@@ -45,6 +45,7 @@ FIXED = {
     "chosen_rewards": 1.0,
     "rejected_rewards": 0.0,
     "preference_probs": 0.8,
+    "gold_mean_logps": -0.5,
     "chosen_step_kl": 0.05,
     "rejected_step_kl": 0.2,
     "chosen_step_weights": 0.5,
@@ -151,7 +152,7 @@ def unit(function: Callable) -> str:
     reduction = inspect.signature(function).parameters.get("reduction")
     if reduction is not None:
         return f"sums or means (default {reduction.default})"
-    sums = bool(own & {"chosen_logps", "rejected_logps", "logps"})
+    sums = bool(own & {"chosen_logps", "rejected_logps", "logps", "list_logps"})
     if any("_step_logps" in name for name in own):
         return "steps"
     means = bool(own & {"chosen_mean_logps", "rejected_mean_logps"})
@@ -190,6 +191,8 @@ nats per step |
 | c', r', c̄', r̄' | `ref_chosen_logps`, … | the same under the frozen reference policy |
 | n_c, n_r | `chosen_lengths`, `rejected_lengths` | how many steps were summed |
 | R_c, R_r | `chosen_rewards`, `rejected_rewards` | scores of a reward model or a judge |
+| s_i | `list_logps`, `ref_list_logps` | β times the log-ratio of response i of a ranked list |
+| ḡ | `gold_mean_logps` | of a third response |
 | h_t | `chosen_step_logps`, `ref_chosen_step_logps`, … | the log-ratio of a single step |
 | K_t | `chosen_step_kl`, … | KL(π_ref ‖ π) of a step's whole distribution |
 | p | `preference_probs` | probability that the chosen response is the better one |
@@ -302,6 +305,8 @@ def figure_lines(name: str) -> str:
     ]
     if is_unpaired(inputs(LOSSES[name])):
         notes.append("two single responses, the chosen one desirable and the rejected one not")
+    if "list_logps" in inputs(LOSSES[name]):
+        notes.append("a list of three, the last of which stays at −1.4, and its reference at −1")
     if name in COUPLED:
         notes.append(f"the sum over a batch of {1 + len(COMPANIONS['chosen_mean_logps'])} pairs")
     caption = f"\n\nPicture: {', '.join(notes)}." if notes else ""
@@ -440,6 +445,10 @@ def surface(
             batch[field] = mean[..., None].expand(*mean.shape, STEPS)
         for field in (f"{side}_step_kl", f"{side}_step_weights"):
             batch[field] = batch[field][..., None].expand(*batch[field].shape, STEPS)
+    for prefix, third in (("", -1.4), ("ref_", -1.0)):
+        sides = [batch[f"{prefix}{side}_mean_logps"] for side in ("chosen", "rejected")]
+        listed = torch.stack([*sides, torch.full_like(sides[0], third)], -1)
+        batch[f"{prefix}list_logps"] = listed * STEPS
     # An input that may be left out is.
     data = {field: batch[field] for field in inputs(function) if field in batch}
     value = torch.vmap(lambda pairs: function(**pairs, **hyper).sum())(data)

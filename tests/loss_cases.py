@@ -106,6 +106,16 @@ SETTINGS = {
     "tdpo": [{"beta": 0.3, "alpha": 0.7}, {"variant": "tdpo1"}],
     "tb_po": [{"beta": 0.3}],
     "sparse_po": [{"beta": 0.3}],
+    "spo_silu": [{"beta": 0.3}],
+    "cpo_ipo": [{"beta": 0.3, "sft_coef": 0.7}],
+    "plackett_luce": [{"beta": 0.3}],
+    "self_po": [{"beta": 0.3}],
+    "lambda_po": [{"beta": 0.3}],
+    "tpo": [
+        {"beta": 0.3, "sft_coef": 0.7, "target_margin": 0.2, "label_smoothing": 0.1},
+        {"curve": "hinge", "beta": 0.3},
+        {"curve": "squared", "beta": 0.3, "reduction": "mean"},
+    ],
     "discopop": [{"beta": 0.3, "tau": 0.2}],
     "padll": [{"beta": 0.3}],
     "cell": [{"beta": 0.3}],
@@ -124,10 +134,12 @@ CASES = [
 STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired", "wpo")
 # Losses of steps; the divergences of steps are looked at in test_steps.py.
 OF_STEPS = ("ld_dpo", "bvpo", "tdpo", "tb_po", "sparse_po")
+OF_LISTS = ("plackett_luce", "self_po", "lambda_po")
 STEPS = 6
+RESPONSES = 4
 POLICY = (
     *("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps", "logps"),
-    *("chosen_step_logps", "rejected_step_logps"),
+    *("chosen_step_logps", "rejected_step_logps", "list_logps", "gold_mean_logps"),
 )
 
 
@@ -151,6 +163,7 @@ def make_inputs(name, batch=6, seed=0, dtype=torch.float64, spread=3.0, device="
     data = {}
     for field in input_names(name):
         shape = (batch, STEPS) if "_step_" in field else (batch,)
+        shape = (batch, RESPONSES) if "list_" in field else shape
         if field.endswith("_lengths"):
             values = torch.randint(1, 9, (batch,), generator=gen)
         elif field.endswith("_mask"):  # made below, of the lengths

@@ -520,6 +520,58 @@ def total(values, n):
     return math.fsum(values) * n / len(values)
 
 
+def spo_silu(c, r, rc, rr, *, beta):
+    x = beta * margin(c, r, rc, rr)
+    return -x * sigmoid(-x)
+
+
+def cpo_ipo(c, r, *, beta, sft_coef):
+    return (c - r - 1 / (2 * beta)) ** 2 - sft_coef * c
+
+
+def tpo(
+    c, r, gold, nc=1, nr=1, *, beta, sft_coef, target_margin, label_smoothing, curve, reduction
+):
+    if reduction == "mean":
+        c, r = c / nc, r / nr
+    z = beta * (c - r) - target_margin
+    if curve == "hinge":
+        return max(0.0, 1 - z) - sft_coef * gold
+    if curve == "squared":
+        return (c - r - target_margin / beta - 1 / (2 * beta)) ** 2 - sft_coef * gold
+    return smoothed_logistic(z, label_smoothing) - sft_coef * gold
+
+
+def scores(y, ref, beta):
+    return [beta * (a - b) for a, b in zip(y, ref, strict=True)]
+
+
+def plackett_luce(y, ref, *, beta):
+    s, loss = scores(y, ref, beta), 0.0
+    for k in range(len(s) - 1):
+        top = max(s[k:])
+        loss += top + math.log(math.fsum(math.exp(x - top) for x in s[k:])) - s[k]
+    return loss
+
+
+def self_po(y, ref, *, beta):
+    s = scores(y, ref, beta)
+    return -math.fsum(log_sigmoid(a - b) for i, a in enumerate(s) for b in s[i + 1 :])
+
+
+def lambda_po(y, ref, *, beta):
+    s = scores(y, ref, beta)
+    n = len(s)
+    gain = [2 ** ((n - 1 - i) / (n - 1)) - 1 for i in range(n)]
+    order = sorted(range(n), key=lambda i: -s[i])
+    discount = [1 / math.log(2 + order.index(i)) for i in range(n)]
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    weights = [abs(gain[i] - gain[j]) * abs(discount[i] - discount[j]) for i, j in pairs]
+    mean = fmean(weights)
+    rows = zip(pairs, weights, strict=True)
+    return -math.fsum(w / mean * log_sigmoid(s[i] - s[j]) for (i, j), w in rows)
+
+
 def ld_dpo(c, r, rc, rr, mc, mr, nc, nr, *, beta, excess_coef):
     sums = []
     for y, ref, mask, n in ((c, rc, mc, nc), (r, rr, mr, nr)):

@@ -80,6 +80,8 @@ REWARDS = {
     "alpha_po": alpha_reward(2, 0.25),
     "colpo": (CM, RM),
     "closed_form": (CM, RM),
+    "cpo_ipo": (0.1 * CM, 0.1 * RM),
+    "tpo": (0.01 * C, 0.01 * R),
     "dpo_norm": of_means(5.0),
     "ipo": of_means(0.1),
     "discopop": of_sums(0.05),
@@ -94,7 +96,8 @@ OF_SUMS = """
     modpo vpo_offline hinge_dpo exo_pair nca_pair bco_pair sppo_hard apo_zero apo_down f_dpo padll
     cell pfl aot aot_unpaired aql aqfl dbaql dpo_shift minor_dpo bpo_min cal_dpo c2_dpo mix_dpo gpo
     sym_po bregman_po focal_po offset_dpo dr_dpo beta_dpo kto_pair kto bco_unpaired
-    apo_zero_unpaired wpo samdpo ld_dpo bvpo tdpo tb_po sparse_po
+    apo_zero_unpaired wpo samdpo ld_dpo bvpo tdpo tb_po sparse_po spo_silu
+    plackett_luce self_po lambda_po
 """
 REWARDS |= {name: of_sums(0.1) for name in OF_SUMS.split()}
 

@@ -82,6 +82,20 @@ def test_the_divergence_holds_a_policy_where_it_started():
     assert distance(close, start) < 0.5 * distance(free, start)
 
 
+@pytest.mark.parametrize("name", ["plackett_luce", "self_po", "lambda_po"])
+def test_a_pair_is_a_list_of_two(name):
+    betas = {"beta": [0.05, 0.2, 1.0]}
+    dpo, start = train(Objective(dpo_loss), betas, steps_per_trajectory=4)
+    listed, _ = train(resolve(name), betas, steps_per_trajectory=4)
+    assert distance(dpo, start) > 1e-3
+    assert distance(dpo, listed) < 1e-6
+
+
+def test_no_robot_has_a_third_response():
+    with pytest.raises(UserError, match="tpo: the inner loop cannot supply gold_mean_logps"):
+        inner.check_inputs(resolve("tpo"))
+
+
 def test_weights_of_steps_are_ones_own():
     with pytest.raises(UserError, match="cannot supply chosen_step_weights, rejected_step_weights"):
         inner.check_inputs(resolve("sparse_po"))

@@ -109,6 +109,21 @@ def test_no_cache_has_distributions():
         PreferenceModule(tiny_llama(), "tdpo", lora=LORA, reference="cache")
 
 
+@pytest.mark.parametrize("loss", ["plackett_luce", "self_po", "lambda_po"])
+def test_a_pair_is_a_list_of_two(loss):
+    module, plain = away(loss), away("dpo")
+    with torch.no_grad():
+        expected = plain.losses(plain.pair_logps(DATA))
+        found = module.losses(module.pair_logps(DATA))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_have_no_third_response():
+    module = PreferenceModule(tiny_llama(), "tpo", lora=LORA)
+    with pytest.raises(UserError, match="the data have no gold_mean_logps"):
+        module.losses(module.pair_logps(DATA))
+
+
 def test_weights_of_tokens_are_ones_own():
     module = PreferenceModule(tiny_llama(), "sparse_po", lora=LORA)
     with pytest.raises(UserError, match="the data have no chosen_step_weights"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loss_cases import (
     CASES,
+    OF_LISTS,
     OF_STEPS,
     POLICY,
     SETTINGS,
@@ -129,6 +130,16 @@ SIGNATURES = {
         (*LABELLED, *MISMATCHED),
         {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0},
     ),
+    "spo_silu": (PAIR, {"beta": 0.1}),
+    "cpo_ipo": (MEANS, {"beta": 0.1, "sft_coef": 1.0}),
+    **dict.fromkeys(OF_LISTS, (("list_logps", "ref_list_logps"), {"beta": 0.1})),
+    "tpo": (
+        (*SUMS, "gold_mean_logps", *LENGTHS),
+        {
+            **{"beta": 0.01, "sft_coef": 1.0, "target_margin": 0.0, "label_smoothing": 0.0},
+            **{"curve": "logistic", "reduction": "sum"},
+        },
+    ),
     "wpo": ((*PAIR, *MEANS, *COLLISION), {"beta": 0.1, "label_smoothing": 0.0}),
     "samdpo": ((*PAIR, *LENGTHS), {"beta": 0.1}),
     "ld_dpo": ((*BY_STEP, *MASKS, *LENGTHS), {"beta": 0.1, "excess_coef": 0.5}),
@@ -144,10 +155,10 @@ SIGNATURES = {
     "alpha_dpo": ((*MEANS, *REF_MEANS), {"beta": 2.5, "alpha": 0.2, "target_margin": 1.5}),
 }
 # The fields a loss can do without, unless reduction="mean" asks for lengths.
-OF_A_MEAN = ("slic_hf", "lpo", "ipo", "cpl")
+OF_A_MEAN = ("slic_hf", "lpo", "ipo", "cpl", "tpo")
 OPTIONAL = dict.fromkeys(OF_A_MEAN, LENGTHS) | {"kto": MISMATCHED, "wpo": COLLISION}
 NAMES = list(SIGNATURES)
-FLAT = [name for name in NAMES if name not in OF_STEPS]  # all [batch]
+FLAT = [name for name in NAMES if name not in (*OF_STEPS, *OF_LISTS)]  # all [batch]
 FIRST = {name: SETTINGS[name][0] for name in NAMES}
 NUMERIC = {n: {k: v for k, v in FIRST[n].items() if not isinstance(v, str)} for n in NAMES}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -285,9 +296,9 @@ MEAN_EXTREMES = (-50.0, -10.0, -1.0, -1e-3, -1e-6, 0.0, 5.0)
 def extreme_inputs(name, dtype):
     """Every combination of extreme log-probabilities; extreme values of whatever else is asked."""
     fields = input_names(name)
-    if name in OF_STEPS:
+    if name in (*OF_STEPS, *OF_LISTS):
         data, gen = make_inputs(name, batch=400, dtype=dtype), torch.Generator().manual_seed(0)
-        for field in (field for field in fields if "_step_" in field):
+        for field in (field for field in fields if "_step_" in field or "list_" in field):
             values = torch.tensor(SUM_EXTREMES if "logps" in field else (0.0, 1e-6, 1.0, 1e3))
             drawn = torch.randint(len(values), data[field].shape, generator=gen)
             data[field] = values[drawn].to(dtype)
@@ -304,6 +315,7 @@ def extreme_inputs(name, dtype):
             continue
         choices = {
             "chosen_mean_logps": MEAN_EXTREMES,
+            "gold_mean_logps": MEAN_EXTREMES,
             "preference_probs": (0.0, 0.5, 1.0),
             "desirable": (0.0, 1.0),
             **dict.fromkeys(MISMATCHED, SUM_EXTREMES),
@@ -571,7 +583,10 @@ def extreme_losses(name, extent):
         x = torch.rand(4000, generator=gen, dtype=torch.float64) ** 3
         corner = torch.randint(0, 3, (4000,), generator=gen)
         x = torch.where(corner == 0, 0.0, torch.where(corner == 1, 1.0, x))
-        data[field] = -extent * x.reshape(-1, *[1] * (data[field].dim() - 1)).expand_as(data[field])
+        if field == "list_logps":
+            x = x[torch.randint(4000, data[field].shape, generator=gen)]
+        data[field] = -extent * x.reshape(len(x), -1).expand_as(data[field].reshape(len(x), -1))
+        data[field] = data[field].squeeze(-1)
     for side in ("chosen", "rejected"):  # a weight by likelihood moves with the sum
         if f"{side}_log_collision" in data:
             data[f"{side}_mean_logps"] = data[f"{side}_logps"] / 8
@@ -619,11 +634,12 @@ def test_shapes_that_differ_are_refused_with_both_printed(name, wrong):
         assert any(field in str(caught.value) for field in odd)
 
 
-@pytest.mark.parametrize("name", [*OF_STEPS, "wpo"])
+@pytest.mark.parametrize("name", [*OF_STEPS, *OF_LISTS, "wpo"])
 def test_one_input_of_another_shape_is_refused_by_name(name):
     right = make_inputs(name)
     for field, value in right.items():
-        for wrong in (value[:5], value[..., None], *((value[:, :2],) if value.dim() == 2 else ())):
+        shorter = (value[:, :1],) if value.dim() == 2 else ()
+        for wrong in (value[:5], value[..., None], *shorter):
             with pytest.raises(ValueError, match=r"has shape|must be \[batch") as caught:
                 call(name, right | {field: wrong}, **FIRST[name])
             side = field.removeprefix("ref_").partition("_")[0]
@@ -650,7 +666,7 @@ def test_integers_as_log_probabilities_are_refused(name):
 def test_an_input_that_is_no_tensor_is_named(name, wrong):
     for field in SIGNATURES[name][0]:
         if wrong is not None or field not in OPTIONAL.get(name, ()):
-            message = rf"{field} must be a tensor \[batch(, time)?\]; got"
+            message = rf"{field} must be a tensor \[batch(, time|, n)?\]; got"
             with pytest.raises(ValueError, match=message):
                 call(name, make_inputs(name) | {field: wrong}, **FIRST[name])
 
@@ -771,6 +787,7 @@ def test_numbers_out_of_range_are_refused_by_name(name, key):
         ("gpo", "curve", ("logistic", "hinge", "squared", "exponential", "savage")),
         ("sym_po", "curve", ("sigmoid", "ramp", "unhinged")),
         ("tdpo", "variant", ("tdpo1", "tdpo2")),
+        ("tpo", "curve", ("logistic", "hinge", "squared")),
     ],
 )
 def test_an_unknown_choice_is_answered_with_the_valid_ones(name, key, choices):

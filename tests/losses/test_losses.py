@@ -10,6 +10,7 @@ import pytest
 import torch
 from loss_cases import (
     CASES,
+    OF_LISTS,
     OF_STEPS,
     SETTINGS,
     STOPPED,
@@ -47,6 +48,7 @@ LOG2, LOG3, LOG4 = math.log(2), math.log(3), math.log(4)
 # h_c = 3, h_r = −2, D = 5, Δ = 1, Δ₀ = −4: at β = 0.2, βD = 1.
 PAIR = (-1.0, -2.0, -4.0, 0.0)
 FLIPPED = (-2.0, -1.0, 0.0, -4.0)
+TPO_IPO = {"curve": "squared", "reduction": "mean"}
 BY_HAND = [
     ("sft", (-2.0,), {}, 2.0),
     ("rrhf", (-2.0, -1.5), {"sft_coef": 0.5}, 0.5 + 1),
@@ -236,6 +238,12 @@ BY_HAND = [
     ("kto", (-1.0, -4.0, False, -2.0, -3.0), {"beta": 0.5, "undesirable_coef": 3.0}, 3 * s(1)),
     ("kto", (-4.0, -1.0, False, -3.0, -2.0), {"beta": 0.5}, s(-1.5)),  # z₀ is not below 0
     ("kto", (-1.0, -4.0, True), {"beta": 0.5}, 0.5),
+    ("spo_silu", PAIR, {"beta": LOG3 / 5}, -LOG3 / 4),
+    ("cpo_ipo", (-1.0, -4.0), {"beta": 0.25, "sft_coef": 0.5}, (3 - 2) ** 2 + 0.5),
+    ("tpo", (0.0, -10.0, -3.0), {"beta": 0.1, "sft_coef": 0.5}, softplus(-1) + 1.5),
+    ("tpo", (0.0, -10.0, -3.0), {"beta": 0.1, "target_margin": 0.5}, softplus(-0.5) + 3),
+    ("tpo", (0.0, -4.0, -3.0), {"beta": 0.1, "curve": "hinge"}, 0.6 + 3),
+    ("tpo", (-2.0, -9.0, -3.0, 2, 3), {"beta": 0.5, **TPO_IPO}, (2 - 1) ** 2 + 3),
     ("wpo", (*PAIR, -1.0, -2.0), {"beta": 0.2}, math.exp(-3) * softplus(-1)),
     ("wpo", (*PAIR, -1.0, -2.0, -3.0, -1.5), {"beta": 0.2}, math.exp(1.5) * softplus(-1)),
     ("samdpo", (*PAIR, 3, 4), {"beta": 0.5}, softplus(-0.5 * 3 * (1 + 0.5))),
@@ -257,7 +265,8 @@ def test_by_hand(name, pair, hyper, expected):
 
 
 def test_every_loss_is_worked_out_by_hand():
-    assert {name for name, *_ in BY_HAND} | set(OF_STEPS) == set(LOSSES)  # those in test_steps.py
+    elsewhere = {*OF_STEPS, *OF_LISTS}  # test_steps.py and test_lists.py
+    assert {name for name, *_ in BY_HAND} | elsewhere == set(LOSSES)
 
 
 def test_mirror_losses_by_hand():
@@ -384,7 +393,8 @@ MAY_LOWER_CHOSEN = {
     *("apo_down", "nca_pair"),
     *("soft_label_dpo", "smpo"),
     *("discopop", "aql", "aqfl", "dbaql"),
-    *("cal_dpo", "c2_dpo", "kto_pair"),
+    *("cal_dpo", "c2_dpo", "kto_pair", "spo_silu", "cpo_ipo"),
+    *OF_LISTS,  # the middle of a list is pushed both ways
 }
 
 
@@ -394,7 +404,11 @@ def test_a_lower_chosen_likelihood_is_never_better(name):
     fields = policy_fields(data)
     _, gradient = policy_gradients(name, data)
     for field, slope in zip(fields, gradient, strict=True):
-        good = data["desirable"] if field == "logps" else torch.tensor(field.startswith("chosen"))
+        good = (
+            data["desirable"]
+            if field == "logps"
+            else torch.tensor(field.startswith(("chosen", "gold")))
+        )
         assert torch.where(good, slope <= 0, slope >= 0).all()
 
 

@@ -34,6 +34,9 @@ def make_pair(batch=5, seed=0, dtype=torch.float32, low=-6.0, high=-0.01):
         for name in (f"{side}_step_kl", f"{side}_step_weights"):
             fields[name] = torch.rand(batch, 4, generator=gen).to(dtype)
         fields[f"{side}_mask"] = torch.ones(batch, 4, dtype=torch.bool)
+    for name in ("list_logps", "ref_list_logps"):
+        fields[name] = (low + (high - low) * torch.rand(batch, 3, generator=gen)).to(dtype)
+    fields["gold_mean_logps"] = fields["chosen_mean_logps"]
     fields["desirable"] = torch.arange(batch) < 2
     for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
         fields[name] = torch.rand(batch, generator=gen).to(dtype)

@@ -10,7 +10,7 @@ from torch import ones
 
 from torchmpo import PairLogps, resolve
 from torchmpo.losses import LOSSES
-from torchmpo.objectives.other_tools import LOSSES_OF, MISSING
+from torchmpo.objectives.other_tools import LOSSES_OF
 
 # Read from the tools' own sources in November 2026: TRL 1.16.0 (`loss_type` of DPOConfig, and of
 # the CPO, KTO and TPO trainers behind their names), LLaMA-Factory 0.9.5 (`pref_loss`, and the stage
@@ -35,17 +35,11 @@ NAMES = {
         drdpo chipo spo dpnll minor_dpo c2dpo alpha_dpo bpo
     """,
 }
-# What is not here: a name leaves this list when its loss comes.
-NOT_YET = {
-    "trl": """
-        cpo.ipo tpo.sigmoid tpo.hinge tpo.ipo tpo.tpo-l
-    """,
-    "llamafactory": "",
-    "openrlhf": "",
-    "liger": "",
-    "oxrl": "spo",
-}
 # The tools' own defaults, where a β of 0.1 is not all there is to say.
+TPO = {
+    **{"beta": 0.01, "sft_coef": 1.0, "target_margin": 0.0, "label_smoothing": 0.0},
+    **{"curve": "logistic", "reduction": "sum"},
+}
 DEFAULTS = {
     "trl:sft": {},
     "trl:discopop": {"beta": 0.1, "tau": 0.05},
@@ -55,6 +49,10 @@ DEFAULTS = {
     "trl:cpo.sigmoid": {"beta": 0.1, "sft_coef": 1.0, "label_smoothing": 0.0},
     "trl:cpo.simpo": {"beta": 0.1, "target_margin": 0.5, "sft_coef": 1.0, "label_smoothing": 0.0},
     "trl:orpo": {"po_coef": 0.1},
+    "trl:tpo.ipo": {**TPO, "curve": "squared", "reduction": "mean"},
+    "trl:tpo.sigmoid": TPO,
+    "trl:tpo.hinge": {**TPO, "curve": "hinge"},
+    "trl:tpo.tpo-l": {**TPO, "target_margin": 0.5, "reduction": "mean"},
     "llamafactory:simpo": {
         **{"beta": 0.1, "target_margin": 0.5, "sft_coef": 0.0, "label_smoothing": 0.0}
     },
@@ -86,12 +84,13 @@ DEFAULTS = {
 KNOWN = [(tool, name) for tool, names in LOSSES_OF.items() for name in names]
 
 
-def test_every_name_of_every_tool_is_known_or_has_its_reason():
-    assert LOSSES_OF.keys() == MISSING.keys() == NAMES.keys() == NOT_YET.keys()
+def test_every_name_of_every_tool_is_a_loss_of_ours():
+    assert LOSSES_OF.keys() == NAMES.keys()
     for tool, names in NAMES.items():
-        assert set(names.split()) - set(LOSSES_OF[tool]) == set(NOT_YET[tool].split()), tool
-        assert set(LOSSES_OF[tool]) <= set(names.split()), tool
-        assert set(MISSING[tool]) == set(NOT_YET[tool].split()), tool
+        assert set(names.split()) == set(LOSSES_OF[tool]), tool
+    ours = {word for known in LOSSES_OF.values() for loss, _ in known.values() for word in [loss]}
+    parts = {part.rpartition("*")[2] for loss in ours for part in loss.split("+")}
+    assert parts - set(LOSSES) == set()
 
 
 @pytest.mark.parametrize(("tool", "name"), KNOWN)
@@ -129,7 +128,6 @@ def test_ones_own_numbers_replace_the_tools():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("trl:tpo.tpo-l", "trl:tpo.tpo-l is not here yet: it needs a third response"),
         ("trl:sigmiod", "trl has no loss 'sigmiod': did you mean 'sigmoid'?"),
     ],
 )

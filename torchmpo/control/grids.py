@@ -81,6 +81,7 @@ OWN: dict[str, dict[str, Range]] = {
     "alpha_po": {"alpha": Range(-0.5, 0.5, log=False)},
     "f_dpo": {"alpha": Range(0.0, 1.0, log=False)},
     "r_dpo": {"alpha": Range(1e-4, 0.1)},
+    "cpo_ipo": {"beta": Range(0.03, 30.0)},
     "tdpo": {"alpha": Range(0.0, 2.0, log=False)},
     "vpo_offline": {"alpha": Range(0.01, 100.0)},
     "modpo": {"po_coef": Range(0.1, 1.0)},
@@ -94,6 +95,8 @@ OWN: dict[str, dict[str, Range]] = {
 # What makes another loss of a loss once it is not 0, and is therefore tuned only where it is given.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "simpo": ("sft_coef", "label_smoothing"),
+    "wpo": ("label_smoothing",),
+    "tpo": ("target_margin", "label_smoothing"),
     "cpo": ("label_smoothing",),
 }
 # Of a loss in a sum of several.
@@ -143,7 +146,13 @@ def ranges(objective: Objective) -> dict[str, Range]:
 def _unit(objective: Objective) -> str:
     if (unit := objective.hyper.get("reduction")) in ("sum", "mean"):
         return unit
-    sums = {"rejected_logps", "chosen_logps", "rejected_step_logps", "logps"} & objective.inputs
+    sums = {
+        "rejected_logps",
+        "chosen_logps",
+        "rejected_step_logps",
+        "logps",
+        "list_logps",
+    } & objective.inputs
     return "sum" if sums else "mean"
 
 

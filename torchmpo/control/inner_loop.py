@@ -383,7 +383,8 @@ class _Loop:
 
 def _sides(inputs: frozenset[str]) -> int:
     """1 if an objective looks at the chosen trajectories only, else 2."""
-    return 2 if is_unpaired(inputs) or any("rejected" in name for name in inputs) else 1
+    both = any("rejected" in name or "list_" in name for name in inputs)
+    return 2 if both or is_unpaired(inputs) else 1
 
 
 def _by_step(inputs: frozenset[str], what: str) -> bool:
@@ -394,6 +395,7 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> Pair
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
 
     A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
+    One of lists gets pairs, which are lists of two.
     """
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
@@ -411,6 +413,7 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> Pair
         if logps is not None:
             mean = (logps * mask).sum(-1) / mask.sum(-1)
             sums = fields[f"{ref}logps"] = mean * lengths
+            fields[f"{ref}list_logps"] = torch.stack(sums.chunk(2), -1)
             values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": sums}
     for name, value in values.items():
         for side, part in zip(("chosen", "rejected"), value.chunk(_sides(inputs)), strict=False):
@@ -494,7 +497,8 @@ def check_inputs(objective: Objective | MirrorObjective, policy: str = "gaussian
             f"{objective.name} reads {whole[0]}, which a {policy} policy does not supply: set "
             "policy to gaussian"
         )
-    supplied = [n for n in PairLogps._fields if not ("mismatched" in n or "_step_weights" in n)]
+    absent = ("mismatched", "_step_weights", "gold_")
+    supplied = [n for n in PairLogps._fields if not any(word in n for word in absent)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "

@@ -49,8 +49,10 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
         values = _sides("logps", sums) | _sides("mean_logps", sums / lengths.clamp(min=1))
         values |= _sides("lengths", lengths)
         values |= _sides("step_logps", token_logps) | _sides("mask", mask)
+        values["list_logps"] = torch.stack(sums.chunk(2), -1)
         if ref is not None:
             values |= _sides("logps", ref, "ref_")
+            values["ref_list_logps"] = torch.stack(ref.chunk(2), -1)
             values |= _sides("mean_logps", ref / lengths.clamp(min=1), "ref_")
         if ref_steps is not None:
             values |= _sides("step_logps", ref_steps, "ref_")

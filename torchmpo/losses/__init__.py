@@ -31,6 +31,12 @@ from torchmpo.losses.judged import (
     soft_label_dpo_loss,
 )
 from torchmpo.losses.likelihood_weight import wpo_loss
+from torchmpo.losses.lists import (
+    lambda_po_loss,
+    plackett_luce_loss,
+    self_po_loss,
+    tpo_loss,
+)
 from torchmpo.losses.logistic import (
     dpo_gamma_loss,
     dpo_loss,
@@ -47,6 +53,7 @@ from torchmpo.losses.margin_functions import (
     focal_po_loss,
     gpo_loss,
     offset_dpo_loss,
+    spo_silu_loss,
     sym_po_loss,
 )
 from torchmpo.losses.mirror import one_step_mirror_loss, two_step_mirror_loss
@@ -65,6 +72,7 @@ from torchmpo.losses.reference_free import (
     alpha_po_loss,
     closed_form_loss,
     colpo_loss,
+    cpo_ipo_loss,
     cpo_loss,
     lpo_loss,
     orpo_loss,
@@ -168,6 +176,12 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         tdpo_loss,
         tb_po_loss,
         sparse_po_loss,
+        spo_silu_loss,
+        cpo_ipo_loss,
+        plackett_luce_loss,
+        self_po_loss,
+        lambda_po_loss,
+        tpo_loss,
     )
 }
 
@@ -203,6 +217,7 @@ __all__ = [
     "closed_form_loss",
     "colpo_loss",
     "cpl_loss",
+    "cpo_ipo_loss",
     "cpo_loss",
     "dbaql_loss",
     "discopop_loss",
@@ -222,6 +237,7 @@ __all__ = [
     "ipo_loss",
     "kto_loss",
     "kto_pair_loss",
+    "lambda_po_loss",
     "ld_dpo_loss",
     "logistic_preference_loss",
     "lpo_loss",
@@ -236,21 +252,25 @@ __all__ = [
     "orpo_loss",
     "padll_loss",
     "pfl_loss",
+    "plackett_luce_loss",
     "r_dpo_loss",
     "robust_dpo_loss",
     "rpo_loss",
     "rrhf_loss",
     "samdpo_loss",
+    "self_po_loss",
     "sft_loss",
     "simpo_loss",
     "slic_hf_loss",
     "smpo_loss",
     "soft_label_dpo_loss",
     "sparse_po_loss",
+    "spo_silu_loss",
     "sppo_hard_loss",
     "sym_po_loss",
     "tb_po_loss",
     "tdpo_loss",
+    "tpo_loss",
     "two_step_mirror_loss",
     "vpo_offline_loss",
     "wpo_loss",

@@ -153,6 +153,52 @@ def sym_po_loss(
     return SYMMETRIC[curve](x)
 
 
+def spo_silu_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+) -> Tensor:
+    """Self preference optimisation: a margin that is large enough is not pushed further.
+
+    loss = −x·S(−x)
+
+    Args:
+        chosen_logps, rejected_logps: ``[batch]``, nats.
+        ref_chosen_logps, ref_rejected_logps: ``[batch]``, nats, of the reference policy.
+        beta: β > 0.
+
+    Returns:
+        ``[batch]``; negative where x > 0.
+
+    Raises:
+        ValueError: shapes differ, or β is out of range.
+
+    Bounds:
+        bounded below by about −0.278, at x = 1.278.
+
+    Defaults:
+        β 0.1, DPO's.
+
+    Limits:
+        −x for x far below 0, as DPO; 0 for x far above.
+
+    Pitfalls:
+        Beyond x = 1.278 it pulls the margin back, ever more weakly.
+
+    Source: Sun et al., Findings of EMNLP 2025, pages 5601 to 5614 (SPO), reconstructed from the
+    description: SiLU for the log of the logistic function, with a minimum at a finite margin.
+
+    >>> x = torch.tensor([-20.0])
+    >>> spo_silu_loss(x, x, x, x).tolist()
+    [-0.0]
+    """
+    x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    return -x * torch.sigmoid(-x)
+
+
 def bregman_po_loss(
     chosen_logps: Tensor,
     rejected_logps: Tensor,

@@ -261,6 +261,53 @@ def cpo_loss(
     return preference - sft_coef * chosen_mean_logps
 
 
+def cpo_ipo_loss(
+    chosen_mean_logps: Tensor,
+    rejected_mean_logps: Tensor,
+    *,
+    beta: Scalar = 0.1,
+    sft_coef: Scalar = 1.0,
+) -> Tensor:
+    """CPO with IPO's square: a target for the margin of means, and an SFT term.
+
+    loss = (Δ̄ − 1/(2β))² − sft_coef·c̄
+
+    Args:
+        chosen_mean_logps, rejected_mean_logps: ``[batch]``, nats per step: c̄ and r̄.
+        beta: β > 0.
+        sft_coef: ≥ 0.
+
+    Returns:
+        ``[batch]``.
+
+    Raises:
+        ValueError: shapes differ, or a hyper-parameter is out of range.
+
+    Bounds:
+        bounded below by 0 while log-probabilities are ≤ 0; grows like Δ̄².
+
+    Defaults:
+        β 0.1 and sft_coef 1, TRL's.
+
+    Limits:
+        IPO of means where the reference ranks neither response first, and sft_coef is 0.
+
+    Pitfalls:
+        A margin of 5 nats per step, the target at β 0.1, is far beyond what language models show.
+
+    Source: arXiv 2310.12036, eq. 17, without the reference, as in TRL's CPO trainer.
+
+    >>> x = torch.tensor([-2.0])
+    >>> cpo_ipo_loss(x, x, beta=0.5).tolist()            # 1 + 2
+    [3.0]
+    """
+    same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
+    check_positive(beta=beta)
+    check_non_negative(sft_coef=sft_coef)
+    margin = chosen_mean_logps - rejected_mean_logps
+    return (margin - 1 / (2 * beta)).square() - sft_coef * chosen_mean_logps
+
+
 def orpo_loss(
     chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, *, po_coef: Scalar = 0.1
 ) -> Tensor:

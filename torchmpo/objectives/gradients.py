@@ -47,6 +47,8 @@ def gradients(
         ref_rejected_logps=ref,
         ref_chosen_mean_logps=ref,
         ref_rejected_mean_logps=ref,
+        list_logps=torch.stack([c, r], -1),
+        ref_list_logps=torch.stack([ref, ref], -1),
         chosen_step_logps=c[:, None],
         rejected_step_logps=r[:, None],
         ref_chosen_step_logps=ref[:, None],

@@ -18,7 +18,9 @@ class PairLogps(NamedTuple):
     ``[batch, time]``, and so are ``*_step_kl``, KL(π_ref ‖ π) of a step's whole distribution
     (nats, with gradients), and ``*_step_weights``, which only code of one's own has;
     ``*_log_collision`` is the mean over the steps of log Σ_v π(v)², ``[batch]``, an integral for
-    densities.
+    densities. ``gold_mean_logps`` is of a third response, ``[batch]``; ``list_logps`` and
+    ``ref_list_logps`` of a ranked list of responses, best first, ``[batch, n]``: a pair is a list
+    of two.
 
     A loss of single responses reads others instead, with ``[batch]`` responses: ``logps`` and
     ``ref_logps``, as above, and ``desirable`` (bool), the label; ``mismatched_logps`` and
@@ -52,6 +54,9 @@ class PairLogps(NamedTuple):
     rejected_step_weights: Tensor | None = None
     chosen_log_collision: Tensor | None = None
     rejected_log_collision: Tensor | None = None
+    gold_mean_logps: Tensor | None = None
+    list_logps: Tensor | None = None
+    ref_list_logps: Tensor | None = None
     logps: Tensor | None = None
     ref_logps: Tensor | None = None
     desirable: Tensor | None = None
@@ -92,6 +97,8 @@ def made_up(names: Iterable[str], pairs: int, steps: int) -> dict[str, Tensor]:
     for name in names:
         by_step = "_step_" in name or name.endswith("_mask")
         value = torch.ones((pairs, steps) if by_step else pairs)
+        if "list_" in name:
+            value = torch.ones(pairs, 3)
         if name == "desirable":
             value = torch.arange(pairs) % 2 == 0
         if name.endswith("_mask"):

@@ -2,9 +2,8 @@
 
 ``LOSSES_OF`` has, by tool and by the tool's own name, a loss of ``torchmpo.losses.LOSSES`` and
 the hyper-parameters that the tool has by default. A trainer with several losses stands before a
-dot, as in ``trl:cpo.simpo``. ``MISSING`` says of every other preference loss of these tools what it
-takes that is not here. Names and defaults are of November 2026: TRL 1.16.0, LLaMA-Factory 0.9.5,
-OpenRLHF 0.11.0, Liger-Kernel 0.8.5, oxrl 1.7.2.
+dot, as in ``trl:cpo.simpo``. Names and defaults are of November 2026: TRL 1.16.0, LLaMA-Factory
+0.9.5, OpenRLHF 0.11.0, Liger-Kernel 0.8.5, oxrl 1.7.2.
 
 Where a tool computes something else than the paper it names, ours is the paper's:
 
@@ -13,6 +12,7 @@ Where a tool computes something else than the paper it names, ours is the paper'
   in the Jensen–Shannon case, and its ``focalpo`` stops the gradient through the weight.
 - oxrl's ``kto`` takes −LS in place of 1 − S, and its z₀ is a running mean over desirable responses.
 - oxrl's ``wpo`` divides by the batch's sum of weights, and its ``sampo`` draws the steps at random.
+- oxrl's ``spo`` is −x·S(x), which has no minimum; the paper describes one that has.
 - oxrl's ``betadpo`` and ``alpha_dpo`` keep running means, and so does LLaMA-Factory's BCO term.
 - The SFT term of a trainer is a mean over the tokens of a batch; ours is one over each response.
 """
@@ -20,8 +20,6 @@ Where a tool computes something else than the paper it names, ours is the paper'
 from typing import Any, NamedTuple
 
 from torchmpo.runs.errors import nearest
-
-THIRD = "it needs a third response"
 
 
 class Known(NamedTuple):
@@ -50,6 +48,7 @@ _DPO_TRAINER = {
 _KTO = Known("kto", {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0})
 _CPO = Known("cpo", {"beta": 0.1, "sft_coef": 1.0})
 _ORPO = Known("orpo", {"po_coef": 0.1})
+_TPO = Known("tpo", {"beta": 0.01, "sft_coef": 1.0})
 _CPO_SIMPO = Known("simpo", {"beta": 0.1, "target_margin": 0.5, "sft_coef": 1.0})
 
 LOSSES_OF: dict[str, dict[str, Known]] = {
@@ -62,6 +61,11 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "cpo.hinge": Known("0.1*slic_hf+1*sft", {"slic_hf_delta": 10.0, "slic_hf_sft_coef": 0.0}),
         "cpo.simpo": _CPO_SIMPO,
         "orpo": _ORPO,
+        "cpo.ipo": Known("cpo_ipo", {"beta": 0.1, "sft_coef": 1.0}),
+        "tpo.sigmoid": _TPO,
+        "tpo.hinge": Known("tpo", {**_TPO.hyper, "curve": "hinge"}),
+        "tpo.ipo": Known("tpo", {**_TPO.hyper, "curve": "squared", "reduction": "mean"}),
+        "tpo.tpo-l": Known("tpo", {**_TPO.hyper, "target_margin": 0.5, "reduction": "mean"}),
         "kto.kto": _KTO,
         "kto.apo_zero_unpaired": _KTO._replace(loss="apo_zero_unpaired"),
     },
@@ -113,22 +117,10 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "dpnll": Known("rpo", _BETA | {"sft_coef": 1.0}),
         "c2dpo": Known("c2_dpo", _BETA | {"constraint_coef": 2e-4}),
         "alpha_dpo": Known("alpha_dpo", {"beta": 2.5, "alpha": 0.1, "target_margin": 0.75}),
+        "spo": Known("spo_silu", _BETA),
         "wpo": Known("wpo", _BETA),
         "sampo": Known("samdpo", _BETA),
         "bpo": Known("bpo_min", _BETA | {"balance": 0.3}),
-    },
-}
-
-MISSING: dict[str, dict[str, str]] = {
-    "trl": {
-        "cpo.ipo": "it is IPO without a reference, and an SFT term",
-        **{f"tpo.{name}": THIRD for name in ("sigmoid", "hinge", "ipo", "tpo-l")},
-    },
-    "llamafactory": {},
-    "openrlhf": {},
-    "liger": {},
-    "oxrl": {
-        "spo": "its code, −x·S(x), has no minimum, and its description asks for one",
     },
 }
 
@@ -141,7 +133,7 @@ def known_to(tool: str, name: str) -> Known:
         name: as the tool writes it.
 
     Raises:
-        ValueError: the tool has no such loss, or this library has not.
+        ValueError: the tool has no such loss.
 
     >>> known_to("trl", "sigmoid_norm")
     Known(loss='dpo_norm', hyper={'beta': 0.1})
@@ -151,7 +143,4 @@ def known_to(tool: str, name: str) -> Known:
     """
     if name in LOSSES_OF[tool]:
         return LOSSES_OF[tool][name]
-    if name in MISSING[tool]:
-        raise ValueError(f"{tool}:{name} is not here yet: {MISSING[tool][name]}")
-    names = [*LOSSES_OF[tool], *MISSING[tool]]
-    raise ValueError(f"{tool} has no loss {name!r}: {nearest(name, names)}")
+    raise ValueError(f"{tool} has no loss {name!r}: {nearest(name, LOSSES_OF[tool])}")
