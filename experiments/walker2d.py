@@ -1,6 +1,6 @@
 """A world of one's own, from two agents to a report: Gymnasium's Walker2d-v5.
 
-    python experiments/walker2d.py            # about a quarter of an hour on two cores
+    python experiments/walker2d.py            # minutes on two cores that have nothing else to do
     python experiments/walker2d.py --smoke    # seconds: does everything once, says nothing
 
 No agent of the walker is shipped. So PPO trains one: what it is after a part of its steps is the
