@@ -200,7 +200,8 @@ class Attack:
             return told(finish(process, self.printed, LIMIT)) | {"text": "it was quicker"}
         shutil.rmtree(folder / "k", ignore_errors=True)
         found = told(finish(process, self.printed, LIMIT))
-        if found["kind"] == "done" and results(name, folder / "k") != whole:
+        left = (folder / "k").exists()  # otherwise it had done its work before
+        if found["kind"] == "done" and left and results(name, folder / "k") != whole:
             found["fault"] = found["fault"] or "it says that all is well, and files are missing"
         return found
 
