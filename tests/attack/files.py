@@ -73,6 +73,7 @@ FILES = [
 # Damage that is none: nothing has been answered yet, or nothing is asked.
 HARMLESS = {
     ("p/partial.json", "list"),
+    ("g/outputs.json", "list"),
     ("o/card.json", "object"),
     ("e/objective/card.json", "object"),
     ("settings.yaml", "object"),

@@ -235,6 +235,12 @@ ROBOTS: list[Case] = [
         }.items()
         for key, value in (change.split("=") for change in changes.split())
     ),
+    Case(
+        "a cell is of another task",
+        RESUME["d"],
+        at("d/cells/sft__base.json", "task", "ant"),
+        says="is of ant, not of tla",
+    ),
     # Settings that expand without end.
     *(
         Case(

@@ -38,7 +38,7 @@ def test_a_bad_call_is_one_line_or_right(world, tmp_path):
     answers, printed = tmp_path / "answers.jsonl", tmp_path / "printed"
     process = start(calls, todo, str(answers), folder=world, printed=printed)
     ended = finish(process, printed, 600)
-    told = {line[0]: line[1:] for line in map(json.loads, answers.open())}
+    told = {line[0]: line[1:] for line in map(json.loads, answers.read_text().splitlines())}
     assert told.keys() == {*todo}, ended.err
     wrong = {call: text for call in todo if (text := fault(call, told[call]))}
     assert wrong == {}

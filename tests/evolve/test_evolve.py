@@ -465,6 +465,11 @@ def test_a_rate_that_a_longer_search_might_not_have_chosen(capsys, no_run, tmp_p
         ("comparison", {"mean_return_by_seed": {"sft": [1, None]}}, "sft[1]: Input should be a"),
         ("comparison", {"mean_return_by_seed": {"sft": [1.0]}}, "returns of 2 seeds are expected"),
         ("comparison", {"mean_return_by_seed": {"sft": ["1", "2"]}}, "sft[0]: Input should be a"),
+        (
+            "comparison",
+            {"mean_return_by_seed": {"sft": [1.0, math.inf]}},
+            "a return is not infin",
+        ),
         ("comparison", {"mean_return_by_seed": {"sft": [[1.0], [2.0]]}}, "sft[0]: Input should"),
         ("rivals", [], "Input should be a valid dictionary"),
         ("rivals", {"sft": {"setting": {}}}, "sft.score_in_tuning: Field required"),

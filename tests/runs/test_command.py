@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +209,17 @@ def test_a_file_that_cannot_be_read_is_named(capsys):
 
     assert run("", body) == 2
     assert capsys.readouterr().err == "error: No such file or directory: absent\n"
+
+
+def test_a_folder_that_is_removed_meanwhile_is_told(capsys):
+    def body(config, out):
+        shutil.rmtree(out)
+        out.mkdir()  # as one who writes into a folder below it does
+        (out / "result").touch()
+
+    assert run("", body) == 2
+    line = "error: runs/mine was removed while the run was at work: begin it again\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_run_that_failed_before_any_work_does_not_claim_its_folder(capsys):

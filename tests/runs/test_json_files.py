@@ -33,6 +33,7 @@ def test_read_json():
         (b"[" * 100_000, "it is nested too deep"),
         (b'{"a":' * 100_000, "it is nested too deep"),
         (b"9" * 10_000, "Exceeds the limit"),
+        (rb'{"a": ["\ud83d"]}', "a text has half a character"),
     ],
 )
 def test_damaged_file(content, reason):
@@ -67,3 +68,8 @@ def test_nothing_is_changed():
     value = parse_json('{"a": 1, "b": 2.5, "c": NaN}')
     assert checked(value, dict[str, float]) is value
     assert isinstance(value["a"], int)
+
+
+def test_whole_characters_are_read_however_they_are_written():
+    Path("smile").write_text(r'["\ud83d\ude00", "\\ud83d", "\u00e4"]')
+    assert read_json(Path("smile")) == ["\U0001f600", "\\ud83d", "ä"]

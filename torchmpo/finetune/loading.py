@@ -140,6 +140,8 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
         else:
             line = _not_loaded(source, "as a tokenizer", error)
         raise UserError(line) from error
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise UserError(f"the tokenizer of {source} has a model_max_length that is no number")
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer of {source} has no EOS token, so answers could not end")
     if tokenizer.pad_token is None:

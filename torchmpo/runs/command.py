@@ -173,13 +173,16 @@ class Command:
                 commands.note_command(out, self.program, words)
                 try:
                     with live_page.live_page(out, self._first_line(config, out, resumed)):
-                        return module.run(prepared, out)
+                        code_of_run = module.run(prepared, out)
                 except Exception:
                     # A run that failed before any work does not claim its folder.
                     if not resumed and {p.name for p in _visible(out)} == {*BEFORE_ANY_WORK}:
                         for name in BEFORE_ANY_WORK:
                             (out / name).unlink()
                     raise
+                if not (out / "config.yaml").exists():
+                    raise UserError(f"{out} was removed while the run was at work: begin it again")
+                return code_of_run
 
         def interrupted() -> str:
             begun = out is not None and (out / "config.yaml").exists()

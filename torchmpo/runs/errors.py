@@ -98,7 +98,9 @@ def _exit_code(
         finally:
             sys.stdout.flush()  # here an error is told in a line
     except UserError as error:
-        print(f"error: {one_line(error, 2000)}", file=sys.stderr)
+        text = str(error)
+        short = len(text) <= 2000 and "\n" not in text
+        print(f"error: {text if short else one_line(error, 2000)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {disk_line(error)}", file=sys.stderr)

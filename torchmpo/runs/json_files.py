@@ -6,6 +6,7 @@ A ``float`` may be NaN, which is in files as Python writes it: say ``FiniteFloat
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,20 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, a key is there twice, or it is nested too deep.
+        ValueError: it is none, a key is there twice, it is nested too deep, or a text in it has
+            half a character.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    escapes = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if re.search(rb"\\u[dD][89a-fA-F]", escapes):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # what is read from a file must fit into one
+            raise ValueError("a text has half a character, where UTF-16 was cut") from error
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
