@@ -371,7 +371,9 @@ def test_a_rehearsal_passes_what_can_be_trained(bed):
 
 
 def test_a_rehearsal_gives_what_training_gives(bed):
-    names = list(PairLogps._fields)
+    own = ("mismatched", "_step_weights", "gold_")  # what no robot has
+    names = [n for n in PairLogps._fields if not any(word in n for word in own)]
+    names = [n for n in names if n not in ("logps", "ref_logps", "desirable")]  # of no pairs
     seen = []
 
     def every(*values):
