@@ -30,10 +30,17 @@ def test_shapes_and_units_of_the_vocabulary(name, shape, unit):
     namespace = {"shapes": shapes, "torch": torch}
     exec(source, namespace)
     Objective(namespace["loss"])
-    assert shapes == [{"`[batch]`": (3,), "`[batch, time]`": (3, 4), "scalar": ()}[shape]]
+    assert shapes == [
+        {"`[batch]`": (3,), "`[batch, time]`": (3, 4), "`[batch, n]`": (3, 2), "scalar": ()}[shape]
+    ]
     units = {
         "_mean_logps": "nats per step",
         "_step_logps": "nats of each step",
+        "_step_kl": "nats of each step",
+        "_step_weights": "weights",
+        "_log_collision": "nats per step",
+        "desirable": "bool, the label",
+        "logps": "nats, summed",
         "_logps": "nats, summed",
         "_lengths": "steps",
         "_rewards": "scores",

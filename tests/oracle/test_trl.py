@@ -254,6 +254,38 @@ def test_adapter_stands_in_for_trls_method():
     same(actual, expected)
 
 
+# Single responses, which TRL gives to its trainers in two halves
+
+SINGLE = {"kto", "bco_unpaired", "apo_zero_unpaired"}
+
+
+def _joined(pair):
+    good = torch.arange(2 * len(pair.chosen_logps)) < len(pair.chosen_logps)
+    logps = torch.cat([pair.chosen_logps, pair.rejected_logps])
+    return PairLogps(
+        logps=logps,
+        ref_logps=torch.cat([pair.ref_chosen_logps, pair.ref_rejected_logps]),
+        desirable=good,
+        mismatched_logps=logps.detach() - 3,
+        ref_mismatched_logps=logps.detach() - 4,
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_single_responses_are_trls(name, seed):
+    leaves, pair = pairs(seed=seed)
+    single = _joined(pair)
+    loss = torchmpo.resolve(name, beta=0.2)(single)
+    if name == "bco_unpaired":
+        expected = trl_methods.bco_first_step(0.2, pair)
+    else:
+        loss_type = "kto" if name == "kto" else "apo_zero_unpaired"
+        expected = trl_methods.kto_halves(loss_type, 0.2, pair, single)
+    same(loss, expected)
+    same(gradients(loss, leaves), gradients(expected, leaves))
+
+
 # What has no counterpart
 
 TRL_HAS_NONE = {
@@ -293,6 +325,19 @@ TRL_HAS_NONE = {
     "beta_dpo": "β is fixed",
     "alpha_dpo": "SimPO's margin is fixed",
     "kto_pair": "it was taken out after 0.9",
+    "samdpo": "every token counts",
+    "ld_dpo": "ld_alpha is inside the trainer's forward pass; held in tests/losses/test_steps.py",
+    "bvpo": "every token counts alike",
+    "tdpo": "no divergence of single tokens",
+    "tb_po": "no divergence of single tokens",
+    "sparse_po": "no weights of tokens",
+    "wpo": "use_weighting is inside the trainer's step; held in tests/finetune/test_steps.py",
+    "spo_silu": "no SiLU",
+    "cpo_ipo": "its SFT term is one of a batch; the square is held as ipo without a reference",
+    "plackett_luce": "no lists",
+    "self_po": "no lists",
+    "lambda_po": "no lists",
+    "tpo": "TPO came after 0.24",
 }
 # Loss methods: held against ours above, and not.
 HELD = {
@@ -323,7 +368,7 @@ def _loss_types(method):
 
 
 def test_every_loss_of_ours_is_held_against_trl_or_has_a_reason():
-    held = {case.ours for case in CASES} | {name for name, *_ in BATCHES}
+    held = {case.ours for case in CASES} | {name for name, *_ in BATCHES} | SINGLE
     assert held | set(TRL_HAS_NONE) == set(LOSSES)
     assert not held & set(TRL_HAS_NONE)
 

@@ -144,6 +144,32 @@ def kto(loss_type, beta):
     return method
 
 
+def kto_halves(loss_type, beta, pair, single):
+    """KTOTrainer's losses of chosen and rejected responses, with mismatched ones."""
+    trainer = _trainer(
+        KTOTrainer,
+        loss_type=loss_type,
+        beta=beta,
+        calculate_KL=loss_type == "kto",
+        accelerator=ACCELERATOR,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+    )
+    mismatched = single.mismatched_logps, single.ref_mismatched_logps
+    return trainer.kto_loss(*policy(pair), mismatched[0], *reference(pair), mismatched[1])[0]
+
+
+def bco_first_step(beta, pair):
+    """BCOTrainer's losses with the mean of this batch as its running mean."""
+    moments = running_moments()
+    rewards = [beta * (a - b) for a, b in zip(policy(pair), reference(pair), strict=True)]
+    moments.mean = torch.cat(rewards).detach().mean()
+    none = {"embedding_func": None, "embedding_tokenizer": None}
+    trainer = _trainer(BCOTrainer, beta=beta, running=moments, **none)
+    logps = (*policy(pair), *reference(pair))
+    return trainer.bco_loss(*logps, None, None, do_train=False)[0]
+
+
 # Whole objectives: a batch of token ids in, one number out.
 
 

@@ -5,7 +5,7 @@ is, and where the search starts:
 
 ``network``     every vector of a :class:`~torchmpo.objectives.mirror.MirrorObjective`
 ``closed_form`` the coefficients of :func:`~torchmpo.losses.closed_form_loss`
-``hyper``       the hyper-parameters of any loss of the library
+``hyper``       the hyper-parameters of any loss of the library, modified (``dpo@js``) or not
 
 In the last two each hyper-parameter is one coordinate θ, and the range that
 :mod:`torchmpo.control.grids` tries, [low, high], extended to the start v₀ where v₀ lies outside,
@@ -290,7 +290,8 @@ def _hyper(start: str | None) -> CoefficientSpace:
         raise UserError(
             "--space hyper needs --warm_start: the loss whose hyper-parameters are searched"
         )
-    named = start in LOSSES or (is_sum(start) and not Path(start).is_dir())
+    modified = is_sum(start) or start.partition("@")[0] in LOSSES
+    named = start in LOSSES or (modified and not Path(start).is_dir())
     objective = resolve(start) if named else _saved(start, nearest(start, LOSSES))
     if not isinstance(objective, Objective):
         raise UserError(f"start {start} is a learned objective: --space network searches those")

@@ -98,7 +98,7 @@ def made_up(names: Iterable[str], pairs: int, steps: int) -> dict[str, Tensor]:
         by_step = "_step_" in name or name.endswith("_mask")
         value = torch.ones((pairs, steps) if by_step else pairs)
         if "list_" in name:
-            value = torch.ones(pairs, 3)
+            value = torch.ones(pairs, 2)
         if name == "desirable":
             value = torch.arange(pairs) % 2 == 0
         if name.endswith("_mask"):
