@@ -132,7 +132,7 @@ CASES = [
 # A part of these depends on the policy and sends no gradient into it: the function of that name in
 # oracles.py with ``_held`` behind it.
 STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired", "wpo")
-# Losses of steps; the divergences of steps are looked at in test_steps.py.
+# Losses of steps; the divergences of steps are looked at in test_losses_of_steps.py.
 OF_STEPS = ("ld_dpo", "bvpo", "tdpo", "tb_po", "sparse_po")
 OF_LISTS = ("plackett_luce", "self_po", "lambda_po")
 STEPS = 6

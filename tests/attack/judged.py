@@ -10,7 +10,9 @@ from attack.cases import Case
 from attack.warm import CANARY, Ended, command, finish, start
 
 # What may change in a folder although a command was refused.
-MAY_CHANGE = re.compile(r"(^|/)(\.lock|\.held|log/.*|__pycache__/.*|cache/.*)$")
+MAY_CHANGE = re.compile(
+    r"(^|/)(\.lock|\.held|commands\.json|progress\.html|log/.*|__pycache__/.*|cache/.*)$"
+)
 # What a command prints on stderr when all is well, too, and before the line that says what is not.
 USUAL = re.compile(
     r"Seed set to |GPU available: |TPU available: |💡 Tip: |train: |validation: |Restoring states |"

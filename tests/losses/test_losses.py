@@ -265,7 +265,7 @@ def test_by_hand(name, pair, hyper, expected):
 
 
 def test_every_loss_is_worked_out_by_hand():
-    elsewhere = {*OF_STEPS, *OF_LISTS}  # test_steps.py and test_lists.py
+    elsewhere = {*OF_STEPS, *OF_LISTS}  # test_losses_of_steps.py and test_lists.py
     assert {name for name, *_ in BY_HAND} | elsewhere == set(LOSSES)
 
 
