@@ -326,7 +326,7 @@ TRL_HAS_NONE = {
     "alpha_dpo": "SimPO's margin is fixed",
     "kto_pair": "it was taken out after 0.9",
     "samdpo": "every token counts",
-    "ld_dpo": "ld_alpha is inside the trainer's forward pass; held in tests/losses/test_losses_of_steps.py",
+    "ld_dpo": "ld_alpha is inside the trainer's forward pass; held in test_losses_of_steps.py",
     "bvpo": "every token counts alike",
     "tdpo": "no divergence of single tokens",
     "tb_po": "no divergence of single tokens",
