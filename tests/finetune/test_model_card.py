@@ -97,7 +97,7 @@ def test_an_adapter_has_a_filled_card_and_an_export_carries_it(config, tmp_path,
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_every_loss_of_the_library_has_its_equation(loss):
-    text = card_text("folder", PreferenceModule(tiny_llama(), loss, reference="cache"))
+    text = card_text("folder", PreferenceModule(tiny_llama(), loss, reference="copy"))
     assert re.search(r"## Loss\n\n`\w+`: [^\n]+.*?```text\n[^`]*=[^`]*```", text, flags=re.DOTALL)
     assert "Source: " in text
 

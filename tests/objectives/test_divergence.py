@@ -48,8 +48,8 @@ def test_every_other_loss_asks_for_more_than_the_margin(name):
         return
     lowered = data | {f: data[f] - 3.0 for f in ("chosen_logps", "rejected_logps")}
     moved = [LOSSES[name](*x.values()) for x in (data, lowered)]
-    # They weigh the reference's margin, look at c > r, or have a divergence of their own.
-    others = {"dpo_gamma", "dpo_positive_reference", "h_dpo", "pfl", "f_dpo"}
+    # They weigh the reference's margin, look at c > r, have a divergence of their own, or means.
+    others = {"dpo_gamma", "dpo_positive_reference", "h_dpo", "pfl", "f_dpo", "wpo"}
     assert name in others or not torch.allclose(*moved)
 
 

@@ -15,6 +15,7 @@ GROUPS = {
         "--data.truncation": "keep_start, keep_end or drop",
         "--data.batch_size": "pairs of a micro-batch of a process (4)",
         "--data.group_by_length": "let pairs of like length come together: less padding (false)",
+        "--data.unpair": "two labelled answers of each pair, for a loss such as kto (false)",
         "--data.num_workers": "processes that make batches (0)",
         "--data.reference_cache": "folder of the reference's log-probabilities",
     },

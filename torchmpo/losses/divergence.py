@@ -16,7 +16,7 @@ OF_THE_MARGIN = frozenset(
         *("dpo", "robust_dpo", "r_dpo", "dpo_norm", "rpo", "soft_label_dpo", "margin_dpo"),
         *("smpo", "madpo", "modpo", "mix_dpo", "ipo", "hinge_dpo", "exo_pair", "gpo", "sym_po"),
         *("bregman_po", "focal_po", "offset_dpo", "discopop", "padll", "cell", "aql", "aqfl"),
-        *("dbaql", "dr_dpo", "beta_dpo"),
+        *("dbaql", "dr_dpo", "beta_dpo", "spo_silu"),
     }
 )
 
