@@ -715,3 +715,40 @@ def test_what_only_language_models_have_is_refused():
 
     with pytest.raises(UserError, match="of_others: the inner loop cannot supply mismatched_logps"):
         inner.check_inputs(Objective(of_others))
+
+
+@pytest.mark.parametrize("seed", [3, [3, 5]], ids=["shared", "own"])
+def test_a_reference_that_follows_at_once_leaves_the_slope_at_zero(seed):
+    """Where the reference is the policy of the update before, D = 0 and DPO pulls with β/2."""
+
+    def linear(chosen_logps, rejected_logps):
+        return -0.15 * (chosen_logps - rejected_logps)
+
+    policy, data = make_policy(), make_data()
+    params, own = make_population(policy, 2), {"beta": torch.full((2,), 0.3).double()}
+    settings = config(steps_per_trajectory=None)
+    follows = replace(settings, reference_sync=1)
+    dpo = resolve("dpo")
+    actual = train_policies(policy, params, dpo, own, data, follows, seed)
+    wanted = train_policies(policy, params, Objective(linear), {}, data, settings, seed)
+    stays = train_policies(policy, params, dpo, own, data, settings, seed)
+    assert distance(actual, wanted) < 1e-9 < 1e-5 < distance(actual, stays)
+
+
+def test_a_reference_moves_by_its_mix_after_so_many_updates():
+    """Between two steps of the reference, training is that from the policy with a fixed one."""
+    policy, data = make_policy(), make_data()
+    params, own = make_population(policy, 2), {"beta": torch.full((2,), 0.3).double()}
+    settings, dpo = config(epochs=3, steps_per_trajectory=5), resolve("dpo")
+    stays = train_policies(policy, params, dpo, own, data, settings, 3)
+
+    def trained(**moving):
+        return train_policies(policy, params, dpo, own, data, replace(settings, **moving), 3)
+
+    assert distance(trained(reference_sync=10_000), stays) == 0
+    much = distance(trained(reference_sync=2), stays)
+    little = distance(trained(reference_sync=2, reference_mix=1e-6), stays)
+    assert 0 < little < 1e-4 * much
+    for bad in ({"reference_sync": 0}, {"reference_mix": 0.0}, {"reference_mix": 1.5}):
+        with pytest.raises(UserError, match=next(iter(bad))):
+            replace(settings, **bad)

@@ -58,6 +58,10 @@ class InnerConfig:
         max_grad_norm: limit on the gradient norm of each member (> 0). A norm that overflows makes
             the member NaN.
         steps_per_trajectory: time steps drawn per trajectory and update; ``None`` takes all.
+        reference_sync: updates after which the reference of a loss that has one takes a step
+            towards the policy (≥ 1), as in TR-DPO (arXiv 2404.09656); ``None``: it stays as it was.
+        reference_mix: how large that step is, in (0, 1]: 1 makes it the policy, a small one with
+            ``reference_sync=1`` is an exponential moving average.
         chunk_size: at most this many members are trained at once. Large chunks leave the cache,
             small ones spend their time between operations.
         compile: compile the update. ``False`` runs the same code eagerly, about 2× slower; so does
@@ -73,6 +77,8 @@ class InnerConfig:
     learning_rate: float = 1e-3
     max_grad_norm: float = 1.3
     steps_per_trajectory: int | None = None
+    reference_sync: int | None = None
+    reference_mix: float = 1.0
     chunk_size: int = 16
     compile: bool = True
 
@@ -80,11 +86,14 @@ class InnerConfig:
         for name in ("epochs", "sft_epochs"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
-        for name in ("minibatch_pairs", "steps_per_trajectory", "chunk_size"):
+        whole = ("minibatch_pairs", "steps_per_trajectory", "chunk_size", "reference_sync")
+        for name in whole:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"learning_rate must be positive and finite; got {self.learning_rate}")
+        if not 0 < self.reference_mix <= 1:
+            raise UserError(f"reference_mix must be in (0, 1]; got {self.reference_mix}")
         if not self.max_grad_norm > 0:
             raise UserError(f"max_grad_norm must be positive; got {self.max_grad_norm}")
 
@@ -138,12 +147,7 @@ def train_policies(
     def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
         if config.sft_epochs:
             params = loop.train("sft", params, own, _SFT, {}, {}, stream, watch)
-        if not objective.needs_reference:
-            return params, {}
-        reference = {"reference": loop.step_logps(params)}
-        if _by_step(objective.inputs, "kl"):
-            reference |= loop.means(params)
-        return params, reference
+        return params, loop.reference(objective, params) if objective.needs_reference else {}
 
     # Equal members on one stream stay equal through SFT: prepare one of them for all.
     equal = all(bool((x == x[:1]).all()) for x in (*init_params.values(), rates))
@@ -267,6 +271,11 @@ class _Loop:
             [torch.ones(self.count) if own is None else own for own in known]
         ).to(like)
 
+    def reference(self, objective: Any, params: Params) -> Params:
+        """What the objective reads of a reference with these parameters."""
+        found = {"reference": self.step_logps(params)}
+        return found | self.means(params) if _by_step(objective.inputs, "kl") else found
+
     def means(self, params: Params) -> Params:
         """Mean actions ``[C, rows, time, actions]`` and log σ ``[C, actions]`` of the members."""
         count = len(next(iter(params.values())))
@@ -313,6 +322,7 @@ class _Loop:
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         state, update = (params, *moments), None
         before = 0 if phase == "sft" else config.sft_epochs
+        anchor = params if reference and config.reference_sync else None  # the reference's own
         for epoch in range(epochs):
             if watch:
                 watch(before + epoch, state[0])
@@ -331,6 +341,12 @@ class _Loop:
                 if update is None:
                     update = _update(self.policy, objective, config, shared, args)
                 state = update(*args)
+                if anchor is not None and (n + 1) % (config.reference_sync or 1) == 0:
+                    mix = config.reference_mix
+                    anchor = {
+                        name: torch.lerp(p, state[0][name], mix) for name, p in anchor.items()
+                    }
+                    reference = self.reference(objective, anchor)
         return state[0]
 
     def draw(self, phase: str, epoch: int, updates: int, seed: Seed):

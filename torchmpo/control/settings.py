@@ -33,6 +33,9 @@ class TestbedSettings:
             hyper-parameter.
         max_grad_norm: limit on the gradient norm.
         steps_per_trajectory: random time steps used per trajectory and update; null for all.
+        reference_sync: updates after which the reference of a loss that has one takes a step
+            towards the policy; null for never.
+        reference_mix: the size of that step; 1 makes the reference the policy.
         chunk_size: at most this many policies are trained together.
         compile: compile the training; false starts sooner and runs slower.
         seed: everything random follows from it.
@@ -60,6 +63,8 @@ class TestbedSettings:
     learning_rate: float | None = 1e-3
     max_grad_norm: float = 1.3
     steps_per_trajectory: int | None = 250
+    reference_sync: int | None = None
+    reference_mix: float = 1.0
     chunk_size: int = 16
     compile: bool = True
     seed: int = 0
@@ -71,7 +76,10 @@ class TestbedSettings:
 PROFILES = Path(__file__).parent / "profiles"
 
 # Settings that older runs do not have, with the values by which they were made.
-OLDER: dict[str, Any] = {"policy": "gaussian", "bins": 11, "original": None, "target": None}
+OLDER: dict[str, Any] = {
+    **{"policy": "gaussian", "bins": 11, "original": None, "target": None},
+    **{"reference_sync": None, "reference_mix": 1.0},
+}
 
 # Of the smoke presets: training and data in seconds, which say nothing.
 SMALLEST: dict[str, Any] = {

@@ -204,7 +204,7 @@ class PreferenceModule(LightningModule):
         self.reference_policy = (
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
         )
-        self._starts_at_reference = other is None and (not adapters or fresh_adapter(loaded))
+        self.starts_at_reference = other is None and (not adapters or fresh_adapter(loaded))
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
         self._resumed = self._sharded = False
@@ -309,9 +309,9 @@ class PreferenceModule(LightningModule):
         torch.manual_seed(
             derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         )
-        if self._starts_at_reference and self.reference is not None and self.global_step == 0:
+        if self.starts_at_reference and self.reference is not None and self.global_step == 0:
             self._check_start(batch)
-        self._starts_at_reference = False
+        self.starts_at_reference = False
         loss, metrics = self._step(batch)
         self._refuse_nonfinite(loss, "the loss", batch_idx, batch)
         pairs = len(batch["index"])
