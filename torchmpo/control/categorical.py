@@ -22,7 +22,7 @@ class CategoricalPolicy(GaussianPolicy):
 
     Args:
         bins: per motor (≥ 2).
-        *args, **kwargs: of :class:`~torchmpo.control.policy.GaussianPolicy`.
+        args, kwargs: of :class:`~torchmpo.control.policy.GaussianPolicy`.
 
     Raises:
         ValueError: ``bins``, or what a Gaussian policy raises.

@@ -25,13 +25,13 @@ class Visited:
         self.states: list[list[Tensor]] = [[] for _ in range(members)]
 
     def look(self, members: Sequence[int], step: int, obs: Tensor, alive: Tensor) -> None:
-        """Keep every :data:`EVERY`-th state of the episodes that go on."""
+        """Keep one in so many states of the episodes that go on."""
         if step % EVERY == 0:
             for member, seen, going in zip(members, obs, alive):
                 self.states[member].append(seen[going])
 
     def of(self, member: int) -> Tensor:
-        """``[states, observation_size]``, evenly spread, at most :data:`OF_POLICY`."""
+        """``[states, observation_size]``, evenly spread over the episodes."""
         return _spread(torch.cat(self.states[member]), OF_POLICY)
 
 

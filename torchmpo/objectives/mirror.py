@@ -69,7 +69,8 @@ class MirrorObjective(nn.Module):
     Attributes:
         vector: ``[dim]``, the parameter, zeros at first.
         dim: its length.
-        inputs, optional, unpaired, needs_reference, coupled, name: as for :class:`Objective`.
+        inputs, unpaired, needs_reference, coupled, name: as for :class:`Objective`.
+        optional: none.
         card: what was saved beside a loaded objective.
 
     Raises:
