@@ -428,6 +428,7 @@ def test_settings_reach_the_training(no_run):
         "--behaviour_std 0.2 --seed 3 --policy_std 0.6 --policy_std_kind learned --sample true "
         "--epochs 5 --sft_epochs 4 --minibatch_pairs 3 --learning_rate 0.01 --max_grad_norm 2 "
         "--steps_per_trajectory 6 --chunk_size 5 --compile false --num_threads 1 --trials 3 "
+        "--reference_sync 2 --reference_mix 0.5 "
         "--tuning_seeds 4 --tuning_episodes 8 --episodes 9 --start scratch --cache_dir here"
     )
     setup = no_run[0]
@@ -447,6 +448,8 @@ def test_settings_reach_the_training(no_run):
             "learning_rate": 0.01,
             "max_grad_norm": 2.0,
             "steps_per_trajectory": 6,
+            "reference_sync": 2,
+            "reference_mix": 0.5,
             "chunk_size": 5,
             "compile": False,
         }
