@@ -152,6 +152,7 @@ def plain_loop(policy, params, function, hyper, data, settings, seed):
         (dpo_loss, {"beta": 0.3}, {"sft_epochs": 1, "steps_per_trajectory": 5}),
         (every_input, {"weight": 0.4}, {"sft_epochs": 1}),
         (every_input, {"weight": 0.4}, {"minibatch_pairs": 3}),
+        (dpo_loss, {"beta": 0.3}, {"sft_epochs": 1, "minibatch_pairs": 3}),
     ],
 )
 def test_equals_a_plain_pytorch_loop(function, hyper, settings):

@@ -429,7 +429,8 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> Pair
         if logps is not None:
             mean = (logps * mask).sum(-1) / mask.sum(-1)
             sums = fields[f"{ref}logps"] = mean * lengths
-            fields[f"{ref}list_logps"] = torch.stack(sums.chunk(2), -1)
+            if f"{ref}list_logps" in inputs:
+                fields[f"{ref}list_logps"] = torch.stack(sums.chunk(2), -1)
             values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": sums}
     for name, value in values.items():
         for side, part in zip(("chosen", "rejected"), value.chunk(_sides(inputs)), strict=False):
