@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 
-from torchmpo.control.categorical import BINS, CategoricalPolicy
+from torchmpo.control.categorical import CategoricalPolicy
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.settings import BINS
 from torchmpo.objectives.resolve import resolve
 
 OBSERVATIONS, HIDDEN, ACTIONS, TIME, PAIRS = 27, (64, 64), 8, 1000, 16

@@ -333,7 +333,7 @@ def test_how_it_was_made_is_told(tmp_path):
     text = write_page(tmp_path).read_text()
     assert "torchmpo 1.2.3 · 2026-11-27 · A Processor, 2 cores · " in text
     assert "<code>python -m torchmpo.diagnose --losses &#x27;&lt;b&gt;&#x27;</code>" in text
-    for damaged in ("", "[", "{}", "[1]"):
+    for damaged in ("", "[", "{}", "[1]", "[" * 100_000):
         (tmp_path / "commands.json").write_text(damaged)
         (tmp_path / "machines.json").write_text(damaged)
         write_page(tmp_path)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmpo.control.policy import GaussianPolicy
-
-BINS = 11
+from torchmpo.control.settings import BINS
 
 
 class CategoricalPolicy(GaussianPolicy):

@@ -6,6 +6,8 @@ from typing import Any
 
 from torchmpo.runs.errors import UserError
 
+BINS = 11  # of a categorical policy, per motor
+
 
 @dataclass(frozen=True)
 class TestbedSettings:
@@ -53,7 +55,7 @@ class TestbedSettings:
     behaviour_std: float = 0.1
     start: str | None = None
     policy: str = "gaussian"
-    bins: int = 11
+    bins: int = BINS
     policy_std: float = 0.4
     policy_std_kind: str = "fixed"
     sample: bool = False

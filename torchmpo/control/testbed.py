@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.control.agents import load_agent
-from torchmpo.control.categorical import BINS, CategoricalPolicy
+from torchmpo.control.categorical import CategoricalPolicy
 from torchmpo.control.environments import (
     make_environment,
     simulations,
@@ -29,7 +29,7 @@ from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
 from torchmpo.control.returns import OnStep, evaluate_policies
-from torchmpo.control.settings import TestbedSettings
+from torchmpo.control.settings import BINS, TestbedSettings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError

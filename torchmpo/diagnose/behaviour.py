@@ -74,17 +74,16 @@ def behaviour(
         data = datasets[k if len(datasets) > 1 else 0]
         with torch.no_grad():
             kl = float(own.kl_to(start, states).mean())
-        found.append(
-            {
-                "chosen": moved[0],
-                "rejected": moved[1],
-                "learned": float(flips.wrong_right),
-                "unlearned": float(flips.right_wrong),
-                "kl_to_start": kl,
-                "distance": distance(policy.whiten(states), policy.whiten(_states_of(data))),
-            }
-        )
-    return [None if one and not all(map(math.isfinite, one.values())) else one for one in found]
+        one = {
+            "chosen": moved[0],
+            "rejected": moved[1],
+            "learned": float(flips.wrong_right),
+            "unlearned": float(flips.right_wrong),
+            "kl_to_start": kl,
+            "distance": distance(policy.whiten(states), policy.whiten(_states_of(data))),
+        }
+        found.append(one if all(map(math.isfinite, one.values())) else None)
+    return found
 
 
 def distance(states: Tensor, data: Tensor) -> float:

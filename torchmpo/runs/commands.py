@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import read_records
 
 FILE = "commands.json"  # of a run folder: every start, in their order
 
@@ -26,18 +27,6 @@ def note_command(out: Path, program: str, words: Sequence[str]) -> None:
 
 
 def commands_of(out: Path) -> list[dict[str, str]]:
-    """The starts of a run: ``command``, ``date``, ``torchmpo``; none where they are not recorded.
-
-    A record for people, from which nothing is computed: what is damaged of it is left out.
-    """
-    try:
-        found = json.loads((out / FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    entries = found if isinstance(found, list) else []
+    """The starts of a run: ``command``, ``date``, ``torchmpo``; none where they are not recorded."""
     keys = ("command", "date", "torchmpo")
-    return [
-        {key: str(entry.get(key, "")) for key in keys}
-        for entry in entries
-        if isinstance(entry, dict)
-    ]
+    return [{key: str(e.get(key, "")) for key in keys} for e in read_records(out / FILE)]

@@ -66,6 +66,18 @@ def checked(value: Any, schema: Any) -> Any:
     return value
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The entries of a record for people, from which nothing is computed.
+
+    What is missing or damaged of it is left out: it is no reason to end a run.
+    """
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+
+
 def read_json(path: Path, schema: Any = Any) -> Any:
     """A file of a run folder.
 

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from torchmpo.runs.files import write_atomic
-from torchmpo.runs.json_files import parse_json
+from torchmpo.runs.json_files import read_records
 
 FILE = "machines.json"  # of a run folder: each machine once, in the order in which they worked
 PACKAGES = ("torch", "numpy", "mujoco", "transformers")
@@ -46,14 +46,10 @@ def note_machine(out: Path) -> list[dict]:
         all machines of the run.
     """
     path, here = out / FILE, machine()
-    try:
-        known = parse_json(path.read_bytes()) if path.exists() else []
-        known = known if isinstance(known, list) else []
-    except ValueError:
-        known = []  # a record for people: nothing is computed from it
+    known = read_records(path)
     if here in known:
         return known
-    if known and isinstance(known[-1], dict):
+    if known:
         changed = sorted(key for key in here | known[-1] if here.get(key) != known[-1].get(key))
         words = ", ".join(f"{key} {known[-1].get(key)} → {here.get(key)}" for key in changed)
         print(

@@ -3,7 +3,6 @@
 Its numbers are those of the run's JSON files.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torchmpo.diagnose.report.words import TASKS, findings, headline, made, prot
 from torchmpo.runs.commands import commands_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
-from torchmpo.runs.json_files import read_json
+from torchmpo.runs.json_files import read_json, read_records
 from torchmpo.runs.machine import FILE as MACHINES
 from torchmpo.runs.yaml_text import parse_yaml
 
@@ -51,7 +50,7 @@ def write_page(folder: str | Path) -> Path:
         folder / "figures",
         _optional(folder / "scores.json"),
         commands_of(folder),
-        _machines(folder / MACHINES),
+        read_records(folder / MACHINES),
         {name: (folder / name).read_bytes() for name in SAVED if (folder / name).exists()},
     )
     run.figures.mkdir(exist_ok=True)
@@ -73,17 +72,6 @@ def _page(run: Run) -> str:
         f"Preference losses on {TASKS.get(task, task)}",
         head,
         [section(run) for section in SECTIONS],
-    )
-
-
-def _machines(path: Path) -> list[Mapping]:
-    """Those of the run; none where the record, which is for people, is missing or damaged."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return (
-        [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     )
 
 
