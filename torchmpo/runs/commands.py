@@ -27,6 +27,6 @@ def note_command(out: Path, program: str, words: Sequence[str]) -> None:
 
 
 def commands_of(out: Path) -> list[dict[str, str]]:
-    """The starts of a run: ``command``, ``date``, ``torchmpo``; none where they are not recorded."""
+    """The starts of a run: ``command``, ``date``, ``torchmpo``; none where not recorded."""
     keys = ("command", "date", "torchmpo")
     return [{key: str(e.get(key, "")) for key in keys} for e in read_records(out / FILE)]
