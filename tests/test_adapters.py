@@ -2,12 +2,13 @@
 
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from torchmpo import MirrorObjective, Objective, resolve
-from torchmpo.adapters import trl_signature, trl_trainer
+from torchmpo.adapters import early_warning, trl_signature, trl_trainer
 from torchmpo.losses import dpo_loss
 from torchmpo.runs.errors import UserError
 
@@ -199,3 +200,52 @@ def test_shapes_that_differ_are_refused():
 def test_half_precision_stays_half_precision():
     for out in trl_signature("dpo")(*sums(torch.bfloat16)):
         assert out.dtype == torch.bfloat16
+
+
+# A warning in transformers' trainers
+
+
+def logged(callback, values, key="logps/chosen", data=None):
+    """The callback after a trainer has logged these values, as TRL 1.16 names them."""
+    transformers = pytest.importorskip("transformers")
+    state, control = transformers.TrainerState(), transformers.TrainerControl()
+    for step, value in enumerate(values, 1):
+        state.global_step = step
+        state.log_history.append({"loss": 1.0, key: value, "rewards/chosen": 0.0, "step": step})
+        callback.on_log(None, state, control, logs=state.log_history[-1], train_dataloader=data)
+    return state
+
+
+FALLING = [-100.0, -101.0, -99.0, -100.0, -120.0, -121.0, -119.0, -120.0]
+
+
+def test_a_trainer_is_warned_of_chosen_responses_that_become_unlikely():
+    data = SimpleNamespace(dataset=[{"chosen_ids": [1] * 40}, {"chosen_ids": [1] * 60}])
+    means = [value / 50 for value in FALLING]
+    for values, key, settings in (
+        (FALLING, "logps/chosen", {}),
+        (FALLING, "logps/chosen", {"length": 50}),
+        (means, "logps/chosen", {"length": 1}),
+        (means, "mean_logps/chosen", {}),
+    ):
+        with pytest.warns(UserWarning, match="step 7: .* less likely, by 0.3") as told:
+            logged(early_warning(window=3, **settings), values, key, data)
+        assert len(told) == 1
+    for values, settings in (
+        (FALLING[::-1], {}),
+        (FALLING, {"threshold": 0.5}),
+        (FALLING, {"length": 500}),
+        ([-100.0, -130.0, -100.0, -90.0, -150.0, -120.0, -85.0], {}),  # no more than noise
+    ):
+        logged(early_warning(window=3, **settings), values, data=data)
+
+
+def test_a_trainer_that_does_not_say_how_long_responses_are():
+    with pytest.raises(UserError, match="pass length"):
+        logged(early_warning(window=2), FALLING)
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0}, {"window": 1}, {"length": 0}])
+def test_numbers_of_the_warning_out_of_range(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be|window must be"):
+        early_warning(**settings)

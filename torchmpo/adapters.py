@@ -4,6 +4,8 @@ import copy
 import importlib
 import inspect
 import re
+import statistics
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib import metadata
@@ -13,12 +15,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from torchmpo.early_warning import CHOSEN_FALL, check_threshold, fall_warning
 from torchmpo.metrics import implicit_rewards, preference_metrics
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, made_up
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.errors import UserError
+from torchmpo.runs.errors import UserError, missing_package
 
 Bound: TypeAlias = Objective | MirrorObjective
 Logps: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -201,6 +204,77 @@ def trl_trainer(loss: str | Path | Callable[..., Tensor] | Bound, **hyper: objec
             return value
 
     return PreferenceTrainer
+
+
+def early_warning(
+    threshold: float = CHOSEN_FALL, *, window: int = 5, length: float | None = None
+) -> Any:
+    """A ``TrainerCallback`` that warns once, in words, when chosen responses become unlikely.
+
+        DPOTrainer(model, args=DPOConfig(…), …, callbacks=[early_warning()])
+
+    For any trainer of transformers that logs ``logps/chosen``, as TRL's do, or
+    ``mean_logps/chosen``, as :func:`trl_trainer` does besides. The last logs are compared with the
+    first ones, which are of other responses: it warns where the difference is beyond the threshold
+    by two standard errors of the logs. (:class:`torchmpo.finetune.EarlyWarning` compares the same
+    responses.)
+
+    **The default threshold was measured on robots, not on language models**: see
+    :mod:`torchmpo.early_warning`.
+
+    Args:
+        threshold: how far they may fall, nats per token, > 0.
+        window: logs at the start, and as many at the end, that are compared, ≥ 2.
+        length: tokens per chosen response, by which ``logps/chosen`` is divided; 1 where the
+            trainer logs means. By default it is that of the first hundred ``chosen_ids`` of the
+            training data, which TRL's ``DPOTrainer`` keeps there.
+
+    Raises:
+        UserError: transformers is not installed; from the callback, nobody knows the length.
+        ValueError: a number is out of its range.
+    """
+    check_threshold(threshold)
+    if window < 2 or (length is not None and not length > 0):
+        raise ValueError(f"window must be at least 2, length positive; got {window}, {length}")
+    try:
+        base: Any = importlib.import_module("transformers").TrainerCallback
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "llm") from error
+
+    class EarlyWarning(base):
+        """Reads what a trainer has logged so far, also before a resume."""
+
+        warned = False
+
+        def on_log(self, args, state, control, train_dataloader=None, **kwargs):
+            tokens, key = 1.0, "mean_logps/chosen"
+            values = [row[key] for row in state.log_history if key in row]
+            if not values:
+                values = [row["logps/chosen"] for row in state.log_history if "logps/chosen" in row]
+                tokens = length
+            if len(values) < 2 * window or self.warned:
+                return
+            first, last = values[:window], values[-window:]
+            noise = sum(statistics.variance(part) / window for part in (first, last)) ** 0.5
+            fell = statistics.mean(first) - statistics.mean(last) - 2 * noise
+            message = fall_warning(fell / (tokens or _mean_length(train_dataloader)), threshold)
+            if message:
+                self.warned = True
+                warnings.warn(f"step {state.global_step}: {message}", stacklevel=2)
+
+    return EarlyWarning()
+
+
+def _mean_length(train_dataloader: Any) -> float:
+    """Tokens per chosen response of TRL's training data."""
+    data: Any = getattr(train_dataloader, "dataset", None)
+    try:
+        return statistics.mean(len(data[k]["chosen_ids"]) for k in range(min(100, len(data))))
+    except (KeyError, TypeError, NotImplementedError, statistics.StatisticsError) as error:
+        raise UserError(
+            "early_warning cannot see how long the chosen responses are: pass length, their mean "
+            "number of tokens, or 1 if logps/chosen are per-token means"
+        ) from error
 
 
 def _refuse_a_trl_that_ignores_it() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.early_warning import auc, main, threshold
+from experiments.early_warning import auc, main, quiet, threshold
+from torchmpo.early_warning import CHOSEN_FALL
 
 
 def test_the_area_and_the_threshold_are_right():
@@ -18,7 +19,16 @@ def test_the_area_and_the_threshold_are_right():
 def test_the_recorded_cells_are_told_by_the_chosen_likelihood(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["early_warning"])
     main()
-    printed = capsys.readouterr().out
-    areas = {line[:38].strip(): float(line[38:44]) for line in printed.splitlines()[4:]}
+    tables = capsys.readouterr().out.split("\n\n")[1:]
+    first, second = ({row[:38].strip(): row for row in table.splitlines()[1:]} for table in tables)
+    areas = {rule: float(row[38:44]) for rule, row in first.items()}
     assert areas["chosen: its log-probability per step"] > 0.9
     assert areas["margin: what it gained"] < 0.6
+    # The threshold of the callbacks is this one.
+    assert float(second["chosen: what it gained"].split()[-1]) == -CHOSEN_FALL
+
+
+def test_a_quiet_warning_is_for_few_of_the_others():
+    fell = np.arange(50) < 10
+    sign = np.concatenate([np.full(10, -9.0), np.arange(40.0)])
+    assert quiet(fell, sign) == 2.0  # 0 and 1, of forty, are below it

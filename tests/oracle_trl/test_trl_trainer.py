@@ -5,6 +5,7 @@
 
 import json
 import os
+import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -18,7 +19,7 @@ from trl.trainer import dpo_trainer
 
 from experiments.llm.train_with_trl import main
 from torchmpo import MirrorObjective
-from torchmpo.adapters import trl_signature, trl_trainer
+from torchmpo.adapters import early_warning, trl_signature, trl_trainer
 from torchmpo.runs.errors import UserError
 
 STEPS = 3
@@ -159,3 +160,16 @@ def test_the_example_trains(base, tmp_path):
     trainer = main([*words, "--lora", "--cpu", "--max_steps", "2", "--lr", "0.01"])
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert "rewards/margins" in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("make", [lambda: DPOTrainer, lambda: trl_trainer("simpo", beta=20.0)])
+@pytest.mark.parametrize("rate", [0.3, 1e-6])
+def test_chosen_responses_that_become_unlikely_are_warned_of(make, rate, base, tmp_path):
+    def trainer(*args, **kwargs):
+        return make()(*args, **kwargs, callbacks=[early_warning(window=2)])
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trained(trainer, base, tmp_path, learning_rate=rate, max_steps=12)
+    said = [w for w in told if "the chosen responses have become less likely" in str(w.message)]
+    assert len(said) == (rate > 0.1)

@@ -19,10 +19,18 @@ class Sample:
     Args:
         observation: ``[pairs, 2, time, observation_size]``, of chosen and rejected trajectories.
         action: ``[pairs, 2, time, action_size]``.
+        pairs: ``[pairs]``, int64, which pairs of the data these are.
+        lengths: ``[pairs, 2]``, steps of the whole trajectories.
+        rewards: ``[pairs, 2]``, what losses are given as rewards.
+        preference_probs: ``[pairs]``, or ``None`` where nobody voted.
     """
 
     observation: Tensor
     action: Tensor
+    pairs: Tensor
+    lengths: Tensor
+    rewards: Tensor
+    preference_probs: Tensor | None
 
     @staticmethod
     def of(data: PreferenceDataset) -> "Sample":
@@ -32,7 +40,10 @@ class Sample:
         fraction = (torch.arange(SAMPLE_STEPS) + 0.5) / SAMPLE_STEPS
         time = (fraction * data.lengths[rows][..., None]).long()
         at = rows[..., None], time
-        return Sample(data.observation[at], data.action[at])
+        rewards = data.returns if data.rewards is None else data.rewards
+        probs = None if data.preference_probs is None else data.preference_probs[pairs]
+        about = pairs, data.lengths[rows], rewards[rows], probs
+        return Sample(data.observation[at], data.action[at], *about)
 
     @torch.no_grad()
     def mean_logps(self, policy: GaussianPolicy, params: dict[str, Tensor]) -> Tensor:
@@ -44,3 +55,15 @@ class Sample:
         tokens, whitened = TokenLogps(policy), policy.whiten(self.observation)
         params = {f"policy.{name}": value for name, value in params.items()}
         return vmap(of_member, chunk_size=4)(params).transpose(1, 2)
+
+    @torch.no_grad()
+    def step_logps(self, policy: GaussianPolicy, params: dict[str, Tensor]) -> Tensor:
+        """The same of each token, of one member: ``[2, pairs, time · tokens]``, nats.
+
+        Args:
+            params: ``{name: [...]}``, of that member alone.
+        """
+        tensors = {f"policy.{name}": value for name, value in params.items()}
+        whitened = policy.whiten(self.observation)
+        logps = functional_call(TokenLogps(policy), tensors, (whitened, self.action))
+        return logps.transpose(0, 1)

@@ -29,8 +29,10 @@ from torchmpo.control.tuning import (
     suited,
     tune,
 )
+from torchmpo.diagnose.alignment_gap import judge_margin
 from torchmpo.diagnose.behaviour import Visited, behaviour
 from torchmpo.diagnose.leaderboard import plain
+from torchmpo.diagnose.rankings import rankings
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -56,13 +58,16 @@ def judge(
         actions where the former are of mean ones, or the reverse; ``curves``, of every epoch, and
         ``margins``, at the end, on a fixed sample of the pairs that were trained on; NaN where
         training diverged.
-        ``why``, a dictionary per seed, see :func:`torchmpo.diagnose.behaviour.behaviour`.
+        ``why``, a dictionary per seed, see :func:`torchmpo.diagnose.behaviour.behaviour` and
+        :func:`torchmpo.diagnose.rankings.rankings`.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
         logit clamps them.
     """
     streams = [derive_seed(protocol.seed, "final", k) for k in seeds]
-    samples = [Sample.of(data) for data in datasets or [testbed.dataset]]
+    all_data = datasets or [testbed.dataset]
+    samples = [Sample.of(data) for data in all_data]
     curves: list[tuple[int, Tensor, Tensor]] = []
+    begun: dict[int, dict[str, Tensor]] = {}  # member → parameters as the preference phase begins
 
     def watch(epoch: int, members: list[int], params: dict[str, Tensor]) -> None:
         if datasets is None:
@@ -73,6 +78,10 @@ def judge(
                 [samples[i].mean_logps(testbed.policy, one) for i, one in zip(members, own)]
             )
         curves.append((epoch, torch.tensor(members), values))
+        if epoch == testbed.config.inner.sft_epochs:
+            begun.update(
+                (i, {n: v[k].clone() for n, v in params.items()}) for k, i in enumerate(members)
+            )
 
     settings = [setting] * len(seeds)
     params, rates = stack_settings(objective, settings), learning_rates(settings)
@@ -100,16 +109,28 @@ def judge(
     margins = chosen - rejected
     accuracy = (margins > 0).float().where(margins.isfinite(), math.nan).mean(-1)
     clamped = (logps > LOGIT_MAX_LOGP).float().where(logps.isfinite(), math.nan).mean((2, 3))
-    begun = epochs.index(max(e for e in epochs if e <= testbed.config.inner.sft_epochs))
+    first = epochs.index(testbed.config.inner.sft_epochs)
     why = behaviour(
         testbed.policy,
         testbed.initial(len(seeds), streams),
         policies,
         visited,
-        datasets or [testbed.dataset],
-        logps[:, begun],
+        all_data,
+        logps[:, first],
         logps[:, -1],
     )
+    more = rankings(
+        testbed.policy,
+        objective,
+        params,
+        setting,
+        samples,
+        [_judged(testbed, data, own) for data, own in zip(all_data, samples, strict=True)],
+        {name: torch.stack([begun[k][name] for k in range(len(seeds))]) for name in policies},
+        policies,
+        logps[:, first:],
+    )
+    why = [own and own | other for own, other in zip(why, more, strict=True)]
     return {
         "why": why,
         "returns": returns.tolist(),
@@ -123,6 +144,11 @@ def judge(
         },
         "margins": margins[:, -1].tolist(),
     }
+
+
+def _judged(testbed: Testbed, data: PreferenceDataset, sample: Sample) -> Tensor | None:
+    margin = judge_margin(testbed.config.data, data)
+    return None if margin is None else margin[sample.pairs]
 
 
 def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, list[float]]:

@@ -7,11 +7,12 @@ the reference's log-probabilities. :mod:`.data` serves pairs: :mod:`.sources` re
 :mod:`.pairs` finds the pairs in them, :mod:`.mixture` puts several sources together,
 :mod:`.chat_template` turns messages into text and :mod:`.tokenize` text into tokens;
 :mod:`.inspect` shows one of them. :mod:`.answers` lets a model answer, :mod:`.samples` does so
-while it is trained, :mod:`.moving_reference` lets the reference follow, and :mod:`.model_card` says
-what was trained.
+while it is trained, :mod:`.moving_reference` lets the reference follow, :mod:`.early_warning` warns
+when chosen answers become unlikely, and :mod:`.model_card` says what was trained.
 
 Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
-:mod:`torchmpo.metrics`, :mod:`torchmpo.winrate` and :mod:`torchmpo.runs`; nothing of robots.
+:mod:`torchmpo.metrics`, :mod:`torchmpo.early_warning`, :mod:`torchmpo.winrate` and
+:mod:`torchmpo.runs`; nothing of robots.
 """
 
 import importlib
@@ -19,13 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchmpo.finetune.data import PreferenceData as PreferenceData
+    from torchmpo.finetune.early_warning import EarlyWarning as EarlyWarning
     from torchmpo.finetune.models import LoraSettings as LoraSettings
     from torchmpo.finetune.module import PreferenceModule as PreferenceModule
     from torchmpo.finetune.moving_reference import MovingReference as MovingReference
     from torchmpo.finetune.samples import Samples as Samples
 
-__all__ = ["LoraSettings", "MovingReference", "PreferenceData", "PreferenceModule", "Samples"]
+__all__ = [
+    "EarlyWarning",
+    "LoraSettings",
+    "MovingReference",
+    "PreferenceData",
+    "PreferenceModule",
+    "Samples",
+]
 _WHERE = {
+    "EarlyWarning": "torchmpo.finetune.early_warning",
     "LoraSettings": "torchmpo.finetune.models",
     "MovingReference": "torchmpo.finetune.moving_reference",
     "PreferenceData": "torchmpo.finetune.data",
