@@ -374,7 +374,7 @@ def test_a_rehearsal_passes_what_can_be_trained(bed):
 @pytest.mark.parametrize("unpaired", [False, True])
 def test_a_rehearsal_gives_what_training_gives(bed, unpaired):
     single = {"logps", "ref_logps", "desirable"}
-    own = ("mismatched", "_step_weights", "gold_")  # what no robot has
+    own = ("mismatched", "_step_weights", "gold_")  # what no pair of robots has
     names = [n for n in PairLogps._fields if not any(word in n for word in own)]
     names = [n for n in names if (n in single) == unpaired]
     seen = []
