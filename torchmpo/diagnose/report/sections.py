@@ -15,6 +15,7 @@ from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.critical_difference import critical_difference
 from torchmpo.diagnose.report.html import finite, fold, nested
 from torchmpo.diagnose.report.losses import equations
+from torchmpo.diagnose.report.objectives import objectives
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
 from torchmpo.diagnose.report.words import fell, name_html, terms
 from torchmpo.objectives.documented import NOTATION
@@ -242,6 +243,7 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     average_ranks,
     profiles,
     improvement,
+    objectives,
     numbers,
     why,
     training,
