@@ -415,6 +415,7 @@ def test_all_losses_of_the_library_can_be_diagnosed(no_run):
     able = [name for name in LOSSES if name not in absent]
     assert main(["--preset", "smoke", "--losses", ",".join(able)]) == 0
     assert list(no_run[0].objectives) == able
+    assert call("--preset smoke --out lists --losses tpo,dpo,lambda_po --data list:4") == 0
 
 
 def test_a_callable_that_cannot_be_hashed_is_a_loss_like_any_other(no_run):

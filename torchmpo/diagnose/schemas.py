@@ -33,6 +33,7 @@ class _Cell(TypedDict):
     curves: dict[str, list[Holes | FiniteFloat | None]]  # epochs are numbers
     margins: list[Holes | None]
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
+    components: NotRequired[list[dict[str, FiniteFloat] | None]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
@@ -52,6 +53,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len({len(row) for row in returns if row}) > 1, "seeds differ in episodes"),
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
+        (len(cell.get("components", returns)) != len(returns), "components of other seeds"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),
         (any(not isinstance(row, list) or len(row) != epochs for row in lists), "uneven curves"),
@@ -64,6 +66,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
 class _Anchors(TypedDict):
     original: Row
     target: Row
+    components: NotRequired[dict[str, dict[str, FiniteFloat]]]
 
 
 _Summary = TypedDict(

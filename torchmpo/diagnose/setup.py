@@ -10,7 +10,7 @@ from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
@@ -74,6 +74,8 @@ class Setup:
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
+                for objective in objectives.values():
+                    check_kind(objective, kind)
             _check_names(objectives, kinds)
             testbed = configure(config, kinds[0], config.num_threads)
             testbed.load_policy()  # a damaged file shows here

@@ -86,13 +86,6 @@ class EvolveConfig(TestbedSettings):
 
 PRESETS: dict[str, dict] = {
     "default": {},
-    # Few numbers, each with a meaning: an answer in minutes.
-    "minutes": {
-        "space": "closed_form",
-        "optimizer": "cmaes",
-        "sigma": 0.1,
-        "generations": 10,
-    },
     # Seconds: does everything once, finds nothing.
     "smoke": {
         **SMALLEST,

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
-from torchmpo.control.kinds import parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
@@ -84,7 +83,8 @@ class Setup:
                 check_inputs(rival, config.policy)
             kinds = words("data", config.data)
             for kind in kinds:
-                parse_kind(kind)
+                for objective in (space.objective, *rivals.values()):
+                    check_kind(objective, kind)
             # While this process works, in the final comparison, the actors are idle.
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here

@@ -21,6 +21,7 @@ class Run:
     Attributes:
         differences: kind of data → higher loss → lower loss → their paired difference; ``None``
             stands for all data.
+        components: agent → its mean return by parts, where they are known.
         smoke: whether its settings are those that only show that everything runs.
         scaled: whether there are scores. Without, what is shown in their place are returns.
     """
@@ -38,7 +39,9 @@ class Run:
         machines: Sequence[Mapping] = (),
         files: Mapping[str, bytes] | None = None,
     ):
-        self.board, self.anchors, self.config = board, anchors, config
+        self.board, self.config = board, config
+        self.anchors = {a: x for a, x in anchors.items() if a != "components"}
+        self.components = anchors.get("components", {})
         self.statistics, self.figures = statistics, figures
         self.commands, self.machines, self.files = commands, machines, files or {}
         # Of the preset that does everything once.
