@@ -27,8 +27,8 @@ def gradient_share(
     Args:
         params: what ``objective.apply`` takes, of one member.
         step_logps, reference: ``[2, pairs, steps]``, nats, of chosen and rejected trajectories.
-        about: ``lengths``, tokens, and ``rewards``, ``[2, pairs]``, and where there are
-            ``preference_probs``, ``[pairs]``.
+        about: ``lengths``, tokens, and ``rewards``, ``[2, pairs]``; ``preference_probs``,
+            ``[pairs]``.
         progress: part of training that is done.
     """
     inputs = objective.inputs
