@@ -120,7 +120,7 @@ def test_wheel_holds_every_source_file_and_weight(wheel):
         f"{package}/{path.relative_to(folder)}"
         for package, folder in PACKAGES.items()
         for path in folder.rglob("*")
-        if path.suffix in (".py", ".json", ".safetensors", ".typed")
+        if path.suffix in (".py", ".json", ".safetensors", ".typed", ".html", ".css", ".js")
         and "__pycache__" not in path.parts
     }
     assert {f"{package}/__init__.py" for package in PACKAGES} <= expected
@@ -224,7 +224,7 @@ def test_core_requires_what_losses_and_help_need(wheel):
     core = [Requirement(t) for t in distribution(wheel).requires or [] if "extra ==" not in t]
     names = {requirement.name for requirement in core}
     others = {"pydantic", "pyyaml", "safetensors", "torch", "typing-extensions"}
-    assert names == {"filelock", "jsonargparse", "numpy", *others}
+    assert names == {"filelock", "jinja2", "jsonargparse", "markupsafe", "numpy", *others}
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,27 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from torchmpo.diagnose.report.figures import INK, LINE, MUTED, save
-from torchmpo.diagnose.report.html import cell, document, nested, table
+from torchmpo.diagnose.report.html import (
+    ELEMENTS,
+    Cell,
+    Section,
+    amount,
+    document,
+    figure,
+    heading,
+    nested,
+    say,
+    table,
+)
 from torchmpo.figures import SERIES, new_figure
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
@@ -289,42 +300,42 @@ def kl_figure(results: Mapping[str, Any]):
 
 def _page(folder: Path, about, results, trials, finals, baselines) -> str:
     pictures, settings = folder / "figures", about["settings"]
-    figure = save(pictures, "win_rates", "Win rates", win_rate_figure, results)
+    rates = save(pictures, "win_rates", "Win rates", win_rate_figure, results)
     scatter = save(pictures, "win_rate_kl", "Win rate against KL", kl_figure, results)
     sections = [
-        (
+        Section(
             "Win rates",
             "Against the untuned LM, by the judge; 95 % intervals over seeds and prompts, seeds as "
             "grey strokes. The band is the best of several plain samples, by the annotator. These "
             "are not AlpacaEval’s numbers: another judge, other prompts, a model of "
             f"{about['lm']['parameters'] / 1e6:.1f} million parameters. An answer is cut after "
             f"{settings['new_tokens']} tokens; “ended” is the share that come to an end before.",
-            f"<figure>{figure}</figure>" + _main_table(results),
+            [figure(rates), _main_table(results)],
         ),
-        (
+        Section(
             "How far from the untuned LM",
             "Divergence on the model’s own answers, summed over their tokens.",
-            f"<figure>{scatter}</figure>",
+            [figure(scatter)],
         ),
-        (
+        Section(
             "The term for chosen answers",
             f"Mean win rate of {', '.join(ANCHORED)}, which have one, minus that of "
             f"{' and '.join(FREE)}, which do not.",
-            _group_table(results),
+            [_group_table(results)],
         ),
-        ("Samples", "The same prompts, first seed.", _samples(finals, baselines)),
-        ("Tuning", "Win rate by the annotator on validation prompts.", _tuning(trials)),
-        ("Data", "Pairs of the first seed.", nested(results["pairs"], "Preference pairs")),
-        ("Settings", "", nested({k: v for k, v in about.items() if k != "grid"})),
+        Section("Samples", "The same prompts, first seed.", [_samples(finals, baselines)]),
+        Section("Tuning", "Win rate by the annotator on validation prompts.", [_tuning(trials)]),
+        Section("Data", "Pairs of the first seed.", [nested(results["pairs"], "Preference pairs")]),
+        Section("Settings", "", [nested({k: v for k, v in about.items() if k != "grid"})]),
     ]
     lead = (
         f"{settings['pairs']} pairs, {settings['trials']} trials for each loss and kind of data, "
         f"{settings['seeds']} fresh seeds, {settings['test']} test prompts."
     )
-    return document(TITLE, f"<p>{lead}</p>", sections)
+    return document(TITLE, ELEMENTS.paragraphs([lead]), sections)
 
 
-def _main_table(results) -> str:
+def _main_table(results) -> Markup:
     head = ["loss", "data", "#win rate", "#length-controlled", "#wins", "#VADER", "#annotator"]
     head += [
         "#minus sft",
@@ -338,12 +349,16 @@ def _main_table(results) -> str:
     lines = []
     named = [(name, row | {"kind": "–"}) for name, row in results["baselines"].items()]
     for name, row in [(row["loss"], row) for row in results["rows"]] + named:
-        lost = f"<br><small>✕ {row['diverged']} diverged</small>" * bool(row["diverged"])
+        lost = f"✕ {row['diverged']} diverged" * bool(row["diverged"])
         own = row.get("setting")
         setting = f"lr = {own['lr']:g}, {setting_text(own['loss_args'])}" if own else ""
         columns = [
-            cell(escape(row["kind"])),
-            cell(interval_text(row["win_rate"]) + lost, row["win_rate"]["mean"], "number"),
+            heading(name),
+            Cell(row["kind"]),
+            amount(
+                row["win_rate"]["mean"],
+                text=ELEMENTS.with_note(interval_text(row["win_rate"]), lost),
+            ),
             *(
                 _plus_minus(row.get(k))
                 for k in ("lc_win_rate", "hard_win_rate", "vader", "annotator")
@@ -353,54 +368,46 @@ def _main_table(results) -> str:
             _plus_minus(row.get("characters")),
             _plus_minus(row.get("ended"), 2),
             _plus_minus(row.get("distinct"), 3),
-            cell(escape(setting), setting, "text"),
+            Cell(setting, setting, "text"),
         ]
-        lines.append(f'<th scope="row" data-sort="{escape(name)}">{escape(name)}</th>')
-        lines[-1] += "".join(columns)
+        lines.append(columns)
     return table(head, lines, "Percent, against the untuned LM; ± one standard error")
 
 
-def _plus_minus(found: Mapping[str, Any] | None, digits: int = 1) -> str:
+def _plus_minus(found: Mapping[str, Any] | None, digits: int = 1) -> Cell:
     if found is None:
-        return cell("–", kind="number")
+        return amount(None)
     error = "" if found["se"] is None else f" ± {found['se']:.{digits}f}"
-    return cell(f"{found['mean']:.{digits}f}{error}", found["mean"], "number")
+    return amount(found["mean"], text=f"{found['mean']:.{digits}f}{error}")
 
 
-def _with_interval(found: Mapping[str, Any] | None) -> str:
-    return (
-        cell(interval_text(found), found["mean"], "number") if found else cell("–", kind="number")
-    )
+def _with_interval(found: Mapping[str, Any] | None) -> Cell:
+    return amount(found["mean"], text=interval_text(found)) if found else amount(None)
 
 
 def _group_table(results) -> str:
     lines = [
-        f'<th scope="row">{escape(kind)}</th>' + _with_interval(found)
+        [heading(kind), _with_interval(found)]
         for kind, found in results["anchored_minus_free"].items()
     ]
-    return table(["data", "#difference"], lines, "Percentage points", "") if lines else "<p>–</p>"
+    return table(["data", "#difference"], lines, "Percentage points", "") if lines else "–"
 
 
-def _tuning(trials) -> str:
+def _tuning(trials) -> Markup:
     lines = []
     for (kind, loss), rows in trials.items():
         rates = [-1 if row["validation"] is None else row["validation"] for row in rows]
         for row, rate in zip(rows, rates, strict=True):
             own = row["setting"]
             text = "diverged" if rate < 0 else f"{rate:.1f}"
-            text = f"<mark>{text}</mark>" if rates.index(max(rates)) == rates.index(rate) else text
-            lines.append(
-                f'<th scope="row" data-sort="{escape(loss)}">{escape(loss)}</th>'
-                + cell(escape(kind))
-                + cell(f"{own['lr']:g}", own["lr"], "number")
-                + cell(escape(setting_text(own["loss_args"])))
-                + cell(text, rate, "number")
-            )
+            text = ELEMENTS.marked(text, best=rates.index(max(rates)) == rates.index(rate))
+            cells = [heading(loss), Cell(kind), amount(own["lr"], text=f"{own['lr']:g}")]
+            lines.append([*cells, Cell(setting_text(own["loss_args"])), amount(rate, text=text)])
     head = ["loss", "data", "#learning rate", "setting", "#validation win rate"]
     return table(head, lines, "The best of each is marked")
 
 
-def _samples(finals, baselines) -> str:
+def _samples(finals, baselines) -> Markup:
     lines = []
     prompts = baselines[0]["original"]["samples"]
     named = [
@@ -411,12 +418,8 @@ def _samples(finals, baselines) -> str:
     for i in range(min(3, len(prompts))):
         for name, kind, found in named:
             if i < len(found.get("samples", [])):
-                prompt, text = found["samples"][i]
-                lines.append(
-                    f'<th scope="row" data-sort="{escape(name)}">{escape(name)}</th>'
-                    + cell(escape(kind))
-                    + cell(f"<b>{escape(prompt)}</b>{escape(text)}", i, "text")
-                )
+                text = say("<b>{}</b>{}", *found["samples"][i])
+                lines.append([heading(name), Cell(kind), Cell(text, i, "text")])
     return table(["loss", "data", "answer"], lines, "Prompt in bold")
 
 

@@ -205,6 +205,10 @@ def test_page_is_well_formed_with_unique_ids(page):
     assert set(targets) <= set(ids)
 
 
+def test_no_markup_is_escaped_by_mistake(page):
+    assert not re.findall(r"</?(?:code|b|small|td|wbr|svg)>", page.visible)
+
+
 def test_page_asks_nothing_of_the_network(page):
     for tag, attrs in page.elements:
         for name, value in attrs.items():
@@ -332,7 +336,7 @@ def test_how_it_was_made_is_told(tmp_path):
     (tmp_path / "machines.json").write_text('[{"processor": "A Processor", "cores": 2}]')
     text = write_page(tmp_path).read_text()
     assert "torchmpo 1.2.3 · 2026-11-27 · A Processor, 2 cores · " in text
-    assert "<code>python -m torchmpo.diagnose --losses &#x27;&lt;b&gt;&#x27;</code>" in text
+    assert "<code>python -m torchmpo.diagnose --losses &#39;&lt;b&gt;&#39;</code>" in text
     for damaged in ("", "[", "{}", "[1]", "[" * 100_000):
         (tmp_path / "commands.json").write_text(damaged)
         (tmp_path / "machines.json").write_text(damaged)
@@ -756,7 +760,7 @@ def test_headline_claims_no_more_than_the_intervals(scores, words):
 
 def test_findings_say_who_is_tied_and_who_is_surely_below():
     run = run_of({"a": (0.8, 0.9), "b": (0.7, 0.86), "c": (-0.5, -0.3), "d": (-0.4, 0.1)})
-    best, few, below = [re.sub("<.*?>", "", line) for line in findings(run)]
+    best, few, below = [f"{topic} {re.sub('<.*?>', '', told)}" for topic, told in findings(run)]
     assert few.startswith("Few seeds: with 4 losses and 5 seeds")
     told = "2 losses of 4 cannot be told apart: a (0.85 [0.80, 0.90]) and b (0.78 [0.70, 0.86])."
     assert best == f"x: {told}"

@@ -355,9 +355,12 @@ def test_a_search_of_coefficients_on_two_kinds_of_data(capsys):
         "--preset smoke --pairs 2 --episode_steps 10 --num_threads 1 --out run --space closed_form"
     )
     more = "--optimizer cmaes --data noisy:0.3,mixed --combine worst --tensorboard true"
+    more += " --search_rate true --sigma 0.1"
     assert main(f"{flags} {more}".split()) == 0
     objective = torchmpo.resolve("run/objective")
     assert objective.inputs == {"chosen_mean_logps", "rejected_mean_logps"}
+    began = json.loads(Path("run/learning_rate.json").read_text())["learning_rate"]
+    assert objective.card["learning_rate"] not in (None, began)
     comparison = json.loads(Path("run/comparison.json").read_text())
     both = [comparison["data"][kind]["objectives"] for kind in ("noisy:0.3", "mixed")]
     assert all("orpo, tuned" in objectives for objectives in both)
@@ -602,6 +605,7 @@ OLDER = {
     "tuning_seeds": 1,
     "tuning_reduction": 1,
     "streams": "shared",
+    "search_rate": False,
     "final_data_per_seed": False,
 }
 

@@ -1,5 +1,6 @@
 """The fitness of objectives: returns of what they train, here and in other processes."""
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.evolve.fitness import ObjectiveFitness, check_combine, combined
+from torchmpo.evolve.searched_rate import SearchedRate
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
@@ -42,8 +44,13 @@ class Scaled:
         self.objective = MirrorObjective(learn=("psi",))
         self.dim = self.objective.dim
 
+        self.start = torch.zeros(self.dim)
+
     def parameters(self, vectors):
         return vectors / 2
+
+    def rates(self, vectors, start):
+        return None
 
 
 @pytest.fixture
@@ -63,6 +70,25 @@ def test_fitness_is_the_mean_return_under_what_the_space_makes_of_a_vector(bed, 
     assert torch.equal(fitness(vectors, 5), expected)
     assert not torch.equal(fitness(vectors, 6), expected)
     assert len(set(expected.tolist())) == 3
+
+
+def test_a_searched_rate_is_the_last_coordinate(bed, space, vectors):
+    """θ = 0 is the rate of the testbed; 0.1 is e times it; the range has an end."""
+    rated = SearchedRate(space)
+    assert rated.dim == len(rated.start) == space.dim + 1
+    start = bed.config.inner.learning_rate
+    rates = torch.tensor([start, start * math.e, 3e-3])
+    theta = torch.tensor([[0.0], [0.1], [5.0]])
+    moved = torch.cat([vectors, theta], dim=1)
+    torch.testing.assert_close(rated.rates(moved, start), rates)
+    seed = derive_seed(7, "inner", 5)
+    params = bed.train(space.objective, vectors / 2, 3, seed, learning_rates=rates)
+    expected = bed.evaluate(params, 2, derive_seed(7, "episodes", 5)).mean(1)
+    found = ObjectiveFitness([bed], rated, 2, seed=7)(moved, 5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+    unmoved = ObjectiveFitness([bed], space, 2, seed=7)(vectors, 5)
+    assert found[0] == pytest.approx(unmoved[0].item(), abs=0.01)
+    assert (found[1:] - unmoved[1:]).abs().min() > 0.01
 
 
 def test_members_of_one_stream_share_what_others_do_not(bed, space, vectors):

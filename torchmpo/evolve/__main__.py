@@ -27,6 +27,7 @@ COMMAND = Command(
         "tuning_seeds": 1,
         "tuning_reduction": 1,
         "streams": "shared",
+        "search_rate": False,
         "final_data_per_seed": False,
     },
     code=("rivals", "task"),

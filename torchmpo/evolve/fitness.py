@@ -85,7 +85,9 @@ class ObjectiveFitness:
         evaluation = self._seed("episodes", generation, streams)
         returns = []
         for testbed in self.testbeds:
-            params = testbed.train(self.space.objective, own, len(vectors), training)
+            rates = self.space.rates(vectors, testbed.config.inner.learning_rate)
+            objective, n = self.space.objective, len(vectors)
+            params = testbed.train(objective, own, n, training, learning_rates=rates)
             returns.append(testbed.evaluate(params, self.episodes, evaluation).mean(1))
         return combined(torch.stack(returns), self.combine)
 

@@ -129,12 +129,20 @@ def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbe
     return [testbed.changed(inner=inner) for testbed in testbeds]
 
 
+def contestant_at(setup: Setup, testbeds: Sequence[Testbed], vector: Tensor) -> Contestant:
+    """What ``vector [dim]`` stands for, with its own learning rate where the search moves it."""
+    space, start = setup.space, testbeds[0].config.inner.learning_rate
+    rates = space.rates(vector[None], start)
+    own = None if rates is None else float(rates[0])
+    return Contestant(space.objective, space.parameters(vector[None]), own)
+
+
 def held_out_score(
     setup: Setup, testbeds: Sequence[Testbed], vector: Tensor, generation: int
 ) -> float:
     """Mean return of policies trained under ``vector`` on seeds that the search never uses."""
     config = setup.config
-    objective = Contestant(setup.space.objective, setup.space.parameters(vector[None]))
+    objective = contestant_at(setup, testbeds, vector)
     returns = seed_returns(
         testbeds,
         {"centre": objective},
@@ -151,7 +159,9 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     space = setup.space
     tuned = tune_rivals(setup, testbeds, out)
     comparison = compare(setup, testbeds, found, tuned, out)
-    space.save(out / "objective", found.vector, _card(setup, found, comparison, out))
+    rate = contestant_at(setup, testbeds, found.vector).learning_rate
+    card = _card(setup, found, comparison, out) | ({} if rate is None else {RATE: rate})
+    space.save(out / "objective", found.vector, card)
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
     fitness_figure(found.log, figures / "fitness.png")
@@ -210,10 +220,9 @@ def compare(
     rivals can be added later. The fresh data is in ``final_data/`` until everyone is trained.
     """
     config, space = setup.config, setup.space
-    objective = space.objective
     contestants = {
-        "discovered": Contestant(objective, space.parameters(found.vector[None])),
-        f"start ({space.start_name})": Contestant(objective, space.parameters(space.start[None])),
+        "discovered": contestant_at(setup, testbeds, found.vector),
+        f"start ({space.start_name})": contestant_at(setup, testbeds, space.start),
     }
     for name, rival in setup.rivals.items():
         if (result := tuned[name]) is not None:

@@ -19,6 +19,8 @@ class EvolveConfig(TestbedSettings):
             objective; null for ORPO (network, one step), DPO (two steps), and the defaults of
             closed_form_loss.
         steps: of the network: one, or two (with a reference).
+        search_rate: let the search move the learning rate of training, too; it begins at
+            learning_rate, or at the tuned one.
         learn: functions of the network, among psi (one step only), phi_inv and g; null for all.
         temporal: let the network depend on the progress of training.
         optimizer: es (OpenAI-ES) or cmaes (for spaces of few dimensions).
@@ -54,6 +56,7 @@ class EvolveConfig(TestbedSettings):
     space: str = "network"
     warm_start: str | None = None
     steps: str = "one"
+    search_rate: bool = False
     learn: list[str] | None = None
     temporal: bool = False
     optimizer: str = "es"

@@ -13,6 +13,7 @@ from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
 from torchmpo.evolve.optimizers import SearchConfig
+from torchmpo.evolve.searched_rate import SearchedRate
 from torchmpo.evolve.settings import EvolveConfig
 from torchmpo.evolve.spaces import SearchSpace, space_of
 from torchmpo.objectives.bound import Objective
@@ -61,6 +62,8 @@ class Setup:
                 temporal=config.temporal,
                 start=config.warm_start,
             )
+            if config.search_rate:
+                space = SearchedRate(space)
             check_inputs(space.objective, config.policy)
             search = SearchConfig(
                 optimizer=config.optimizer,

@@ -63,6 +63,10 @@ class SearchSpace(Protocol):
         """``[n, dim]`` → a tree for ``objective.apply``, with a leading ``n``."""
         ...
 
+    def rates(self, vectors: Tensor, start: float) -> Tensor | None:
+        """Learning rates ``[n]`` under which policies are trained; ``None``: that of the start."""
+        ...
+
     def at(self, vector: Tensor) -> Objective | MirrorObjective:
         """The objective that ``vector [dim]`` is; it shares nothing with the space."""
         ...
@@ -89,6 +93,9 @@ class NetworkSpace:
     def parameters(self, vectors: Tensor) -> Tensor:
         """The vectors themselves."""
         return vectors
+
+    def rates(self, vectors: Tensor, start: float) -> None:
+        """``None``: a vector says nothing of the learning rate."""
 
     def at(self, vector: Tensor) -> MirrorObjective:
         """See :class:`SearchSpace`."""
@@ -158,6 +165,9 @@ class CoefficientSpace:
     def parameters(self, vectors: Tensor) -> dict[str, Tensor]:
         """The hyper-parameters by name, ``[n]`` each."""
         return self.values(vectors)
+
+    def rates(self, vectors: Tensor, start: float) -> None:
+        """``None``: a vector says nothing of the learning rate."""
 
     def at(self, vector: Tensor) -> Objective:
         """See :class:`SearchSpace`."""

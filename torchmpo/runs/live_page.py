@@ -4,22 +4,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from html import escape
 from io import TextIOBase
 from pathlib import Path
 from typing import TextIO
 
 FILE = "progress.html"  # in a run's folder
 SECONDS = 5  # between two looks of the browser
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">{again}
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>{title}</title>
-<style>body {{ margin:1.5rem; font:15px/1.5 monospace }} pre {{ overflow-x:auto }}</style></head>
-<body><h1>{title}</h1><p>{state}</p>
-<pre>{lines}</pre></body></html>
-"""
 
 
 class _Tee(TextIOBase):
@@ -47,12 +37,12 @@ class _Tee(TextIOBase):
         return self.stream.encoding
 
     def show(self, state: str, again: bool) -> None:
-        refresh = f'<meta http-equiv="refresh" content="{SECONDS}">' if again else ""
-        page = PAGE.format(
-            again=refresh, title=escape(self.title), state=state, lines=escape(self.text)
-        )
+        from torchmpo.runs.markup import templates  # not for --help
+
+        page = templates("torchmpo.runs").get_template("progress.html")
+        text = page.render(again=SECONDS * again, title=self.title, state=state, lines=self.text)
         with suppress(OSError):  # a page to look at is no reason to end a run
-            self.path.write_bytes(page.encode("utf-8", "replace"))
+            self.path.write_bytes(text.encode("utf-8", "replace"))
 
 
 @contextmanager

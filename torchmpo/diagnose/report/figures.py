@@ -6,13 +6,14 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
+from markupsafe import Markup
 
+from torchmpo.diagnose.report import html
 from torchmpo.diagnose.report.html import finite
 from torchmpo.figures import CHOSEN as BLUE
 from torchmpo.figures import MUTED, new_figure
@@ -58,7 +59,7 @@ TINT = 0.72  # of a colour behind text: the text must stay readable
 FLOOR, CEILING = -0.5, 1.5  # scores beyond are drawn at the edge
 
 
-def save(folder: Path, name: str, label: str, draw: Callable[..., "Figure"], *data: Any) -> str:
+def save(folder: Path, name: str, label: str, draw: Callable[..., "Figure"], *data: Any) -> Markup:
     """Draw a figure, write ``<name>.png`` and ``<name>.svg``, and return it for a page.
 
     Args:
@@ -89,7 +90,7 @@ def save(folder: Path, name: str, label: str, draw: Callable[..., "Figure"], *da
     return markup
 
 
-def inline(svg: bytes, name: str, label: str) -> str:
+def inline(svg: bytes, name: str, label: str) -> Markup:
     """An SVG file of matplotlib's as an element of an HTML page: smaller, and in its colours."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
@@ -126,17 +127,17 @@ def inline(svg: bytes, name: str, label: str) -> str:
     root.attrib |= {"viewBox": f"{x:g} {y:g} {width:g} {height:g}", "role": "img"}
     root.attrib |= {"width": f"{width / 0.75:.0f}", "height": f"{height / 0.75:.0f}"}
     root.set("aria-label", label)
-    return ElementTree.tostring(root, encoding="unicode")
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def pixels(png: bytes, width: int, label: str) -> str:
+def pixels(png: bytes, width: int, label: str) -> Markup:
     """A picture as an ``<img>`` of 64 colours, ``width`` CSS pixels wide."""
     from PIL import Image
 
     image, file = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
     image.quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(label)}" width="{width}">'
+    return html.ELEMENTS.pixels(data, label, width)
 
 
 def intervals(columns: Mapping[str, Mapping[str, Mapping]], losses: Sequence[str]) -> "Figure":

@@ -1,113 +1,152 @@
 """An HTML file that opens from disk, asks nothing of the network, and whose tables can be sorted.
 
 Style and script are inside it. Its Content-Security-Policy forbids everything else, and without
-JavaScript it can be read all the same.
+JavaScript it can be read all the same. The markup is in ``templates/``, where every text is
+escaped; what the functions here return is markup, and so is not escaped again. To keep that, put
+texts together with :func:`say` and markup's own ``join``: an f-string makes plain text of it.
 """
 
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from torchmpo.runs.files import slug
+from torchmpo.runs.markup import templates
 
-HERE = Path(__file__).parent
-STYLE = (HERE / "html.css").read_text("utf-8")
-SCRIPT = (HERE / "html.js").read_text("utf-8")
+SCRIPT = (Path(__file__).parent / "templates" / "page.js").read_text("utf-8")
 
 
-def document(title: str, head: str, sections: Iterable[tuple[str, str, str]]) -> str:
+class Section(NamedTuple):
+    """A part of a page with a title.
+
+    Attributes:
+        title: plain text.
+        note: what is to be seen, and how to read it; may be empty.
+        parts: tables, figures and other content. Without any, the section is left out.
+    """
+
+    title: str
+    note: str
+    parts: Sequence[str]
+
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+        text: what it shows.
+        key: what it is sorted by; what is empty comes last.
+        kind: its classes of CSS.
+        style: its own CSS.
+        heads: whether it names its row.
+    """
+
+    text: str
+    key: Any = ""
+    kind: str = ""
+    style: str = ""
+    heads: bool = False
+
+    @property
+    def sorted_by(self) -> str:
+        """The key as text."""
+        return str(self.key) if finite(self.key) else str(self.key or "")
+
+
+def amount(value: Any, digits: int = 0, text: str = "") -> Cell:
+    """A number in a cell, or ``text`` in its place, sorted by the number."""
+    return Cell(text or number(value, digits), value, "number")
+
+
+def heading(name: str, key: Any = None) -> Cell:
+    """The first cell of a row; its key is its name."""
+    return Cell(name, name if key is None else key, heads=True)
+
+
+def document(title: str, head: str, sections: Iterable[Section]) -> str:
     """The whole file.
 
     Args:
         title: plain text.
-        head: HTML that stands between the title and the links to the sections.
-        sections: title, explanation and content of each, as HTML; one without content is left out.
+        head: what stands between the title and the links to the sections.
+        sections: in their order; one without content is left out.
     """
-    present = [(*section, slug(section[0])) for section in sections if section[2]]
-    links = " ".join(f'<a href="#{anchor}">{name}</a>' for name, _, _, anchor in present)
-    body = "\n".join(
-        f'<section id="{anchor}"><h2>{name}</h2>\n{_note(note)}{content}</section>'
-        for name, note, content, anchor in present
-    )
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    policy += f"; script-src 'sha256-{digest}'"
-    title = escape(title)
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{STYLE}</style></head>
-<body><header><h1>{title}</h1>
-{head}
-<nav>{links}</nav></header>
-<main>
-{body}
-</main>
-<script>{SCRIPT}</script></body></html>
-"""
+    present = [s._replace(parts=parts) for s in sections if (parts := [p for p in s.parts if p])]
+    return render(
+        "document.html",
+        title=title,
+        head=head,
+        sections=present,
+        script=Markup(SCRIPT),
+        digest=digest,
+    )
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{text}</p>\n' if text else ""
+def render(template: str, **values: Any) -> Markup:
+    """A template with its values, as markup."""
+    return Markup(ENVIRONMENT.get_template(template).render(values))
 
 
-def cell(text: str, key: Any = "", kind: str = "", style: str = "") -> str:
-    """A ``<td>``; ``key`` is what it is sorted by, ``text`` is HTML."""
-    key = key if finite(key) else escape(str(key or ""))
-    extra = f' class="{kind}"' * bool(kind) + f' style="{style}"' * bool(style)
-    return f'<td data-sort="{key}"{extra}>{text}</td>'
+def say(text: str, *values: Any) -> Markup:
+    """A sentence with values in its ``{}``: texts are escaped, markup is not.
+
+    >>> say("{} is best on {}.", code("dpo"), "a<b")
+    Markup('<code>dpo</code> is best on a&lt;b.')
+    """
+    return Markup(text).format(*values)
 
 
-def table(head: Sequence[str], rows: Iterable[str], caption: str, kind: str = "sortable") -> str:
-    """A table in a box of its own that scrolls; ``head`` and ``rows`` are HTML.
+def code(name: str) -> Markup:
+    """A name from a user; a long one may break after its dots and colons."""
+    return ELEMENTS.code(re.split(r"(?<=[.:/])(?=\w)", name))
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str, kind: str = "sortable"
+) -> Markup:
+    """A table in a box of its own that scrolls.
 
     A title that begins with ``#`` is of numbers, of which the highest come first.
     """
-    titles = []
-    for title in head:
-        mark = ' class="number" data-first="descending"' if title.startswith("#") else ""
-        titles.append(f'<th scope="col"{mark}>{title.removeprefix("#")}</th>')
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table class="{kind}"><caption>{caption}</caption>'
-        f"<thead><tr>{''.join(titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
+    return ELEMENTS.table(head, rows, caption, kind)
 
 
-def fold(summary: str, content: str, open: bool = False) -> str:
+def fold(summary: str, content: str, open: bool = False) -> Markup:
     """Content that a click on its summary shows."""
-    return f"<details{' open' * open}><summary>{summary}</summary>{content}</details>"
+    return ELEMENTS.fold(summary, content, open)
+
+
+def figure(picture: str, caption: str = "") -> Markup:
+    """A picture of :func:`torchmpo.diagnose.report.figures.save`."""
+    return ELEMENTS.figure(picture, caption)
 
 
 def nested(value: Any, caption: str = "") -> str:
     """Any JSON value: a dictionary of dictionaries as one table, the rest as it comes."""
     if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
-        keys = list(dict.fromkeys(key for inner in value.values() for key in inner))
+        keys = list(dict.fromkeys(str(key) for inner in value.values() for key in inner))
         lines = [
-            f'<th scope="row">{escape(str(name))}</th>'
-            + "".join(cell(nested(inner.get(key)), inner.get(key), "number") for key in keys)
+            [heading(str(name)), *(Cell(nested(inner.get(key)), kind="number") for key in keys)]
             for name, inner in value.items()
         ]
-        return table(["", *(f"#{escape(str(key))}" for key in keys)], lines, caption, "")
+        return table(["", *(f"#{key}" for key in keys)], lines, caption, "")
     if isinstance(value, Mapping):
-        lines = [
-            f'<th scope="row">{escape(str(k))}</th>{cell(nested(v))}' for k, v in value.items()
-        ]
+        lines = [[heading(str(k)), Cell(nested(v))] for k, v in value.items()]
         return table(["setting", "value"], lines, caption, "")
     if isinstance(value, list):
-        return ", ".join(nested(v) for v in value)
+        return Markup(", ").join(nested(v) for v in value)
     if isinstance(value, float):
         return (number(value) if abs(value) >= 1000 else f"{value:.4g}") if finite(value) else "–"
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
-    return number(value) if isinstance(value, int) else escape(str(value))
+    return number(value) if isinstance(value, int) else str(value)
 
 
 def finite(value: Any) -> bool:
@@ -131,3 +170,25 @@ def interval(entry: Mapping, digits: int = 2) -> str:
     if not (finite(entry["low"]) and finite(entry["high"])):
         return ""
     return f"[{number(entry['low'], digits)}, {number(entry['high'], digits)}]"
+
+
+def diverged(row: Mapping) -> str:
+    """How many seeds of a row diverged."""
+    return f"{row['diverged']} of {count(row['seeds'], 'seed')}"
+
+
+def rank(row: Mapping) -> str:
+    """The rank of a row, from best to worst where it is tied."""
+    best, worst = row["rank"]["best"], row["rank"]["worst"]
+    return f"{best}" if best == worst else f"{best}–{worst}"
+
+
+def count(n: int, what: str) -> str:
+    """``1 loss``, ``2 losses``."""
+    return f"{n} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+ENVIRONMENT = templates("torchmpo.diagnose.report")
+for function in (code, diverged, finite, interval, number, rank, slug):
+    ENVIRONMENT.filters[function.__name__] = function
+ELEMENTS: Any = ENVIRONMENT.get_template("elements.html").module

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmpo.diagnose.report.contents import Run
-from torchmpo.diagnose.report.html import document
+from torchmpo.diagnose.report.html import document, render
 from torchmpo.diagnose.report.sections import SECTIONS
 from torchmpo.diagnose.report.words import TASKS, findings, headline, made, protocol
 from torchmpo.runs.commands import commands_of
@@ -19,10 +19,6 @@ from torchmpo.runs.machine import FILE as MACHINES
 from torchmpo.runs.yaml_text import parse_yaml
 
 SAVED = ("leaderboard.csv", "scores.json")  # what the page offers
-SMOKE = (
-    "A smoke run: it shows that everything runs, in seconds. With so little data and training its "
-    "numbers say nothing about losses."
-)
 
 
 def write_page(folder: str | Path) -> Path:
@@ -63,16 +59,17 @@ def write_page(folder: str | Path) -> Path:
 
 def _page(run: Run) -> str:
     task = str(run.board["task"])
-    answers = "".join(f"<li>{line}</li>" for line in findings(run))
-    smoke = f'<p class="banner">{SMOKE}</p>\n' if run.smoke else ""
-    head = f"""{smoke}<p>{protocol(run)}</p>
-<p class="made">{made(run)}</p>
-<div class="answer"><p class="headline">{headline(run)}</p><ul>{answers}</ul></div>"""
-    return document(
-        f"Preference losses on {TASKS.get(task, task)}",
-        head,
-        [section(run) for section in SECTIONS],
+    head = render(
+        "head.html",
+        run=run,
+        protocol=protocol(run),
+        made=made(run),
+        commands=dict.fromkeys(entry["command"] for entry in run.commands),
+        headline=headline(run),
+        findings=findings(run),
     )
+    sections = [section(run) for section in SECTIONS]
+    return document(f"Preference losses on {TASKS.get(task, task)}", head, sections)
 
 
 def _optional(path: Path) -> Any:

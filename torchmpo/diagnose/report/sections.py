@@ -1,50 +1,63 @@
-"""The sections of a report, in their order: each is a title, an explanation and its content.
+"""The sections of a report, in their order.
 
-All three are HTML; a section without content is left out of the page.
+A new one is a function from the run to a `Section`, in its place in `SECTIONS`.
 """
 
 import base64
 import math
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from torchmpo.diagnose.report import figures, tables
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.critical_difference import critical_difference
-from torchmpo.diagnose.report.html import finite, fold, nested
+from torchmpo.diagnose.report.html import (
+    ELEMENTS,
+    Section,
+    code,
+    figure,
+    finite,
+    fold,
+    nested,
+    render,
+)
 from torchmpo.diagnose.report.losses import equations
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
-from torchmpo.diagnose.report.words import fell, name_html, terms
+from torchmpo.diagnose.report.words import TASKS, fell, kinds_told
 from torchmpo.objectives.documented import NOTATION
 from torchmpo.runs.files import slug
 from torchmpo.statistics import average_ranks as ranked
 from torchmpo.statistics import cliques, friedman, shown
 
-Section = tuple[str, str, str]
 TYPES = {".csv": "text/csv", ".json": "application/json"}
 
 
 def compared(run: Run) -> Section:
     """What is compared, for who did not run it."""
-    return "What is compared", "", terms(run)
+    task = str(run.board["task"])
+    means = {agent: entry["mean"] for agent, entry in run.board["anchors"].items()}
+    robot, kinds = TASKS.get(task, task), kinds_told(run)
+    terms = render("terms.html", run=run, robot=robot, means=means, kinds=kinds)
+    return Section("What is compared", "", [terms])
 
 
 def losses(run: Run) -> Section:
     """Every loss with its equation."""
-    return "Losses", NOTATION, fold(f"Equations of {len(run.losses)}", equations(run))
+    folded = fold(f"Equations of {len(run.losses)}", equations(run))
+    return Section("Losses", NOTATION, [folded])
 
 
 def downloads(run: Run) -> Section:
     """The numbers as files, which are inside the page."""
-    links = [
-        f'<a download="{escape(name)}" href="data:{TYPES[Path(name).suffix]};base64,'
-        f'{base64.b64encode(content).decode()}">{escape(name)}</a>'
+    files = [
+        (name, TYPES[Path(name).suffix], base64.b64encode(content).decode())
         for name, content in run.files.items()
     ]
     note = "The numbers of this page. They are also files in the folder of the run."
-    return "Downloads", note, " · ".join(links)
+    return Section("Downloads", note, [ELEMENTS.downloads(files)] if files else [])
 
 
 def leaderboard(run: Run) -> Section:
@@ -56,7 +69,7 @@ def leaderboard(run: Run) -> Section:
         "loss is shown to be better, and two to be worse. The intervals are of one loss by itself; "
         "two losses are compared seed by seed, see Differences."
     )
-    return "Leaderboard", scale * run.scaled + note, tables.matrix(run)
+    return Section("Leaderboard", scale * run.scaled + note, [tables.matrix(run)])
 
 
 def scores(run: Run) -> Section:
@@ -68,9 +81,9 @@ def scores(run: Run) -> Section:
         "at its edge."
     )
     if not run.scaled:
-        return "Scores", note, ""
-    figure = _draw(run, "intervals", "Scores with intervals", figures.intervals, *columns(run))
-    return "Scores", note, figure
+        return Section("Scores", note, [])
+    drawn = _draw(run, "intervals", "Scores with intervals", figures.intervals, *columns(run))
+    return Section("Scores", note, [drawn])
 
 
 def differences(run: Run) -> Section:
@@ -86,11 +99,11 @@ def differences(run: Run) -> Section:
     every = [None] if len(run.kinds) > 1 else []
     found = {kind: tables.differences(run, kind) for kind in [*every, *run.kinds]}
     parts = [
-        fold("all data" if kind is None else name_html(kind), table, open=kind == run.kinds[0])
+        fold("all data" if kind is None else code(kind), table, open=kind == run.kinds[0])
         for kind, table in found.items()
         if table
     ]
-    return "Differences", note, "\n".join(parts)
+    return Section("Differences", note, parts)
 
 
 def average_ranks(run: Run) -> Section:
@@ -99,15 +112,15 @@ def average_ranks(run: Run) -> Section:
     note += "A bar joins losses of which none is shown to be better than another on all data. "
     title = "Average ranks"
     if len(run.scores) < 2 or not all(len(x) > 1 for x in run.scores.values()):
-        return title, note, ""
+        return Section(title, note, [])
     seeds = {loss: x.mean(1) for loss, x in run.scores.items()}
     if math.isfinite(p := friedman(seeds)):
-        told = "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}"
+        told = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
         note += f"Friedman’s test over seeds, that no loss differs from another: {told}."
     order = ranked({loss: x.ravel() for loss, x in run.scores.items()})
     groups = cliques(list(order), run.differences[None])
-    figure = _draw(run, "ranks", "Average ranks", critical_difference, order, groups)
-    return title, note, figure
+    drawn = _draw(run, "ranks", "Average ranks", critical_difference, order, groups)
+    return Section(title, note, [drawn])
 
 
 def profiles(run: Run) -> Section:
@@ -117,11 +130,11 @@ def profiles(run: Run) -> Section:
         "axis. Green: the loss with its 95 % band (pointwise bootstrap over seeds); grey: all "
         "losses together. Further right is better."
     )
-    figure = ""
+    drawn = ""
     if len(run.scores) > 1:
         ordered = {loss: run.scores[loss] for loss in run.losses if loss in run.scores}
-        figure = _draw(run, "profiles", "Performance profiles", profile_panels, ordered)
-    return "Performance profiles", note, figure
+        drawn = _draw(run, "profiles", "Performance profiles", profile_panels, ordered)
+    return Section("Performance profiles", note, [drawn])
 
 
 def improvement(run: Run) -> Section:
@@ -133,7 +146,7 @@ def improvement(run: Run) -> Section:
     )
     title = "Probability of improvement"
     if len(run.losses) < 2:
-        return title, note, ""
+        return Section(title, note, [])
     parts = []
     for kind in run.kinds:
         table = run.board["improvement"].get(kind, {})
@@ -141,9 +154,9 @@ def improvement(run: Run) -> Section:
         name, label = f"improvement-{slug(kind)}", f"Probability of improvement on {kind}"
         found = run.differences.get(kind, {})
         apart = {frozenset((a, b)) for a in found for b in found[a] if shown(found[a][b])}
-        figure = _draw(run, name, label, figures.improvement, table, losses, apart)
-        parts.append(_captioned(name_html(kind), figure))
-    return title, note, f'<div class="row">{"".join(parts)}</div>'
+        picture = figures.save(run.figures, name, label, figures.improvement, table, losses, apart)
+        parts.append(figure(picture, code(kind)))
+    return Section(title, note, [ELEMENTS.side_by_side(parts)])
 
 
 def numbers(run: Run) -> Section:
@@ -154,7 +167,7 @@ def numbers(run: Run) -> Section:
         + "; score and IQM (interquartile mean, without a quarter of the seeds at each end) "
         "with 95 % bootstrap intervals" * run.scaled + "."
     )
-    return "All numbers", note, tables.full_table(run)
+    return Section("All numbers", note, [tables.full_table(run)])
 
 
 def training(run: Run) -> Section:
@@ -164,7 +177,8 @@ def training(run: Run) -> Section:
         "pairs in which the chosen one is more probable. A line is a seed, a cross the end of "
         "one that diverged. Every panel has its own scale."
     )
-    return "Training", note, _by_kind(run, "curves", "Training curves", figures.curves)
+    parts = _by_kind(run, "curves", "Training curves", figures.curves)
+    return Section("Training", note, parts)
 
 
 def why(run: Run) -> Section:
@@ -178,11 +192,11 @@ def why(run: Run) -> Section:
     )
     tell = {kind: tables.why(run, kind) for kind in run.kinds}
     parts = [
-        fold(name_html(kind), fell(run, kind) + text, open=kind == run.kinds[0])
+        fold(code(kind), ELEMENTS.paragraphs(fell(run, kind)) + text, open=kind == run.kinds[0])
         for kind, text in tell.items()
         if text
     ]
-    return "Why", note, "\n".join(parts)
+    return Section("Why", note, parts)
 
 
 def margins(run: Run) -> Section:
@@ -191,23 +205,23 @@ def margins(run: Run) -> Section:
         "Chosen minus rejected mean log-probability at the end, over all seeds; on the right "
         "the share above 0. The outermost 1 % lie beyond the axes."
     )
-    return "Margins", note, _by_kind(run, "margins", "Margins at the end", figures.margins)
+    parts = _by_kind(run, "margins", "Margins at the end", figures.margins)
+    return Section("Margins", note, parts)
 
 
 def tuning(run: Run) -> Section:
     """What was tried, and what of it was best."""
-    return "Tuning", "The search that came before the fresh seeds.", tables.tuning(run)
+    note = "The search that came before the fresh seeds."
+    return Section("Tuning", note, tables.tuning(run))
 
 
 def agents(run: Run) -> Section:
     """What is 0 and what is 1."""
-    figure = (
-        _draw(run, "agents", "Returns of the agents", figures.agents, run.anchors)
-        if run.anchors
-        else ""
-    )
     note = "Returns of the two agents whose trajectories are compared."
-    return "Agents", note, tables.agents(run) + figure
+    parts = [tables.agents(run)]
+    if run.anchors:
+        parts.append(_draw(run, "agents", "Returns of the agents", figures.agents, run.anchors))
+    return Section("Agents", note, parts)
 
 
 def data(run: Run) -> Section:
@@ -217,21 +231,22 @@ def data(run: Run) -> Section:
         "pairs. Below: the chosen return minus the rejected one; red are flipped labels."
     )
     if not (kinds := tables.described(run)):
-        return "Data", note, ""
+        return Section("Data", note, [])
     edges = run.statistics["edges"]
-    figure = _draw(run, "data", "Returns in the data", figures.data, edges, kinds)
-    return "Data", note, figure + tables.data_kinds(run)
+    drawn = _draw(run, "data", "Returns in the data", figures.data, edges, kinds)
+    return Section("Data", note, [drawn, *tables.data_kinds(run)])
 
 
 def settings(run: Run) -> Section:
     """The configuration of the run."""
-    table = fold("config.yaml", nested(run.config, "Settings of the run")) if run.config else ""
-    return "Settings", "Everything the run can be repeated from.", table
+    note = "Everything the run can be repeated from."
+    table = fold("config.yaml", nested(run.config, "Settings of the run"))
+    return Section("Settings", note, [table] if run.config else [])
 
 
 def reading(run: Run) -> Section:
     """What the words of the report mean."""
-    return "Reading this page", "", READING
+    return Section("Reading this page", "", [render("reading.html")])
 
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
@@ -274,38 +289,15 @@ def columns(run: Run) -> tuple[dict, list[str]]:
     return columns, run.losses
 
 
-def _by_kind(run: Run, name: str, label: str, draw) -> str:
+def _by_kind(run: Run, name: str, label: str, draw) -> list[Markup]:
     """A figure for each kind of data, the first one open."""
     parts = []
     for kind in run.kinds:
         if cells := run.cells_on(kind):
-            figure = _draw(run, f"{name}-{slug(kind)}", f"{label} on {kind}", draw, cells)
-            parts.append(fold(name_html(kind), figure, open=not parts))
-    return "\n".join(parts)
+            picture = _draw(run, f"{name}-{slug(kind)}", f"{label} on {kind}", draw, cells)
+            parts.append(fold(code(kind), picture, open=not parts))
+    return parts
 
 
-def _draw(run: Run, name: str, label: str, draw, *data: Any) -> str:
-    return f"<figure>{figures.save(run.figures, name, label, draw, *data)}</figure>"
-
-
-def _captioned(title: str, figure: str) -> str:
-    return figure.replace("<figure>", f"<figure><figcaption>{title}</figcaption>", 1)
-
-
-READING = """<dl>
-<dt>Score</dt><dd>(R − R<sub>original</sub>) / (R<sub>target</sub> − R<sub>original</sub>), where R
-is the mean return of one seed’s episodes.</dd>
-<dt>Interval</dt><dd>95 % percentile bootstrap over seeds. A seed has the same minibatches on every
-kind of data, so where kinds are taken together it is drawn with its scores on all. With few seeds
-such intervals are too narrow: no verdict rests on them.</dd>
-<dt>Shown to be better</dt><dd>The differences of two losses, seed by seed, have a p below 0.05 by
-Student’s t after Holm’s correction over all pairs of losses on that data, so that with normal noise
-the chance of any wrong statement there is 5 % at most. What is not shown may still be true: five
-seeds show only large differences, ten many more.</dd>
-<dt>Best</dt><dd>No other loss is shown to be better on that data.</dd>
-<dt>Rank</dt><dd>From one more than the number of losses shown to be better, to the number of losses
-not shown to be worse. Over all kinds, by the seeds’ mean scores over the kinds.</dd>
-<dt>Diverged</dt><dd>A seed whose training did not stay finite counts as the worst run that any loss
-finished on that kind of data.</dd>
-<dt>IQM, probability of improvement</dt><dd>As in Agarwal et al., Deep Reinforcement Learning at the
-Edge of the Statistical Precipice (2021), arXiv:2108.13264.</dd></dl>"""
+def _draw(run: Run, name: str, label: str, draw, *data: Any) -> Markup:
+    return figure(figures.save(run.figures, name, label, draw, *data))
