@@ -529,6 +529,7 @@ def test_resume_with_a_setting_that_must_not_change(capsys, no_run, flags, key):
 def test_resume_with_settings_that_may(no_run):
     call("--preset smoke --out run")
     more = {"losses": "sft,cpo", "data": "mixed", "seeds": 7, "num_threads": 1, "cache_dir": "x"}
+    more["vary"] = "pairs=6"
     assert set(more) == {*COMMAND.place, *COMMAND.grows}
     flags = [word for name, value in more.items() for word in (f"--{name}", str(value))]
     assert main(["--out", "run", "--resume", *flags]) == 0
@@ -756,9 +757,9 @@ def test_a_run_grows_by_losses_data_and_seeds(reports, monkeypatch):
     assert list(first) == ["sft__base"]
     run_cell, calls = suite.run_cell, []
 
-    def counted(bed, objective, grid, seeds, protocol, done=None, datasets=None):
+    def counted(bed, objective, grid, seeds, protocol, done=None, *rest):
         calls.append((objective.name, bed.config.data, len(done["returns"]) if done else 0, seeds))
-        return run_cell(bed, objective, grid, seeds, protocol, done, datasets)
+        return run_cell(bed, objective, grid, seeds, protocol, done, *rest)
 
     monkeypatch.setattr(diagnose, "run_cell", counted)
     assert tiny("--losses simpo") == 0

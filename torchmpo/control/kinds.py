@@ -403,7 +403,7 @@ def parse_kind(kind: str) -> Kind:
     path, modified = file_of(kind)
     # A plus sign also stands in 1e+3.
     source, *rest = re.split(r"\s*\+\s*(?=[a-zA-Z_])", modified)
-    name, numbers = (path, ()) if path else _part(source)
+    name, numbers = (path, tuple[float, ...]()) if path else _part(source)
     if not path and PARTS[name].role != "source":
         rest.insert(0, source)
         name, numbers = _part(PARTS[name].alone)

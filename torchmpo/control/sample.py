@@ -22,7 +22,7 @@ class Sample:
         pairs: ``[pairs]``, int64, which pairs of the data these are.
         lengths: ``[pairs, 2]``, steps of the whole trajectories.
         rewards: ``[pairs, 2]``, what losses are given as rewards.
-        preference_probs: ``[pairs]``, or ``None`` where nobody voted.
+        preference_probs: ``[pairs]``, what losses are told: 1 where nobody voted.
     """
 
     observation: Tensor
@@ -30,7 +30,7 @@ class Sample:
     pairs: Tensor
     lengths: Tensor
     rewards: Tensor
-    preference_probs: Tensor | None
+    preference_probs: Tensor
 
     @staticmethod
     def of(data: PreferenceDataset) -> "Sample":
@@ -41,7 +41,8 @@ class Sample:
         time = (fraction * data.lengths[rows][..., None]).long()
         at = rows[..., None], time
         rewards = data.returns if data.rewards is None else data.rewards
-        probs = None if data.preference_probs is None else data.preference_probs[pairs]
+        probs = data.preference_probs
+        probs = torch.ones(len(pairs)) if probs is None else probs[pairs]
         about = pairs, data.lengths[rows], rewards[rows], probs
         return Sample(data.observation[at], data.action[at], *about)
 

@@ -5,6 +5,9 @@ seeds, and judged by the true return. A finished cell (loss × data) is on disk 
 on with ``--resume``, also with more losses, more data or more seeds: ``--resume --losses x`` adds x
 to the losses of the run. To take a loss out of a run, take it out of its ``config.yaml``.
 ``--data list`` prints all kinds of data.
+
+``--vary pairs=64,256 --vary policy=categorical`` runs every cell again with one setting changed at
+a time: the report has what each change does to each loss, seed by seed.
 """
 
 import sys
@@ -28,7 +31,10 @@ COMMAND = Command(
     place=PLACE,
     default_preset="quick",
     grows=("losses", "data", "seeds"),
-    older={**OLDER, "data_per_seed": False, "tuning_reduction": 1},
+    older={
+        **OLDER,
+        **{"data_per_seed": False, "tuning_reduction": 1, "checkpoints": 0, "vary": None},
+    },
     code=("losses", "task"),
     headline=("task", "data"),
     profiles=PROFILES,
@@ -51,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "--data=list" in words or ["--data", "list"] in map(list, pairwise(words)):
         return exit_code(_list_data, extra=COMMAND.extra)
-    return COMMAND.main(argv)
+    from torchmpo.diagnose.variants import joined
+
+    return COMMAND.main(joined(words))
 
 
 if __name__ == "__main__":

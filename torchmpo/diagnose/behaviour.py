@@ -62,11 +62,11 @@ def behaviour(
     """
     found: list[dict[str, float] | None] = []
     for k in range(len(logps)):
-        own = _with(policy, {name: value[k] for name, value in params.items()})
+        own = with_params(policy, {name: value[k] for name, value in params.items()})
         if own is None or not logps[k].isfinite().all():
             found.append(None)
             continue
-        start = _with(policy, {name: value[k] for name, value in starts.items()})
+        start = with_params(policy, {name: value[k] for name, value in starts.items()})
         assert start is not None
         moved = (logps[k] - start_logps[k]).mean(-1).tolist()
         before, now = (values[0] - values[1] for values in (start_logps[k], logps[k]))
@@ -111,7 +111,7 @@ def _spread(values: Tensor, most: int) -> Tensor:
     return values[torch.linspace(0, len(values) - 1, min(most, len(values))).long()]
 
 
-def _with(policy: GaussianPolicy, params: dict[str, Tensor]) -> GaussianPolicy | None:
+def with_params(policy: GaussianPolicy, params: dict[str, Tensor]) -> GaussianPolicy | None:
     """The policy with parameters of its own; None where one is not finite."""
     if not all(value.isfinite().all() for value in params.values()):
         return None

@@ -59,8 +59,7 @@ def rankings(
         lengths = sample.lengths.T * tokens
         one = alignment(objective, setting, margin, lengths, own[0], own[-1])
         about = {"lengths": lengths, "rewards": sample.rewards.T}
-        if sample.preference_probs is not None:
-            about["preference_probs"] = sample.preference_probs
+        about["preference_probs"] = sample.preference_probs
         steps = [
             sample.step_logps(policy, {name: value[k] for name, value in params.items()})
             for params in (begun, ended)

@@ -17,12 +17,14 @@ from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.testbed import Testbed, fresh_data
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.diagnose.cells import cell_path, check_cell, made_of, read_cell, write_cell
+from torchmpo.diagnose.comparisons import write_comparisons
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
 from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.schemas import Anchors, Statistics
 from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.suite import anchors, run_cell
+from torchmpo.diagnose.variants import folder
 from torchmpo.objectives.resolve import is_own
 from torchmpo.runs.command import duration
 from torchmpo.runs.errors import UserError
@@ -39,7 +41,17 @@ def run(setup: Setup, out: Path) -> int:
     """Every cell that is not finished, then the report; returns the exit code."""
     note_machine(out)
     torch.set_num_threads(setup.config.num_threads or len(os.sched_getaffinity(0)))
-    (out / "cells").mkdir(exist_ok=True)
+    failed = work(setup, out)
+    for name, variant in setup.variants.items():
+        print(f"vary: {name}", flush=True)
+        failed |= work(variant, folder(out, name))
+    report(setup, out)
+    return int(failed)
+
+
+def work(setup: Setup, out: Path) -> bool:
+    """Every cell that is not finished, in a folder that need not exist; whether a loss raised."""
+    (out / "cells").mkdir(parents=True, exist_ok=True)
     todo = check(setup, out)
     if not any((out / "cells").glob("*.json")):  # nothing vouches for what else is there
         for name in ("anchors.json", "statistics.json"):
@@ -57,9 +69,7 @@ def run(setup: Setup, out: Path) -> int:
         found = anchors(first, max(setup.config.episodes, 16), setup.protocol)
         write_atomic(path, json.dumps(found) + "\n")
     final = _final_data(setup, testbeds, todo)
-    failed = _cells(setup, testbeds, todo, final, read_json(path, Anchors))
-    report(setup, out)
-    return 1 if failed else 0
+    return bool(_cells(setup, testbeds, todo, final, read_json(path, Anchors)))
 
 
 def _described(out: Path) -> dict:
@@ -102,9 +112,12 @@ def check(setup: Setup, out: Path) -> list[Missing]:
     """The cells to run.
 
     Raises:
-        UserError: a finished cell is damaged, or of something else, or of more seeds.
+        UserError: a finished cell, or one of a variant, is damaged, or of something else, or of
+            more seeds.
     """
     todo = []
+    for name, variant in setup.variants.items():
+        check(variant, folder(out, name))
     for data, testbed in setup.testbeds.items():
         for loss, objective in setup.objectives.items():
             path, done = cell_path(out, loss, data), None
@@ -173,7 +186,8 @@ def _cell(
     datasets: Sequence[PreferenceDataset] | None,
 ) -> dict:
     objective, seeds = setup.objectives[loss], setup.config.seeds
-    cell = run_cell(testbed, objective, setup.grids[loss], seeds, setup.protocol, done, datasets)
+    rest = setup.protocol, done, datasets, setup.config.checkpoints
+    cell = run_cell(testbed, objective, setup.grids[loss], seeds, *rest)
     return cell | {"loss": loss}  # all learned objectives have one name
 
 
@@ -207,5 +221,6 @@ def report(setup: Setup, out: Path) -> None:
             f"not above the original's, {low:.0f}: losses are ranked by their returns",
             file=sys.stderr,
         )
+    write_comparisons(setup, cells, out)
     write_page(out)
     print(f"report: {out / 'report.html'}   table: {out / 'leaderboard.csv'}", flush=True)

@@ -20,6 +20,11 @@ class _MadeOf(TypedDict):
     unknowable: NotRequired[str]
 
 
+_Path = TypedDict(
+    "_Path", {"epoch": list[FiniteFloat], "return": list[FiniteFloat], "kl": list[FiniteFloat]}
+)
+
+
 class _Cell(TypedDict):
     loss: str
     task: str
@@ -34,6 +39,7 @@ class _Cell(TypedDict):
     margins: list[Holes | None]
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
     components: NotRequired[list[dict[str, FiniteFloat] | None]]
+    checkpoints: NotRequired[list[_Path | None]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
@@ -43,6 +49,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
     grid, tuning, best, returns = (cell[k] for k in ("grid", "tuning", "best", "returns"))
     curves = {name: rows for name, rows in cell["curves"].items() if name != "epoch"}
     epochs = len(cell["curves"].get("epoch", ()))
+    paths = [path for path in cell.get("checkpoints", ()) if path]
     lists = [row for rows in curves.values() for row in rows if row is not None]
     for wrong, said in (
         (not -1 <= best < len(grid), f"best is {best}, of {len(grid)} settings"),
@@ -54,6 +61,8 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
         (len(cell.get("components", returns)) != len(returns), "components of other seeds"),
+        (len(cell.get("checkpoints", returns)) != len(returns), "checkpoints of other seeds"),
+        (any(len({*map(len, path.values())}) > 1 for path in paths), "uneven checkpoints"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),
         (any(not isinstance(row, list) or len(row) != epochs for row in lists), "uneven curves"),

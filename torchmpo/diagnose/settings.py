@@ -28,6 +28,12 @@ class DiagnoseConfig(TestbedSettings):
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
         grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
+        checkpoints: policies of each final training whose return is measured on the way, evenly
+            spread over its epochs, as a curve against the distance from the start; 0 for none, else
+            at least 2.
+        vary: settings to change, one at a time, in further cells, as in learning_rate=1e-4,1e-3;
+            may be given several times. What each change does is in the report; several numbers of
+            pairs also make a scaling fit.
     """
 
     losses: str = "sft,cpo,orpo,slic_hf,simpo,dpo"
@@ -41,6 +47,8 @@ class DiagnoseConfig(TestbedSettings):
     tuning_episodes: int = 16
     episodes: int = 32
     grid: str | None = None
+    checkpoints: int = 0
+    vary: str | None = None
 
 
 PRESETS: dict[str, dict] = {
@@ -66,5 +74,5 @@ PRESETS: dict[str, dict] = {
         "episodes": 100,
     },
 }
-# What may change on --resume: where a run is computed.
-PLACE = ("num_threads", "cache_dir")
+# What may change on --resume: where a run is computed, and what is beside its own cells.
+PLACE = ("num_threads", "cache_dir", "vary")

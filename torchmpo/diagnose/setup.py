@@ -1,7 +1,7 @@
 """From the settings of a diagnosis to its parts, checked before anything is computed."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.diagnose.cells import cell_path
 from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.diagnose.variants import variants
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import is_own, resolve
@@ -36,6 +37,7 @@ class Setup:
     grids: dict[str, list[dict[str, float]]]
     testbeds: dict[str, TestbedConfig]
     protocol: Protocol
+    variants: Mapping[str, "Setup"]
 
     @staticmethod
     def of(config: DiagnoseConfig) -> "Setup":
@@ -50,6 +52,8 @@ class Setup:
         for name in counts:
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+        if config.checkpoints < 0 or config.checkpoints == 1:
+            raise UserError(f"checkpoints must be 0 or at least 2; got {config.checkpoints}")
         if config.sft_epochs < 0:
             raise UserError("sft_epochs must not be negative")
         if not 0 <= config.num_threads <= MOST_THREADS:
@@ -89,7 +93,8 @@ class Setup:
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
-        return Setup(config, objectives, grids, testbeds, protocol)
+        others = {name: Setup.of(other) for name, other in variants(config).items()}
+        return Setup(config, objectives, grids, testbeds, protocol, others)
 
 
 def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:

@@ -32,6 +32,7 @@ from torchmpo.control.tuning import (
 )
 from torchmpo.diagnose.alignment_gap import judge_margin
 from torchmpo.diagnose.behaviour import Visited, behaviour
+from torchmpo.diagnose.checkpoints import chosen_epochs, measure
 from torchmpo.diagnose.leaderboard import plain
 from torchmpo.diagnose.rankings import rankings
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
@@ -47,12 +48,14 @@ def judge(
     seeds: Sequence[int],
     protocol: Protocol,
     datasets: Sequence[PreferenceDataset] | None = None,
+    checkpoints: int = 0,
 ) -> dict[str, Any]:
     """Train one setting on the final seeds of these numbers.
 
     Args:
         datasets: one per seed; by default all have the data of ``testbed``, and the same start
             states.
+        checkpoints: how many policies of each training have their return measured on the way.
 
     Returns:
         ``returns`` [seed][episode]; ``other_returns``, of a quarter of the episodes, with sampled
@@ -63,6 +66,8 @@ def judge(
         :func:`torchmpo.diagnose.rankings.rankings`.
         ``components``, per seed the mean parts of ``returns``, see
         :class:`torchmpo.control.components.EpisodeComponents`.
+        ``checkpoints``, if asked for, a dictionary per seed, see
+        :func:`torchmpo.diagnose.checkpoints.measure`; a quarter of the episodes.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
         logit clamps them.
     """
@@ -70,7 +75,10 @@ def judge(
     all_data = datasets or [testbed.dataset]
     samples = [Sample.of(data) for data in all_data]
     curves: list[tuple[int, Tensor, Tensor]] = []
-    begun: dict[int, dict[str, Tensor]] = {}  # member → parameters as the preference phase begins
+    inner = testbed.config.inner
+    begin, end = inner.sft_epochs, inner.sft_epochs + inner.epochs
+    # Epoch → member → parameters, from the start of the preference phase on.
+    kept = {epoch: {} for epoch in [begin, *chosen_epochs(begin, end, checkpoints)]}
 
     def watch(epoch: int, members: list[int], params: dict[str, Tensor]) -> None:
         if datasets is None:
@@ -81,10 +89,9 @@ def judge(
                 [samples[i].mean_logps(testbed.policy, one) for i, one in zip(members, own)]
             )
         curves.append((epoch, torch.tensor(members), values))
-        if epoch == testbed.config.inner.sft_epochs:
-            begun.update(
-                (i, {n: v[k].clone() for n, v in params.items()}) for k, i in enumerate(members)
-            )
+        if epoch in kept:
+            for k, member in enumerate(members):
+                kept[epoch][member] = {n: v[k].clone() for n, v in params.items()}
 
     settings = [setting] * len(seeds)
     params, rates = stack_settings(objective, settings), learning_rates(settings)
@@ -104,7 +111,8 @@ def judge(
     watched: dict[str, Any] = {"on_step": visited.look, "on_reward": parts.add}
     returns = testbed.evaluate(policies, protocol.episodes, states, **watched)
     other = testbed.changed(sample=not testbed.config.sample)
-    other_returns = other.evaluate(policies, math.ceil(protocol.episodes / 4), states)
+    few = math.ceil(protocol.episodes / 4)
+    other_returns = other.evaluate(policies, few, states)
     epochs = sorted({epoch for epoch, _, _ in curves})
     logps = torch.full((len(seeds), len(epochs), *curves[0][2].shape[1:]), math.nan)
     for epoch, members, values in curves:
@@ -113,7 +121,7 @@ def judge(
     margins = chosen - rejected
     accuracy = (margins > 0).float().where(margins.isfinite(), math.nan).mean(-1)
     clamped = (logps > LOGIT_MAX_LOGP).float().where(logps.isfinite(), math.nan).mean((2, 3))
-    first = epochs.index(testbed.config.inner.sft_epochs)
+    first = epochs.index(begin)
     why = behaviour(
         testbed.policy,
         testbed.initial(len(seeds), streams),
@@ -130,12 +138,13 @@ def judge(
         setting,
         samples,
         [_judged(testbed, data, own) for data, own in zip(all_data, samples, strict=True)],
-        {name: torch.stack([begun[k][name] for k in range(len(seeds))]) for name in policies},
+        {name: torch.stack([kept[begin][k][name] for k in range(len(seeds))]) for name in policies},
         policies,
         logps[:, first:],
     )
     why = [own and own | other for own, other in zip(why, more, strict=True)]
-    return {
+    path = {"checkpoints": measure(testbed, kept, few, states)} if checkpoints else {}
+    return path | {
         "why": why,
         "returns": returns.tolist(),
         "components": parts.means(returns),
@@ -184,6 +193,7 @@ def run_cell(
     protocol: Protocol,
     done: dict | None = None,
     datasets: Sequence[PreferenceDataset] | None = None,
+    checkpoints: int = 0,
 ) -> dict[str, Any]:
     """Tune one loss on the data of ``testbed``, and judge it.
 
@@ -191,13 +201,15 @@ def run_cell(
         seeds: final seeds in all.
         datasets: one per final seed; by default all have the data of ``testbed``.
         done: this cell as it was finished before; what it holds is not done again.
+        checkpoints: see :func:`judge`.
 
     Returns:
         the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
         there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
         setting diverged in tuning), ``edge`` (numbers of the best one at the end of their range),
-        ``returns``, ``components``, ``other_returns``, ``curves``, ``margins``, ``why``; ``None``
-        for what is not finite or not known, and instead of the list of a seed that diverged.
+        ``returns``, ``components``, ``other_returns``, ``curves``, ``margins``, ``why``, and
+        ``checkpoints`` if they were asked for; ``None`` for what is not finite or not known, and
+        instead of the list of a seed that diverged.
     """
     testbed = suited(testbed, objective, protocol.sft_epochs)
     cell: dict[str, Any] = dict(done or {})
@@ -216,13 +228,15 @@ def run_cell(
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
         own = None if datasets is None else [datasets[k] for k in missing]
-        new = judge(testbed, objective, cell["grid"][cell["best"]], missing, protocol, own)
+        best = cell["grid"][cell["best"]]
+        new = judge(testbed, objective, best, missing, protocol, own, checkpoints)
         unknown = [None] * len(cell["returns"])  # of a curve that older cells do not have
         cell["curves"] = {
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
             for key, value in new["curves"].items()
         }
-        for name in ("why", "components", "other_returns"):
+        kinds = ("why", "components", "other_returns", *(["checkpoints"] if checkpoints else []))
+        for name in kinds:
             cell[name] = cell.get(name, unknown) + new[name]
         cell["returns"] = cell["returns"] + new["returns"]
         cell["margins"] = cell["margins"] + new["margins"]

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from html import escape
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,16 @@ import numpy as np
 from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.diagnose.report import figures
 from torchmpo.diagnose.report.contents import Run
-from torchmpo.diagnose.report.html import cell, number, table
-from torchmpo.diagnose.report.words import name_html
+from torchmpo.diagnose.report.html import (
+    Cell,
+    Section,
+    amount,
+    code,
+    figure,
+    heading,
+    number,
+    table,
+)
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import slug
 from torchmpo.statistics import hypervolume, mean_of, pareto_front
@@ -32,7 +39,7 @@ NOTE = (
 )
 
 
-def objectives(run: Run) -> tuple[str, str, str]:
+def objectives(run: Run) -> Section:
     """Components, front and hypervolume, for each family of kinds that differ in W alone."""
     parts = []
     for kinds in families(run.kinds):
@@ -40,7 +47,7 @@ def objectives(run: Run) -> tuple[str, str, str]:
         known = {key: point for key, point in points.items() if point is not None}
         if known:
             parts += [_components(run, known), _volumes(run, kinds), _figure(run, kinds, known)]
-    return "Objectives", NOTE, "\n".join(parts)
+    return Section("Objectives", NOTE, parts)
 
 
 def families(kinds: Iterable[str]) -> list[list[str]]:
@@ -92,11 +99,14 @@ def _components(run: Run, points: Mapping[tuple[str, str], Point]) -> str:
         parts = _parts(run.cells[loss, kind]) | {"rest": rest}
         values = (parts.get(name) for name in [*names, "rest"])
         lines.append(
-            f'<th scope="row">{name_html(loss)}</th>{cell(escape(kind), kind)}'
-            + "".join(cell(number(value), value, "number") for value in values)
-            + cell("yes" if front[loss, kind] else "no")
+            [
+                heading(code(loss), loss),
+                Cell(kind, kind),
+                *map(amount, values),
+                Cell("yes" if front[loss, kind] else "no"),
+            ]
         )
-    head = ["loss", "data", *(f"#{escape(name)}" for name in [*names, "rest"]), "on the front"]
+    head = ["loss", "data", *(f"#{name}" for name in [*names, "rest"]), "on the front"]
     return table(head, lines, "Parts of the return, means over seeds; rest is all but velocity")
 
 
@@ -114,9 +124,11 @@ def _volumes(run: Run, kinds: Sequence[str]) -> str:
             found = mean_of(values)
             error = f" ± {number(found.se, 2)}" if len(values) > 1 else ""
             lines.append(
-                f'<th scope="row">{name_html(loss)}</th>'
-                + cell(f"{number(found.mean, 2)}{error}", found.mean, "number")
-                + cell(number(len(cells)), len(cells), "number")
+                [
+                    heading(code(loss), loss),
+                    amount(found.mean, text=f"{number(found.mean, 2)}{error}"),
+                    amount(len(cells)),
+                ]
             )
     caption = "Hypervolume, mean ± standard error over seeds"
     return table(["loss", "#hypervolume", "#kinds of data"], lines, caption) if lines else ""
@@ -127,7 +139,7 @@ def _figure(run: Run, kinds: Sequence[str], points: Mapping[tuple[str, str], Poi
     named = {label[key]: point for key, point in points.items()}
     agents = {name: p for name, parts in run.components.items() if (p := point(parts))}
     name, title = f"front-{slug(kinds[0])}", "Pareto front"
-    return f"<figure>{figures.save(run.figures, name, title, front, named, agents)}</figure>"
+    return figure(figures.save(run.figures, name, title, front, named, agents))
 
 
 def front(points: Mapping[str, Point], agents: Mapping[str, Point]) -> "Figure":
@@ -136,8 +148,8 @@ def front(points: Mapping[str, Point], agents: Mapping[str, Point]) -> "Figure":
     Args:
         points, agents: name → velocity and rest.
     """
-    figure = figures.new_figure(6.4, 4.2)
-    ax = figure.subplots()
+    picture = figures.new_figure(6.4, 4.2)
+    ax = picture.subplots()
     best = pareto_front(list(points.values()))
     steps = sorted(p for p, on in zip(points.values(), best, strict=True) if on)
     x, y = zip(*steps, strict=True)
@@ -154,4 +166,4 @@ def front(points: Mapping[str, Point], agents: Mapping[str, Point]) -> "Figure":
     ax.grid(color=figures.LINE, linewidth=0.5)
     if agents:
         ax.legend(frameon=False, fontsize=8)
-    return figure
+    return picture

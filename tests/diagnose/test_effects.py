@@ -1,0 +1,197 @@
+"""Settings that are varied, scaling fits and curves against the distance from the start."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit
+
+from torchmpo.diagnose import run
+from torchmpo.diagnose.__main__ import main
+from torchmpo.diagnose.comparisons import overoptimisation
+from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling
+from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.diagnose.variants import variants
+from torchmpo.runs.errors import UserError
+from torchmpo.statistics import mean_of
+from torchmpo.statistics.scaling import fit_scaling
+
+SIZES = np.array([16, 32, 64, 128, 256, 512])
+
+
+def errors_of(floor, coefficient, exponent, noise, seeds=8, sizes=SIZES):
+    draws = np.random.default_rng(0)
+    return floor + coefficient * sizes**-exponent + draws.normal(0, noise, (seeds, len(sizes)))
+
+
+# Scaling
+
+
+@pytest.mark.parametrize(
+    ("floor", "coefficient", "exponent"), [(0.1, 2.0, 0.5), (0.0, 5.0, 1.0), (-0.2, 3.0, 0.7)]
+)
+def test_a_known_law_is_found(floor, coefficient, exponent):
+    errors = errors_of(floor, coefficient, exponent, 0.01)
+    fit = fit_scaling(SIZES, errors)
+    assert fit.told
+    for found, true in zip(fit, (floor, coefficient, exponent), strict=False):
+        assert found.low <= found.value <= found.high
+        assert found.low - 0.05 * abs(true) <= true <= found.high + 0.05 * abs(true)
+    law = lambda n, e, a, b: e + a * n**-b  # noqa: E731
+    want, _ = curve_fit(law, SIZES, errors.mean(0), (0.1, 1.0, 0.5))
+    assert [x.value for x in fit[:3]] == pytest.approx(want, rel=0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("errors", [(0.3, 0.0, 1.0, 0.05), (0.1, 0.5, 0.5, 0.5)])
+def test_it_says_where_the_exponent_cannot_be_told(errors):
+    assert not fit_scaling(SIZES, errors_of(*errors)).told
+
+
+def test_an_error_that_grows_is_no_law():
+    assert not fit_scaling(SIZES, errors_of(1.0, -2.0, 0.5, 0.001)).told
+
+
+@pytest.mark.parametrize(
+    ("sizes", "errors"),
+    [([1, 2], [[1, 1]]), ([1, 2, 2], [[1, 1, 1]]), ([1, 2, 3], [[1, 1]]), ([1, 2, 3], [1, 1, 1])],
+)
+def test_what_cannot_be_fitted(sizes, errors):
+    with pytest.raises(ValueError, match=r"needs three|errors must"):
+        fit_scaling(sizes, errors)
+
+
+def test_scaling_takes_the_sizes_that_a_loss_has():
+    errors = errors_of(0.1, 2.0, 0.5, 0.01)
+    cells = [Cells({("sft", "base"): 1 - errors[:, k]}, int(n)) for k, n in enumerate(SIZES)]
+    others = {f"pairs={c.pairs}": c for c in cells[1:]} | {"epochs=3": cells[1]}
+    (row,) = scaling(cells[0], others)
+    assert row["sizes"] == SIZES.tolist()
+    assert row["exponent"] == pytest.approx(fit_scaling(SIZES, errors).exponent.value)
+    assert row["errors"] == pytest.approx(errors.mean(0).tolist())
+    assert scaling(cells[0], {"pairs=32": cells[1]}) == []
+    lost = Cells({("sft", "base"): np.full(8, math.nan)}, 999)
+    assert scaling(cells[0], {"pairs=32": cells[1], "pairs=999": lost}) == []
+
+
+# Effects
+
+
+def test_effects_are_paired_over_seeds():
+    own = Cells(
+        {("sft", "base"): np.array([0.1, 0.9, 0.5]), ("dpo", "base"): np.array([0.0, 0.0, 0.0])}, 4
+    )
+    more = Cells(
+        {
+            ("sft", "base"): np.array([0.2, 1.1, 0.8, 7.0]),
+            ("dpo", "base"): np.array([0.5, math.nan, 0.7]),
+            ("new", "base"): np.ones(3),
+        },
+        8,
+    )
+    sft, dpo, both = effects(own, {"pairs=8": more})
+    assert (sft["setting"], sft["value"], sft["loss"], sft["data"]) == ("pairs", "8", "sft", "base")
+    mean, _, low, high = mean_of([0.1, 0.2, 0.3])
+    assert [sft[k] for k in ("difference", "low", "high")] == pytest.approx([mean, low, high])
+    assert (sft["seeds"], sft["diverged"], dpo["seeds"], dpo["diverged"]) == (3, 0, 2, 1)
+    assert dpo["difference"] == pytest.approx(0.6)
+    assert (both["loss"], both["data"], both["seeds"]) == ("all", "all", 2)
+    assert both["difference"] == pytest.approx(np.mean([(0.1 + 0.5) / 2, (0.3 + 0.7) / 2]))
+
+
+def test_scores_are_by_the_anchors_or_returns():
+    cell = {"loss": "sft", "data": "base", "returns": [[10.0, 30.0], None]}
+    scaled = cells_of([cell], {"original": [10.0], "target": [30.0]}, 4).scores["sft", "base"]
+    plain = cells_of([cell], {"original": [30.0], "target": [10.0]}, 4).scores["sft", "base"]
+    assert scaled[0] == 0.5
+    assert plain[0] == 20.0
+    assert np.isnan(scaled[1])
+
+
+def test_variants_differ_in_one_setting():
+    config = DiagnoseConfig(vary="learning_rate=1e-4, 0.0001,1e-3;pairs=128,64;policy=categorical")
+    found = variants(config)
+    names = "learning_rate=0.0001 learning_rate=0.001 pairs=64 policy=categorical"
+    assert " ".join(found) == names  # 128 pairs are what the run has
+    assert found["pairs=64"] == DiagnoseConfig(pairs=64)
+
+
+@pytest.mark.parametrize(
+    ("vary", "words"),
+    [
+        ("pears=3", "cannot vary: did you mean 'pairs'"),
+        ("seed=1", "'seed' cannot vary"),
+        ("pairs", "give pairs values"),
+        ("pairs=", "give pairs values"),
+        ("pairs=many", "pairs"),
+    ],
+)
+def test_settings_that_cannot_vary(vary, words, capsys, tmp_path):
+    with pytest.raises(UserError, match=words):
+        variants(DiagnoseConfig(vary=vary))
+    assert main(["--vary", vary, "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# Over-optimisation
+
+
+def test_the_curve_against_the_distance_by_hand():
+    path = {"epoch": [0, 6, 12], "return": [10.0, 30.0, 20.0], "kl": [0.0, 1.0, 9.0]}
+    other = path | {"return": [10.0, 34.0, 10.0], "kl": [0.0, 3.0, 7.0]}
+    cell = {"loss": "simpo", "data": "proxy:1", "checkpoints": [path, None, other]}
+    rows = overoptimisation([cell], {"original": [10.0], "target": [30.0]})
+    assert [row["epoch"] for row in rows] == [0, 6, 12]
+    assert [row["root_kl"] for row in rows] == pytest.approx([0, 2**0.5, 8**0.5])
+    assert [row["score"] for row in rows] == pytest.approx([0.0, 1.1, 0.25])
+    assert rows[1]["low"] == pytest.approx(mean_of([1.0, 1.2]).low)
+    without = {"loss": "sft", "data": "base"}
+    assert overoptimisation([without], {"original": [0], "target": [1]}) == []
+
+
+# A whole run
+
+
+def test_a_run_with_varied_settings_and_checkpoints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
+    small = "--preset smoke --losses sft,simpo --data proxy:1 --trials 1 --episode_steps 12"
+    small += " --steps_per_trajectory 5 --num_threads 1 --checkpoints 3 --epochs 3 --out run"
+    vary = ["--vary", "pairs=6", "--vary=learning_rate=1e-4"]
+    assert main([*small.split(), *vary]) == 0
+    folders = sorted(path.name for path in Path("run/vary").iterdir())
+    assert folders == ["learning_rate-0.0001", "pairs-6"]
+    with open("run/effects.csv") as file:
+        rows = list(csv.DictReader(file))
+    told = [(row["setting"], row["value"], row["loss"]) for row in rows]
+    assert told == [
+        (*variant, loss)
+        for variant in (("pairs", "6"), ("learning_rate", "0.0001"))
+        for loss in ("sft", "simpo", "all")
+    ]
+    cell = json.loads(Path("run/cells/simpo__proxy-1.json").read_text())
+    for path in cell["checkpoints"]:
+        assert path["epoch"] == [0, 2, 3]
+        assert path["kl"][0] == 0
+        assert path["kl"][-1] > 0
+    with open("run/overoptimisation.csv") as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+    def never(*args, **kwargs):
+        raise AssertionError("a finished cell is computed again")
+
+    with monkeypatch.context() as context:
+        context.setattr(run, "run_cell", never)
+        assert main(["--out", "run", "--resume"]) == 0
+    # A third size makes a scaling fit; the cells of the others stay.
+    done = {path: path.read_bytes() for path in Path("run").rglob("cells/*.json")}
+    more = [*vary, "--vary", "pairs=8"]
+    assert main(["--out", "run", "--resume", *more]) == 0
+    assert done.items() <= {p: p.read_bytes() for p in Path("run").rglob("cells/*.json")}.items()
+    with open("run/scaling.csv") as file:
+        assert [row["sizes"] for row in csv.DictReader(file)] == ["4 6 8"] * 2
+    # Nothing varied any more: its tables go.
+    assert main(["--out", "run", "--resume", "--vary", ""]) == 0
+    assert not Path("run/effects.csv").exists()

@@ -1,0 +1,98 @@
+"""Tables that are about several cells: effects of settings, scaling fits, over-optimisation."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchmpo.diagnose.cells import cell_path, read_cell
+from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling, write_table
+from torchmpo.diagnose.schemas import Anchors
+from torchmpo.diagnose.setup import Setup
+from torchmpo.diagnose.variants import folder
+from torchmpo.runs.files import write_atomic
+from torchmpo.runs.json_files import read_json
+from torchmpo.statistics import mean_of
+
+FILE = "comparisons.json"
+TABLES = ("effects", "scaling", "overoptimisation")
+
+
+def write_comparisons(setup: Setup, cells: Sequence[Mapping], out: Path) -> None:
+    """``comparisons.json``, with a list of rows under each of ``TABLES`` that has any, and these
+    as CSV files.
+
+    Args:
+        cells: of the run itself, those that are finished.
+        out: its folder.
+    """
+    anchors = read_json(out / "anchors.json", Anchors)
+    own = cells_of(cells, anchors, _pairs(setup))
+    others = {
+        name: found
+        for name, variant in setup.variants.items()
+        if (found := _variant(variant, folder(out, name)))
+    }
+    found = {
+        "effects": effects(own, others),
+        "scaling": scaling(own, others),
+        "overoptimisation": overoptimisation(cells, anchors),
+    }
+    for name in TABLES:
+        path = out / f"{name}.csv"
+        if found[name]:
+            write_table(path, found[name])
+        else:
+            path.unlink(missing_ok=True)  # of a setting that is no longer varied
+    found = {name: rows for name, rows in found.items() if rows}
+    if found:
+        write_atomic(out / FILE, json.dumps(found, allow_nan=False) + "\n")
+    else:
+        (out / FILE).unlink(missing_ok=True)
+
+
+def overoptimisation(cells: Iterable[Mapping], anchors: Mapping) -> list[dict[str, Any]]:
+    """Score against √KL: a row for each checkpoint of each cell, means over seeds.
+
+    Returns:
+        ``data``, ``loss``, ``epoch``, ``root_kl`` (the root of the mean KL(π ‖ start) per step),
+        ``score`` with ``low`` and ``high``, the return where there are no scores, and ``seeds``
+        that did not diverge.
+    """
+    rows = []
+    for cell in cells:
+        paths = [path for path in cell.get("checkpoints", ()) if path]
+        returns = {**cell, "returns": [[value] for path in paths for value in path["return"]]}
+        scores = next(iter(cells_of([returns], anchors, 0).scores.values()))
+        for k in range(len(paths[0]["epoch"]) if paths else 0):
+            here = scores.reshape(len(paths), -1)[:, k]
+            ends = mean_of(here.tolist())._asdict() if len(here) > 1 else {}
+            rows.append(
+                {
+                    "data": cell["data"],
+                    "loss": cell["loss"],
+                    "epoch": paths[0]["epoch"][k],
+                    "root_kl": math.sqrt(max(0.0, np.mean([path["kl"][k] for path in paths]))),
+                    "score": float(here.mean()),
+                    "low": ends.get("low"),
+                    "high": ends.get("high"),
+                    "seeds": len(paths),
+                }
+            )
+    return rows
+
+
+def _variant(setup: Setup, out: Path) -> Cells | None:
+    """What is finished of a variant."""
+    paths = [cell_path(out, loss, data) for data in setup.testbeds for loss in setup.objectives]
+    cells = [read_cell(path) for path in paths if path.exists()]
+    if not cells:
+        return None
+    return cells_of(cells, read_json(out / "anchors.json", Anchors), _pairs(setup))
+
+
+def _pairs(setup: Setup) -> int:
+    return next(iter(setup.testbeds.values())).pool.pairs

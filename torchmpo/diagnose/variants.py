@@ -1,0 +1,65 @@
+"""One setting of a run changed at a time: ``--vary pairs=64,256``."""
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+
+from torchmpo.control.settings import TestbedSettings
+from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.files import slug
+from torchmpo.runs.options import OptionParser
+
+# What a variant shares with its run, so that seeds can be compared one by one, or what changes no
+# result.
+_SHARED = ("task", "original", "target", "seed", "num_threads", "cache_dir", "chunk_size")
+FOLDER = "vary"
+
+
+def variants(config: DiagnoseConfig) -> dict[str, DiagnoseConfig]:
+    """The settings of each variant by what it is called, as in ``pairs=64``.
+
+    Those that are the run's own settings are left out.
+
+    Raises:
+        UserError: a setting that cannot vary, no value for it, or one that it cannot have.
+    """
+    able = [f.name for f in fields(TestbedSettings) if f.name not in _SHARED]
+    parser = OptionParser("diagnose", "", DiagnoseConfig, {"": {}}, "", "", [])
+    found: dict[str, DiagnoseConfig] = {}
+    for part in filter(None, map(str.strip, (config.vary or "").split(";"))):
+        name, equals, values = part.partition("=")
+        if name not in able:
+            raise UserError(f"vary: {name!r} cannot vary: {nearest(name, able)}")
+        if not equals or not values.strip(","):
+            raise UserError(f"vary: give {name} values, as in {name}=VALUE,VALUE")
+        for text in filter(None, map(str.strip, values.split(","))):
+            value = parser.given([f"--{name}={text}"])[name]
+            if value != getattr(config, name):
+                found[f"{name}={value}"] = replace(config, vary=None, **{name: value})
+    return found
+
+
+def folder(out: Path, variant: str) -> Path:
+    """Where the cells of a variant are."""
+    return out / FOLDER / slug(variant)
+
+
+def joined(argv: Iterable[str]) -> list[str]:
+    """A command line in which ``--vary`` stands once, however often it was given.
+
+    >>> joined(["--vary", "pairs=64,256", "--seeds", "2", "--vary=bins=5"])
+    ['--seeds', '2', '--vary', 'pairs=64,256;bins=5']
+    """
+    rest, given, follows = [], [], False
+    for word in argv:
+        if follows or word.startswith("--vary="):
+            given.append(word if follows else word.removeprefix("--vary="))
+            follows = False
+        elif word == "--vary":
+            follows = True
+        else:
+            rest.append(word)
+    if follows:  # without a value, for the parser to complain of
+        return [*rest, "--vary"]
+    return [*rest, "--vary", ";".join(given)] if given else rest
