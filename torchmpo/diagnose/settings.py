@@ -67,4 +67,4 @@ PRESETS: dict[str, dict] = {
     },
 }
 # What may change on --resume: where a run is computed.
-PLACE = ("num_threads", "cache_dir")
+PLACE = ("num_threads", "cache_dir", "tracker")
