@@ -23,6 +23,7 @@ from torchmpo.objectives.resolve import is_own, resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.own_code import OwnCodeRaised, own_code_raised
+from torchmpo.runs.trackers import trackers_of
 from torchmpo.runs.yaml_text import parse_yaml
 
 MOST_THREADS = 1024
@@ -38,6 +39,7 @@ class Setup:
     testbeds: dict[str, TestbedConfig]
     protocol: Protocol
     variants: Mapping[str, "Setup"]
+    trackers: dict[str, str]
 
     @staticmethod
     def of(config: DiagnoseConfig) -> "Setup":
@@ -58,6 +60,7 @@ class Setup:
             raise UserError("sft_epochs must not be negative")
         if not 0 <= config.num_threads <= MOST_THREADS:
             raise UserError(f"num_threads must be between 0, for all, and {MOST_THREADS}")
+        trackers = trackers_of(config.tracker)
         own = _own_grids(config.grid)
         tunes_rate = config.learning_rate is None
         try:
@@ -94,7 +97,7 @@ class Setup:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
         others = {name: Setup.of(other) for name, other in variants(config).items()}
-        return Setup(config, objectives, grids, testbeds, protocol, others)
+        return Setup(config, objectives, grids, testbeds, protocol, others, trackers)
 
 
 def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:
