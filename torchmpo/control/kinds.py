@@ -428,10 +428,10 @@ def parse_kind(kind: str) -> Kind:
             f"data {kind!r}: list ranks trajectories of graded or degraded, as in "
             "'graded:0-0.4+list:4'"
         )
-    if name == "degraded" and size > numbers[0]:
+    if name == "degraded" and size > max(numbers):
         raise UserError(
             f"data {kind!r}: {size} trajectories of a list differ in their noise, which has "
-            f"{numbers[0]:g} levels: take degraded:{size} or more"
+            f"{max(numbers):g} levels: take degraded:{size} or more"
         )
     if "best_of" in modifiers and name != "graded":
         raise UserError(
