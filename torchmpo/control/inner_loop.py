@@ -317,7 +317,7 @@ class _Loop:
         """The epochs of one phase, for one chunk of the population."""
         config, shared = self.config, isinstance(seed, int)
         epochs = config.sft_epochs if phase == "sft" else config.epochs
-        pairs = self.pairs[: _sides(objective.inputs)]
+        pairs = self.pairs[: sides(objective.inputs)]
         updates = self.count // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         state, update = (params, *moments), None
@@ -397,7 +397,7 @@ class _Loop:
         return batch
 
 
-def _sides(inputs: frozenset[str]) -> int:
+def sides(inputs: frozenset[str]) -> int:
     """1 if an objective looks at the chosen trajectories only, else 2."""
     both = any("rejected" in name or "list_" in name for name in inputs)
     return 2 if both or is_unpaired(inputs) else 1
@@ -407,7 +407,7 @@ def _by_step(inputs: frozenset[str], what: str) -> bool:
     return f"chosen_step_{what}" in inputs or f"rejected_step_{what}" in inputs
 
 
-def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairLogps:
+def pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairLogps:
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
 
     A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
@@ -433,7 +433,7 @@ def _pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> Pair
                 fields[f"{ref}list_logps"] = torch.stack(sums.chunk(2), -1)
             values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": sums}
     for name, value in values.items():
-        for side, part in zip(("chosen", "rejected"), value.chunk(_sides(inputs)), strict=False):
+        for side, part in zip(("chosen", "rejected"), value.chunk(sides(inputs)), strict=False):
             fields[name.format(side)] = part
     return PairLogps(**{name: fields.get(name) for name in inputs})
 
@@ -454,7 +454,7 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
         if "chosen_log_collision" in objective.inputs:
             log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
             more["log_collision"] = gaussian_log_collision(log_std)
-        pair = _pair_logps(objective.inputs, module.at(*args), batch, more)
+        pair = pair_logps(objective.inputs, module.at(*args), batch, more)
         return objective.apply(objective_params, pair).mean()
 
     def update(params, average, square, rates, objective_params, buffers, batch, clock):

@@ -250,9 +250,9 @@ def _chosen_side(run: Run) -> list[str]:
     return ends
 
 
-def fell(run: Run, kind: str) -> list[Markup]:
+def fell(run: Run, kind: str) -> dict[str, Markup]:
     """Which losses ended below the original agent, and what moved first; a paragraph each."""
-    lines = []
+    lines = {}
     for cell in run.cells_on(kind):
         score = run.rows[cell["loss"], kind]["score"]["mean"]
         if not finite(score) or score >= run.zero:
@@ -268,8 +268,25 @@ def fell(run: Run, kind: str) -> list[Markup]:
             line += f" The likelihood of the {side} side was below its start from epoch {when} on."
         if not first:
             line += " Neither side’s likelihood ended below its start: look at the distances."
-        lines.append(line)
+        lines[cell["loss"]] = line + _first_moved(cell)
     return lines
+
+
+def _first_moved(cell: Mapping) -> str:
+    """Which side had gone half of its way first."""
+    known = [why for why in cell.get("why", ()) if why]
+    times = {}
+    for side in ("chosen", "rejected"):
+        key = f"drift_{side}_time"
+        times[side] = [why[key] for why in known if key in why]
+    if not all(times.values()):
+        return ""
+    means = {side: sum(values) / len(values) for side, values in times.items()}
+    first, last = sorted(means, key=lambda side: means[side])
+    return (
+        f" The {first} side had moved half of its way after {100 * means[first]:.0f} % of the "
+        f"preference phase, the {last} side after {100 * means[last]:.0f} %."
+    )
 
 
 def _first_below(curves: Mapping, side: str) -> int | None:
