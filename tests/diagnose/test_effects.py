@@ -159,6 +159,7 @@ def test_a_run_with_varied_settings_and_checkpoints(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
     small = "--preset smoke --losses sft,simpo --data proxy:1 --trials 1 --episode_steps 12"
     small += " --steps_per_trajectory 5 --num_threads 1 --checkpoints 3 --epochs 3 --out run"
+    small += " --data_per_seed false"
     vary = ["--vary", "pairs=6", "--vary=learning_rate=1e-4"]
     assert main([*small.split(), *vary]) == 0
     assert 'id="Effects-of-settings"' in Path("run/report.html").read_text()

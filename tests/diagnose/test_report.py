@@ -364,7 +364,8 @@ def test_why_a_loss_fell_is_told(tmp_path):
         "from epoch 1 on. The likelihood of the chosen side was below its start from epoch 2"
         in words
     )
-    assert "The rejected side had moved half of its way after 25 % of the preference phase" in words
+    assert "the chosen side went by −2.00 and the rejected one by −2.50 nats per step" in words
+    assert "the rejected side had gone half of its way after 25 % of it" in words
     assert section.count("<svg") == 1  # the curves of what fell
     assert "dpo −0.50 −2.00 −2.50 25.0 % 12.5 % 7.25 3.50" in words
     assert "dpo 50.0 % 75.0 % 25.0 % 50.0 % 62.5 % −2.00 75.0 % −2.50 25.0 % 0.12" in words

@@ -273,19 +273,20 @@ def fell(run: Run, kind: str) -> dict[str, Markup]:
 
 
 def _first_moved(cell: Mapping) -> str:
-    """Which side had gone half of its way first."""
-    known = [why for why in cell.get("why", ()) if why]
-    times = {}
+    """How far each side went in the preference phase, and which had gone half of that first."""
+    known, went, times = [why for why in cell.get("why", ()) if why], {}, {}
     for side in ("chosen", "rejected"):
-        key = f"drift_{side}_time"
-        times[side] = [why[key] for why in known if key in why]
-    if not all(times.values()):
-        return ""
-    means = {side: sum(values) / len(values) for side, values in times.items()}
-    first, last = sorted(means, key=lambda side: means[side])
+        for key, found in ((f"drift_{side}", went), (f"drift_{side}_time", times)):
+            values = [why[key] for why in known if key in why]
+            if not values:
+                return ""
+            found[side] = sum(values) / len(values)
+    first, last = sorted(times, key=lambda side: times[side])
     return (
-        f" The {first} side had moved half of its way after {100 * means[first]:.0f} % of the "
-        f"preference phase, the {last} side after {100 * means[last]:.0f} %."
+        f" In the preference phase the chosen side went by {number(went['chosen'], 2)} and the "
+        f"rejected one by {number(went['rejected'], 2)} nats per step at most; the {first} side "
+        f"had gone half of its way after {100 * times[first]:.0f} % of it, the {last} side after "
+        f"{100 * times[last]:.0f} %."
     )
 
 
