@@ -36,7 +36,7 @@ from torchmpo.control.tuning import stack_settings
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed
 
-LOSSES = ("sft", "orpo", "slic_hf", "tla_noisy")
+LOSSES = ("sft", "orpo", "slic_hf", "tla_noisy_v1")
 RATES = (1e-4, 3e-4, 1e-3)
 DATA_SETS, STREAMS, EPISODES = 8, 8, 32
 # Training again, the same but for the order or the width of the sums.

@@ -2,6 +2,7 @@
 
     python experiments/search_study.py [--out experiments/results/search_study] [--part rivals]
     python experiments/search_study.py --report
+    python experiments/search_study.py --save FOLDER
 
 Each search is ``python -m torchmpo.evolve --seed K`` with its own data. What they found is compared
 with their start, with all eleven hand-made losses of the suite, tuned by as many trainings as a
@@ -22,17 +23,18 @@ from pathlib import Path
 
 import torch
 
+from torchmpo import RELEASE
 from torchmpo.control.grids import RATE
 from torchmpo.control.testbed import fresh_data, prepare
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.comparison import Contestant, contestant, seed_returns, tune_rival
 from torchmpo.evolve.run import at_rate, explore
-from torchmpo.evolve.settings import PRESETS, EvolveConfig
+from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
 from torchmpo.evolve.setup import Setup
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed, generator
-from torchmpo.statistics import mean_of
+from torchmpo.statistics import compare, mean_of
 
 SEARCHES = (0, 1, 2, 3, 4)
 ARITHMETIC = {"seed 0, chunks of 8": (0, 8), "seed 1, chunks of 8": (1, 8)}  # seed, chunk_size
@@ -193,22 +195,96 @@ def collect(args):
         tune_all()
 
 
-def report(args):
-    """Everyone's return, and each search's difference to everyone, paired by seed."""
+def finals(args):
+    """Everyone's returns by seed, in order of their means."""
     scores = {}
-    for path in sorted(args.out.glob("final__*.json")):
+    for path in args.out.glob("final__*.json"):
         name = path.stem.removeprefix("final__").replace("_", " ")
         scores[name] = json.loads(path.read_text())["returns"]
+    return dict(sorted(scores.items(), key=lambda item: -mean_of(item[1]).mean))
+
+
+def difference(scores, name, other):
+    """Mean of the paired differences, with its interval."""
+    pairs = zip(scores[name], scores[other], strict=True)
+    return mean_of([a - b for a, b in pairs])
+
+
+def interval(d):
+    """In words."""
+    return f"{d.mean:+.0f} [{d.low:+.0f}, {d.high:+.0f}]"
+
+
+def report(args):
+    """Everyone's return, and each search's difference to everyone, paired by seed."""
+    scores = finals(args)
     lines = [
         f"{name:<44}{mean_of(r).mean:8.0f} ± {mean_of(r).se:.0f}" for name, r in scores.items()
     ]
-    for name in (n for n in scores if n.startswith("found")):
+    found = [name for name in scores if name.startswith("found")]
+    for name in found:
         lines.append(f"\n{name}, minus")
-        for other in (n for n in scores if not n.startswith("found")):
-            pairs = zip(scores[name], scores[other], strict=True)
-            d = mean_of([a - b for a, b in pairs])
-            lines.append(f"  {other:<42}{d.mean:+8.0f} [{d.low:+.0f}, {d.high:+.0f}]")
-    return "\n".join(lines)
+        lines += [
+            f"  {other:<42}{interval(difference(scores, name, other))}"
+            for other in scores
+            if other not in found
+        ]
+    return "\n".join([*lines, "", *verdict(args, scores)])
+
+
+def verdict(args, scores):
+    """What the plan says will be said: of the five searches, and of their mean."""
+    tuned = [name for name in scores if name.endswith(", tuned")]
+    against = {f"the best tuned rival ({name})": lambda k, n=name: n for name in tuned[:1]}
+    against["the start at the same rate"] = lambda k: f"start at {rate_of(k, args):g}"
+    for control in ("a random vector", "best of random", "best of permuted"):
+        against[control] = lambda k, c=control: f"{c}, seed {k}"
+    for what, other in against.items():
+        names = {f"found, seed {k}": other(k) for k in SEARCHES}
+        if not {*names, *names.values()} <= scores.keys():
+            continue
+        all_five = [difference(scores, name, theirs) for name, theirs in names.items()]
+        above = sum(d.low > 0 for d in all_five)
+        mean = interval(mean_of([d.mean for d in all_five]))
+        yield f"{what}: above it in {above} of {len(all_five)} searches; mean over them {mean}"
+
+
+def rate_of(seed, args):
+    """The learning rate of a search."""
+    return json.loads((args.out / f"search__seed_{seed}.json").read_text())[RATE]
+
+
+def save(args):
+    """The objective that gained most over its start on the held-out seeds of its own search.
+
+    Its card has the final comparison.
+    """
+    found = {k: json.loads((args.out / f"search__seed_{k}.json").read_text()) for k in SEARCHES}
+
+    def gain(k):
+        held_out = [r["held_out"] for r in found[k]["log"] if r["held_out"] is not None]
+        return held_out[-1] - held_out[0]
+
+    best = max(found, key=gain)
+    scores, setup = finals(args), setup_of(best, args)
+    names = {"discovered": f"found, seed {best}"}
+    names["start (ORPO)"] = f"start at {rate_of(best, args):g}"
+    names |= {f"{loss}, tuned": f"{loss}, tuned".replace("_", " ") for loss in RIVALS}
+    returns = {name: scores[own] for name, own in names.items() if own in scores}
+    card = {
+        "name": f"{setup.space.name} discovered on {setup.config.task}, {setup.config.data}",
+        "torchmpo": RELEASE,
+        "command": f"python -m torchmpo.evolve --seed {best}",
+        "config": {k: v for k, v in found[best]["config"].items() if k not in PLACE},
+        RATE: found[best][RATE],
+        "dim": setup.space.dim,
+        "fitness_of_start": found[best]["log"][0]["centre"],
+        "fitness_of_final_centre": found[best]["log"][-1]["centre"],
+        "chosen": "of five searches, the one that gained most on its own held-out seeds",
+        "gains_on_held_out_seeds": {k: gain(k) for k in found},
+        "comparison": compare(returns) | {"mean_return_by_seed": returns},
+    }
+    setup.space.save(args.save, torch.tensor(found[best]["vector"]), card)
 
 
 def main():
@@ -218,6 +294,7 @@ def main():
         "--part", choices=("searches", "rivals"), help="searches with their controls, or the rivals"
     )
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
+    parser.add_argument("--save", type=Path, help="where the best objective goes; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
     full = {"rival_trials": RIVAL_TRIALS, "draws": DRAWS}
@@ -225,6 +302,9 @@ def main():
     for name, value in (SMOKE if args.smoke else full).items():
         setattr(args, name, value)
     torch.set_num_threads(1)
+    if args.save:
+        save(args)
+        return
     if not args.report:
         collect(args)
     print(report(args))

@@ -293,7 +293,7 @@ def bash(tmp_path_factory):
         (["ev"], ["evolve"]),
         (["evolve", "--popu"], ["--population"]),
         (["evolve", "--population", "4", "--rival_"], ["--rival_trials"]),
-        (["evolve", "--preset", ""], ["default", "minutes", "smoke", "paper"]),
+        (["evolve", "--preset", ""], ["default", "smoke", "paper"]),
         (["diagnose", "--resume", "--preset", "q"], ["quick"]),
         (["show", "--dis"], ["--distill"]),
         (["winrate", "--both"], ["--both_orders"]),

@@ -72,7 +72,7 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
     "cpo": [{"beta": 0.1, "sft_coef": 1.0}, {"beta": 0.5, "sft_coef": 1.0}],
     "orpo": [{"po_coef": 0.1}, {"po_coef": 1.0}],
     "colpo": [{"threshold": -1.2}, {"threshold": -4.0}],
-    "tla_noisy": [],
+    "tla_noisy_v1": [],
 }
 
 

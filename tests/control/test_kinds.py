@@ -89,6 +89,11 @@ def test_order_and_spelling_do_not_matter():
         ("noisy:0.1+noisy:0.2", "noisy:0.1 and noisy:0.2 set the same"),
         ("proxy:1+cyclic", "proxy:1 and cyclic set the same"),
         ("mixed+best_of:3", "best_of picks among trajectories of graded"),
+        ("list:1", "out of range"),
+        ("base+list:3", "list ranks trajectories of graded or degraded"),
+        ("pairs.npz+list:3", "list ranks trajectories of graded or degraded"),
+        ("best_of:4+list:4", "best_of:4 and list:4 set the same"),
+        ("degraded:3+list:4", "differ in their noise, which has 3 levels: take degraded:4 or more"),
         ("", "unknown data ''"),
         ("base+", "unknown data 'base+'"),
         ("FILE", "unknown data 'FILE'"),
@@ -104,6 +109,8 @@ def test_kinds_of_before_keep_their_pools():
     """The names of folders that users have; the versions of the physics are part of them."""
     for kind in ("base", "mixed", "noisy:0.3", "bad_judge:1000", "votes:3", "cyclic"):
         assert parse_kind(kind).pool(SMALL) == SMALL
+    assert parse_kind("list:2").pool(SMALL) == parse_kind("graded:0-0.4").pool(SMALL)
+    assert parse_kind("list:4").pool(SMALL) == parse_kind("best_of:4").pool(SMALL)
     others = {
         parse_kind(k).pool(SMALL).key() for k in ("graded:0-0.4", "graded:0-0.5", "best_of:3")
     }

@@ -79,8 +79,11 @@ def test_pairs_are_of_the_episodes_and_the_better_one_is_chosen(dictionary):
     assert not torch.equal(other.chosen, data.chosen)
 
 
-@pytest.mark.parametrize("probs", [None, [0.5, 0.75]])
-def test_out_and_in_again(tmp_path, probs):
+@pytest.mark.parametrize(
+    ("probs", "pairs"),
+    [(None, [(1, 0), (2, 0)]), ([0.5, 0.75], [(1, 0), (2, 0)]), (None, [(1, 2, 0), (2, 0, 1)])],
+)
+def test_out_and_in_again(tmp_path, probs, pairs):
     draw = torch.Generator().manual_seed(0)
     trajectories = [
         {
@@ -90,7 +93,7 @@ def test_out_and_in_again(tmp_path, probs):
         }
         for steps in (3, 5, 4)
     ]
-    data = PreferenceDataset.from_trajectories(trajectories, [(1, 0), (2, 0)], probs)
+    data = PreferenceDataset.from_trajectories(trajectories, pairs, probs)
     made = to_minari(data, "test/pairs-v0", environment="Walker2d-v5")
     theirs = minari.load_dataset("test/pairs-v0")
     assert made.id == theirs.id
@@ -103,6 +106,7 @@ def test_out_and_in_again(tmp_path, probs):
         assert bool(episode.terminations[-1]) == (steps < 5)
         assert bool(episode.truncations[-1]) == (steps == 5)
     back = from_minari(str(tmp_path / "minari" / "test" / "pairs-v0"))
+    assert torch.equal(back.ranked, data.ranked)
     for name in ("observation", "action", "lengths", "returns", "chosen", "rejected"):
         assert_close(getattr(back, name), getattr(data, name), rtol=0, atol=1e-6)
     assert (back.preference_probs is None) == (probs is None)

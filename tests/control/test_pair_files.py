@@ -68,7 +68,7 @@ NAN[4, 3] = np.nan
     [
         ([], PAIRS, "there are no trajectories"),
         (TRAJECTORIES, [], "pairs must be"),
-        (TRAJECTORIES, [(0, 1, 2)], "pairs must be"),
+        (TRAJECTORIES, [(0,), (1,)], "pairs must be"),
         (TRAJECTORIES, [(0, 4)], "rejected must name trajectories, from 0 to 3"),
         (TRAJECTORIES, [(-1, 0)], "chosen must name trajectories"),
         (TRAJECTORIES, [(0, 1), (2, 2)], "pair 1 compares a trajectory with itself"),

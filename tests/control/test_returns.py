@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from torchmpo.control.components import EpisodeComponents
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.returns import evaluate_policies
 from torchmpo.runs.seeding import generator
@@ -39,19 +40,23 @@ def member(params, i):
 
 
 def gymnasium_return(policy, params, i, start, noise):
-    """One episode in the plainest way: a fresh policy, one simulation, one step at a time."""
+    """One episode in the plainest way: a fresh policy, one simulation, one step at a time.
+
+    Its return, velocity, control and health; its length.
+    """
     alone = GaussianPolicy(27, 8, (16,), std_kind=policy.std_kind).double()
     alone.load_state_dict(policy.state_dict() | {name: value[i] for name, value in params.items()})
     settings = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}
     env = gymnasium.make("Ant-v5", STEPS, healthy_z_range=HEALTHY, **settings).unwrapped
     env.reset()
     env.set_state(start[:15].numpy(), start[15:].numpy())
-    obs, total = np.concatenate([start[2:15], start[15:]]), 0.0
+    obs, total = np.concatenate([start[2:15], start[15:]]), np.zeros(4)
     for t in range(STEPS):
         with torch.no_grad():
             action = alone(torch.from_numpy(obs)) + noise[t] * alone.log_std.exp()
-        obs, reward, terminated, _, _ = env.step(action.clamp(-1, 1).numpy())
-        total += reward
+        obs, reward, terminated, _, info = env.step(action.clamp(-1, 1).numpy())
+        terms = (info[f"reward_{name}"] for name in ("forward", "ctrl", "survive"))
+        total += reward, *terms
         if terminated:
             break
     return total, t + 1
@@ -62,19 +67,26 @@ def test_returns_equal_a_plain_loop_over_gymnasium(sample):
     policy, params = population(std_kind="learned")
     episodes, seed = 3, 11
     env = make_env(6, integrator="RK4")
-    returns = evaluate_policies(env, policy, params, episodes, seed, sample=sample)
+    parts = EpisodeComponents()
+    args = (env, policy, params, episodes, seed)
+    returns = evaluate_policies(*args, sample=sample, on_reward=parts.add)
     assert returns.shape == (5, episodes)
     assert returns.dtype == torch.float32
     starts = env.start_states(episodes, generator(seed, "start states"))
     draw = generator(seed, "action noise")
     noise = torch.stack([torch.randn(episodes, 8, generator=draw) for _ in range(STEPS)]) * sample
     lengths = set()
-    for i in range(5):
+    for i, components in enumerate(parts.means(returns)):
+        mean = np.zeros(4)
         for episode in range(episodes):
             start, own = starts[episode], noise[:, episode]
             expected, length = gymnasium_return(policy, params, i, start, own)
             lengths.add(length)
-            assert returns[i, episode].item() == pytest.approx(expected, abs=1e-4)
+            mean += expected / episodes
+            assert returns[i, episode].item() == pytest.approx(expected[0], abs=1e-4)
+        assert list(components) == ["velocity", "health", "control"]
+        told = [components[name] for name in ("velocity", "control", "health")]
+        assert told == pytest.approx(mean[1:], abs=1e-4)
     assert min(lengths) < STEPS, "the test saw no episode end early"
     assert max(lengths) == STEPS, "the test saw no episode of full length"
 
@@ -134,7 +146,10 @@ def test_a_diverged_member_is_nan_and_disturbs_nobody(bad, sample):
     broken = {name: value.clone() for name, value in params.items()}
     broken["layers.0.bias"][1, 3] = bad
     broken["log_std"][4, 0] = bad
-    returns = evaluate_policies(make_env(4), policy, broken, 2, 3, sample=sample)
+    parts = EpisodeComponents()
+    args = (make_env(4), policy, broken, 2, 3)
+    returns = evaluate_policies(*args, sample=sample, on_reward=parts.add)
+    assert [found is None for found in parts.means(returns)] == [False, True, False, False, True]
     assert returns.isnan().all(1).tolist() == [False, True, False, False, True]
     rest = [0, 2, 3]
     assert_close(returns[rest], healthy[rest], rtol=0, atol=0)

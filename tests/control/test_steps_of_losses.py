@@ -91,11 +91,6 @@ def test_a_pair_is_a_list_of_two(name):
     assert distance(dpo, listed) < 1e-6
 
 
-def test_no_robot_has_a_third_response():
-    with pytest.raises(UserError, match="tpo: the inner loop cannot supply gold_mean_logps"):
-        inner.check_inputs(resolve("tpo"))
-
-
 def test_weights_of_steps_are_ones_own():
     with pytest.raises(UserError, match="cannot supply chosen_step_weights, rejected_step_weights"):
         inner.check_inputs(resolve("sparse_po"))

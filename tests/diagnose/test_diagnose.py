@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchmpo.diagnose.cells
 from torchmpo.control import pools
@@ -415,6 +416,7 @@ def test_all_losses_of_the_library_can_be_diagnosed(no_run):
     able = [name for name in LOSSES if name not in absent]
     assert main(["--preset", "smoke", "--losses", ",".join(able)]) == 0
     assert list(no_run[0].objectives) == able
+    assert call("--preset smoke --out lists --losses tpo,dpo,lambda_po --data list:4") == 0
 
 
 def test_a_callable_that_cannot_be_hashed_is_a_loss_like_any_other(no_run):
@@ -529,6 +531,7 @@ def test_resume_with_settings_that_may(no_run):
     call("--preset smoke --out run")
     more = {"losses": "sft,cpo", "data": "mixed", "seeds": 7, "num_threads": 1, "cache_dir": "x"}
     more["vary"] = "pairs=6"
+    more |= {"tracker": "tensorboard"}
     assert set(more) == {*COMMAND.place, *COMMAND.grows}
     flags = [word for name, value in more.items() for word in (f"--{name}", str(value))]
     assert main(["--out", "run", "--resume", *flags]) == 0
@@ -1236,7 +1239,16 @@ def test_the_command_as_a_user_calls_it(tmp_path, folders):
 
 def test_a_task_on_which_the_agents_cannot_be_told_apart_is_run_to_the_end(capsys):
     """Fifty steps of Hopper; and on Ant, the original is the better agent."""
-    assert call("--preset smoke --task hopper --num_threads 1 --out run") == 0
+    flags = "--preset smoke --task hopper --num_threads 1 --out run --tracker tensorboard"
+    assert call(flags) == 0
+    events = EventAccumulator("run/tensorboard")
+    events.Reload()
+    cell = json.loads(Path("run/cells/dpo__noisy-0.3.json").read_text())
+    [told] = events.Scalars("dpo on noisy_0.3/return")
+    returns = [sum(row) / len(row) for row in cell["returns"]]
+    assert told.value == pytest.approx(sum(returns) / len(returns), rel=1e-6)
+    watched = [event.step for event in events.Scalars("dpo on noisy_0.3/chosen")]
+    assert watched == cell["curves"]["epoch"]
     told = capsys.readouterr()
     assert "score" not in told.out
     assert told.err.startswith("note: there are no scores, because the target agent's mean return")

@@ -14,6 +14,7 @@ from torchmpo.diagnose.__main__ import main
 from torchmpo.diagnose.comparisons import overoptimisation
 from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling
 from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.variants import variants
 from torchmpo.runs.errors import UserError
 from torchmpo.statistics import mean_of
@@ -126,11 +127,13 @@ def test_variants_differ_in_one_setting():
         ("pairs", "give pairs values"),
         ("pairs=", "give pairs values"),
         ("pairs=many", "pairs"),
+        ("epochs=0", "vary epochs=0: epochs must be at least 1"),
+        ("start=here", "vary start=here: start must be original or scratch"),
     ],
 )
 def test_settings_that_cannot_vary(vary, words, capsys, tmp_path):
     with pytest.raises(UserError, match=words):
-        variants(DiagnoseConfig(vary=vary))
+        Setup.of(DiagnoseConfig(losses="sft", data="base", vary=vary))
     assert main(["--vary", vary, "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

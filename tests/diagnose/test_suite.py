@@ -246,7 +246,8 @@ def test_a_cell_is_what_its_parts_give(bed):
     objective = resolve("simpo")
     cell = run_cell(bed, objective, GRID, 2, PROTOCOL)
     keys = {"loss", "task", "data", "grid", "tuning", "best", "edge"}
-    assert cell.keys() == keys | {"returns", "other_returns", "curves", "margins", "why"}
+    keys |= {"returns", "components", "other_returns", "curves", "margins", "why"}
+    assert cell.keys() == keys
     assert (cell["loss"], cell["task"], cell["data"]) == ("simpo", "tla", "base")
     assert cell["grid"] == GRID
     assert cell["tuning"] == tune(bed, objective, GRID, PROTOCOL)
@@ -374,7 +375,7 @@ def test_a_rehearsal_passes_what_can_be_trained(bed):
 @pytest.mark.parametrize("unpaired", [False, True])
 def test_a_rehearsal_gives_what_training_gives(bed, unpaired):
     single = {"logps", "ref_logps", "desirable"}
-    own = ("mismatched", "_step_weights", "gold_")  # what no robot has
+    own = ("mismatched", "_step_weights", "gold_")  # what no pair of robots has
     names = [n for n in PairLogps._fields if not any(word in n for word in own)]
     names = [n for n in names if (n in single) == unpaired]
     seen = []
@@ -482,7 +483,7 @@ def test_anchors_are_the_agents_in_the_start_states_of_the_final_evaluation(bed,
     judge(bed, resolve("sft"), {}, [0], PROTOCOL)
     found = anchors(bed, 4, PROTOCOL)
     assert len({args[2] for args, _ in evaluations}) == 1
-    assert list(found) == ["original", "target"]
+    assert list(found) == ["original", "target", "components"]
     env = ThreeLeggedAnt(4, integrator="implicitfast", max_steps=STEPS, num_threads=1)
     for role, name in (("original", "ant_original"), ("target", "tla_target")):
         agent = load_policy(expert_path(name))

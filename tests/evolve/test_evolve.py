@@ -354,7 +354,7 @@ def test_a_search_of_coefficients_on_two_kinds_of_data(capsys):
     flags = (
         "--preset smoke --pairs 2 --episode_steps 10 --num_threads 1 --out run --space closed_form"
     )
-    more = "--optimizer cmaes --data noisy:0.3,mixed --combine worst --tensorboard true"
+    more = "--optimizer cmaes --data noisy:0.3,mixed --combine worst --tracker tensorboard"
     more += " --search_rate true --sigma 0.1"
     assert main(f"{flags} {more}".split()) == 0
     objective = torchmpo.resolve("run/objective")

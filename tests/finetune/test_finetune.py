@@ -161,10 +161,13 @@ def test_too_few_pairs_for_a_step_are_named():
 
 def test_a_run_leaves_an_adapter_its_settings_and_its_numbers(config, tmp_path, capsys):
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=1)))
-    assert run("fit", config, "--data.validation", str(tmp_path / "v.jsonl")) == 0
+    more = ("--data.validation", str(tmp_path / "v.jsonl"), "--tracker", "tensorboard")
+    assert run("fit", config, *more) == 0
     out = tmp_path / "run"
+    assert list((out / "tensorboard").glob("events.out.tfevents.*"))
+    assert yaml.safe_load((out / "tensorboard/hparams.yaml").read_text())["seed_everything"] == 0
     assert f"wrote {out / 'adapter'}" in capsys.readouterr().out
-    assert {p.name for p in out.iterdir()} == {"adapter", "last.ckpt", "log"}
+    assert {p.name for p in out.iterdir()} == {"adapter", "last.ckpt", "log", "tensorboard"}
     rows = metrics(out)
     trained = [row for row in rows if row["loss"]]
     assert [int(row["step"]) for row in trained] == list(range(8))
@@ -520,6 +523,7 @@ BEST = ("--keep_best", "--data.validation", "0.2")
         (["fit", "--model.loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
         (["fit", "--loss", "simp"], "unknown loss 'simp': did you mean 'simpo'?"),
         (["fit", "--loss=simp"], "unknown loss 'simp': did you mean 'simpo'?"),
+        (["fit", "--tracker", "tensorbord"], "unknown tracker 'tensorbord': did you mean"),
         (["fit", "--model.lr", "fast"], "model.lr"),
         (["fit", "--model.lerning_rate", "1"], "model.lerning_rate"),
         (["fit", "--model.lora.r", "0"], "lora.r must be at least 1, and at most 65536; got 0"),
@@ -597,7 +601,7 @@ def test_a_run_is_not_overwritten(config, tmp_path, capsys):
 
 
 def test_a_run_that_never_came_to_a_checkpoint_is_no_obstacle(config):
-    assert run("fit", config, "--data.batch_size", "20") == 2
+    assert run("fit", config, "--data.batch_size", "20", "--tracker", "tensorboard") == 2
     assert run("fit", config, "--trainer.max_steps", "1") == 0
 
 

@@ -252,5 +252,5 @@ def test_what_is_of_this_package_is_known_by_its_name(load):
     load(mine)
     own = made_of("my_losses:loss", resolve("my_losses:loss"))
     assert own == fingerprint(resolve("my_losses:loss").function)
-    folders = [str(DISCOVERED / name) for name in ("tla_noisy", "tla_mixed")]
+    folders = [str(DISCOVERED / name) for name in ("tla_noisy", "tla_mixed_v1")]
     assert len({own, *(made_of(folder, resolve(folder)) for folder in folders)}) == 3

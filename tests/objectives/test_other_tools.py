@@ -157,7 +157,7 @@ sys.meta_path.insert(0, Refuse())
 from torchmpo import resolve
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.resolve import discovered
-assert {"tla_noisy", "tla_mixed", "hopper_noisy"} <= set(discovered())
+assert {"tla_noisy", "tla_noisy_v1", "tla_mixed_v1", "hopper_noisy_v1"} <= set(discovered())
 for name in [*LOSSES, *discovered(), "trl:sigmoid_norm"]:
     resolve(name)
 """

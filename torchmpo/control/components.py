@@ -1,11 +1,11 @@
-"""The parts of a robot's return, computed from what a pool records.
+"""The parts of a robot's return: of what a pool records, and of episodes as they are run.
 
 The reward of the shipped robots is velocity + healthiness − cost of control (− cost of a leg). All
 but the velocity follow from recorded actions and lengths, and the velocity is what remains of the
-return. So no pool needs to store them.
+return. So no pool needs to store them. While an episode is run, the environment tells them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,13 @@ from torchmpo.runs.errors import UserError
 from torchmpo_envs import TASKS
 
 TASTE = {"tla": "leg", "ant": "velocity", "hopper": "velocity"}  # what two groups disagree about
+# What the environments call them.
+NAMES = {
+    "reward_forward": "velocity",
+    "reward_ctrl": "control",
+    "reward_survive": "health",
+    "reward_leg": "leg",
+}
 _ROWS = 256  # trajectories read from disk at once
 
 
@@ -50,6 +57,36 @@ def return_components(task: str, max_steps: int, pool: Mapping[str, Tensor]) -> 
         costs = _squares(pool["action"], lambda squares: squares[..., leg].sum(-1))
         parts["leg"] = -env.penalty * costs
     return {"velocity": pool["returns"].double() - sum(parts.values()), **parts}
+
+
+class EpisodeComponents:
+    """Parts of the returns of a population's episodes; :meth:`add` is an ``on_reward``."""
+
+    def __init__(self):
+        self._sums: dict[Sequence[int], dict[str, Tensor]] = {}
+
+    def add(self, members: Sequence[int], terms: Mapping[str, Tensor]) -> None:
+        """Terms of a step's rewards, ``[members, episodes]``."""
+        sums = self._sums.setdefault(members, {})
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + term
+
+    def means(self, returns: Tensor) -> list[dict[str, float] | None]:
+        """Means over episodes of each member, as in :func:`return_components`.
+
+        Args:
+            returns: ``[population, episodes]``; of a member with one that is not finite, ``None``.
+
+        Returns:
+            ``None`` also where the environment told nothing.
+        """
+        found: list[dict[str, float] | None] = [None] * len(returns)
+        for members, sums in self._sums.items():
+            for k, member in enumerate(members):
+                if sums and returns[member].isfinite().all():
+                    named = {NAMES.get(name, name): total[k] for name, total in sums.items()}
+                    found[member] = {name: float(total.mean()) for name, total in named.items()}
+        return found
 
 
 def _squares(action: Tensor, of_step: Callable[[Tensor], Tensor]) -> Tensor:

@@ -47,6 +47,9 @@ _RUNNING: dict[tuple[str, int], Processes] = {}  # until the end of the program
 class Environment(Protocol):
     """A batch of simulations of one task; in each, an episode from its start to its end.
 
+    One with a method ``reward_terms``, as
+    :meth:`torchmpo_envs.base.BatchedMujocoEnv.reward_terms`, has its terms reported.
+
     Args:
         num_envs: simulations in the batch.
         max_steps: an episode is over after so many; it may be set before a reset.

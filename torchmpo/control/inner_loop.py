@@ -5,8 +5,9 @@ means and sums → the objective's loss, averaged over the pairs → gradient �
 norm → Adam. This is ``vmap(grad(...))``, compiled once for a chunk of the population and reused.
 Members never mix: the result does not depend on the chunks, and a NaN stays where it arose.
 
-Shapes: P members, C of them in a chunk, B pairs in a minibatch, S time steps, and R = B or 2B
-trajectories (the chosen ones, then the rejected ones if the objective looks at them).
+Shapes: P members, C of them in a chunk, B pairs in a minibatch, S time steps, and R = B, 2B or more
+trajectories: the chosen ones, the rejected ones if the objective looks at them, and the others of
+ranked lists if it looks at those.
 """
 
 import copy
@@ -28,7 +29,7 @@ from torchmpo.control.policy import (
 )
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps, is_unpaired
+from torchmpo.objectives.inputs import PairLogps, is_unpaired, ranks_read
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
@@ -232,13 +233,11 @@ class _Loop:
             )
         used, pairs, first = [], [], [0]  # first: row of each data set
         for dataset in distinct:
-            rows, own = torch.unique(
-                torch.stack([dataset.chosen, dataset.rejected]), return_inverse=True
-            )
+            rows, own = torch.unique(dataset.ranked.T, return_inverse=True)
             used.append(rows)
             pairs.append(own + first[-1])
             first.append(first[-1] + len(rows))
-        self.pairs = torch.cat(pairs, dim=1).to(self.device)  # [2, pairs]: chosen, rejected
+        self.pairs = torch.cat(pairs, dim=1).to(self.device)  # [n, pairs], best first
         self.most = max(len(rows) for rows in used)
         # Where the pairs and the trajectories of each member's own data set begin.
         self.first_pair = self.first_row = None
@@ -317,7 +316,7 @@ class _Loop:
         """The epochs of one phase, for one chunk of the population."""
         config, shared = self.config, isinstance(seed, int)
         epochs = config.sft_epochs if phase == "sft" else config.epochs
-        pairs = self.pairs[: sides(objective.inputs)]
+        pairs = self.pairs[_ranks(objective.inputs, len(self.pairs))]
         updates = self.count // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         state, update = (params, *moments), None
@@ -339,7 +338,7 @@ class _Loop:
                 clock = torch.tensor(clock, dtype=self.action.dtype, device=self.device)
                 args = (*state, rates, objective_params, self.buffers, batch, clock)
                 if update is None:
-                    update = _update(self.policy, objective, config, shared, args)
+                    update = _update(self.policy, objective, config, shared, len(self.pairs), args)
                 state = update(*args)
                 if anchor is not None and (n + 1) % (config.reference_sync or 1) == 0:
                     mix = config.reference_mix
@@ -350,9 +349,9 @@ class _Loop:
         return state[0]
 
     def draw(self, phase: str, epoch: int, updates: int, seed: Seed):
-        """An epoch's pairs ``[updates, B]`` and its uniform numbers ``[updates, 2B, K]``.
+        """An epoch's pairs ``[updates, B]`` and its uniform numbers ``[updates, nB, K]``.
 
-        Both have a leading C if the members have streams of their own.
+        Both have a leading C if the members have streams of their own. n is 2 for pairs.
         """
         if not isinstance(seed, int):
             own = [self.draw(phase, epoch, updates, s) for s in seed]
@@ -362,6 +361,10 @@ class _Loop:
         order = torch.randperm(self.count, generator=random)[: updates * size]
         shape = (updates, 2 * size, steps)
         offsets = torch.rand(shape, generator=random, dtype=torch.float64)
+        if (more := len(self.pairs) - 2) > 0:
+            shape = (updates, more * size, steps)
+            others = torch.rand(shape, generator=random, dtype=torch.float64)
+            offsets = torch.cat([offsets, others], 1)
         return order.view(updates, size).to(self.device), offsets.to(self.device)
 
     def gather(self, rows: Tensor, offsets: Tensor, reference: Params) -> Params:
@@ -397,22 +400,28 @@ class _Loop:
         return batch
 
 
-def sides(inputs: frozenset[str]) -> int:
-    """1 if an objective looks at the chosen trajectories only, else 2."""
-    both = any("rejected" in name or "list_" in name for name in inputs)
-    return 2 if both or is_unpaired(inputs) else 1
+def _ranks(inputs: frozenset[str], responses: int) -> list[int]:
+    """Which trajectories of each list an objective reads, see ``ranks_read``; perhaps the chosen
+    one alone.
+    """
+    both = any(word in name for name in inputs for word in ("rejected", "list_", "gold_"))
+    ranks = ranks_read(inputs, responses)
+    return ranks if both or is_unpaired(inputs) else ranks[:1]
 
 
 def _by_step(inputs: frozenset[str], what: str) -> bool:
     return f"chosen_step_{what}" in inputs or f"rejected_step_{what}" in inputs
 
 
-def pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairLogps:
+def _pair_logps(
+    inputs, step_logps: Tensor, batch: Params, more: Params, responses: int
+) -> PairLogps:
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
 
     A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
-    One of lists gets pairs, which are lists of two.
+    To one of lists, a pair is a list of two.
     """
+    ranks = _ranks(inputs, responses)
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
     values |= {"{}_lengths": lengths, "{}_rewards": batch["rewards"]}
@@ -430,10 +439,12 @@ def pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairL
             mean = (logps * mask).sum(-1) / mask.sum(-1)
             sums = fields[f"{ref}logps"] = mean * lengths
             if f"{ref}list_logps" in inputs:
-                fields[f"{ref}list_logps"] = torch.stack(sums.chunk(2), -1)
+                by_rank = dict(zip(ranks, sums.chunk(len(ranks)), strict=True))
+                fields[f"{ref}list_logps"] = torch.stack([by_rank[k] for k in sorted(ranks)], -1)
             values |= {ref + "{}_mean_logps": mean, ref + "{}_logps": sums}
     for name, value in values.items():
-        for side, part in zip(("chosen", "rejected"), value.chunk(sides(inputs)), strict=False):
+        sides = ("chosen", "rejected", "gold")
+        for side, part in zip(sides, value.chunk(len(ranks)), strict=False):
             fields[name.format(side)] = part
     return PairLogps(**{name: fields.get(name) for name in inputs})
 
@@ -441,7 +452,9 @@ def pair_logps(inputs, step_logps: Tensor, batch: Params, more: Params) -> PairL
 _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys identify
 
 
-def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -> Callable:
+def _update(
+    policy, objective, config: InnerConfig, shared: bool, responses: int, args: tuple
+) -> Callable:
     """The update for arguments like ``args``, compiled if asked for, and then kept for reuse."""
     module = _StepLogps(policy)
 
@@ -454,7 +467,7 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
         if "chosen_log_collision" in objective.inputs:
             log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
             more["log_collision"] = gaussian_log_collision(log_std)
-        pair = pair_logps(objective.inputs, module.at(*args), batch, more)
+        pair = _pair_logps(objective.inputs, module.at(*args), batch, more, responses)
         return objective.apply(objective_params, pair).mean()
 
     def update(params, average, square, rates, objective_params, buffers, batch, clock):
@@ -481,7 +494,7 @@ def _update(policy, objective, config: InnerConfig, shared: bool, args: tuple) -
     if not config.compile:
         return update
     shapes = tuple((x.shape, x.dtype, x.device) for x in tree_leaves(args))
-    settings = (config.max_grad_norm, shared, torch.get_num_threads())
+    settings = (config.max_grad_norm, shared, responses, torch.get_num_threads())
     key = (id(policy), id(objective), settings, shapes)
     if key not in _PROGRAMS:
         from torchmpo.control.compiler import compiled  # takes a second to import
@@ -514,12 +527,30 @@ def check_inputs(objective: Objective | MirrorObjective, policy: str = "gaussian
             f"{objective.name} reads {whole[0]}, which a {policy} policy does not supply: set "
             "policy to gaussian"
         )
-    absent = ("mismatched", "_step_weights", "gold_")
+    absent = ("mismatched", "_step_weights")
     supplied = [n for n in PairLogps._fields if not any(word in n for word in absent)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(
             f"{objective.name}: the inner loop cannot supply {', '.join(sorted(unknown))}; "
             f"an objective may take {', '.join(supplied)}"
+        )
+
+
+def check_lists(objective: Objective | MirrorObjective, responses: int, data: str) -> None:
+    """Refuse pairs where an objective reads a third response.
+
+    Args:
+        responses: trajectories of a list of the data.
+        data: what it is, for the message.
+
+    Raises:
+        UserError: it does, and they have none.
+    """
+    third = sorted(name for name in objective.inputs - objective.optional if "gold_" in name)
+    if third and responses < 3:
+        raise UserError(
+            f"{objective.name} reads {third[0]}, of a third trajectory, and {data} has pairs: take "
+            "lists, as in graded:0-0.4+list:4"
         )
 
 
@@ -553,6 +584,10 @@ def _population(policy, init_params: Params, objective, objective_params, seed, 
         sizes.add(len(data))
         if len(counts := {len(own) for own in data}) > 1:
             raise UserError(f"data sets of one population must have equally many pairs: {counts}")
+        if len(counts := {own.ranked.shape[1] for own in data}) > 1:
+            raise UserError(f"data sets of one population must have lists of one length: {counts}")
+    first = data[0] if isinstance(data, Sequence) else data
+    check_lists(objective, first.ranked.shape[1], "the data")
     if len(sizes) != 1:
         raise UserError(
             "init_params, objective_params and sequences of seeds and data sets must have one "

@@ -107,6 +107,17 @@ PARTS: dict[str, Part] = {
         whole=True,
         alone="graded:0-0.4",
     ),
+    "list": Part(
+        "list:N",
+        "list:4",
+        "N trajectories from every start, ranked by how many of the others each is preferred to; "
+        "the pair of a list is its first and its last; alone, those of graded:0-0.4",
+        "pick",
+        2.0,
+        64.0,
+        whole=True,
+        alone="graded:0-0.4",
+    ),
     "bad_judge": Part(
         "bad_judge:ETA",
         "bad_judge:1000",
@@ -176,12 +187,14 @@ class Pairs(NamedTuple):
         chosen, rejected: ``[pairs]``, int64.
         preference_probs: ``[pairs]``, how many of the voters agree, or None where nobody voted.
         rewards: ``[rows]``, what losses are given as rewards, or None for the returns.
+        lists: ``[pairs, n]``, best first, from the chosen one to the rejected one, or None.
     """
 
     chosen: Tensor
     rejected: Tensor
     preference_probs: Tensor | None = None
     rewards: Tensor | None = None
+    lists: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,11 @@ class Kind:
     numbers: tuple[float, ...] = ()
     modifiers: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def responses(self) -> int:
+        """Trajectories of a list, as far as the kind says it: a file may have longer lists."""
+        return int(dict(self.modifiers).get("list", 2))
+
     def pool(self, config: PoolConfig) -> PoolConfig:
         """The pool this kind chooses from, under the settings of ``config``.
 
@@ -212,9 +230,11 @@ class Kind:
             )
         rollouts: LineRollouts | FileRows | None = None
         if self.source == "graded":
-            rollouts = LineRollouts(*self.numbers, per_start=int(modifiers.get("best_of", 2)))
+            per_start = int(modifiers.get("best_of", self.responses))
+            rollouts = LineRollouts(*self.numbers, per_start=per_start)
         elif self.source == "degraded":
-            rollouts = LineRollouts(1.0, 1.0, levels=int(self.numbers[0]))
+            levels = int(self.numbers[0])
+            rollouts = LineRollouts(1.0, 1.0, per_start=self.responses, levels=levels)
         elif self.source not in PARTS:
             rollouts = FileRows.of(self.source)
         return replace(config, rollouts=rollouts)
@@ -227,7 +247,11 @@ class Kind:
             config: of that pool.
         """
         modifiers, seed = dict(self.modifiers), config.seed
-        first, second = self._compared(pool, config)
+        lists = self._lists(pool, config)
+        if lists is not None and not modifiers:  # of a file
+            ends = pool["chosen"], pool["rejected"]
+            return Pairs(*ends, pool.get("preference_probs"), lists=lists)
+        first, second = self._compared(pool, config) if lists is None else every_pair(lists)
         groups, rewards = self._judges(pool, config, first, second)
         spread = groups[0][1].abs().double().mean().item() or 1.0
         temperature = modifiers.get(
@@ -243,7 +267,7 @@ class Kind:
             draws = torch.rand(len(first), votes, generator=generator(seed, "votes"))
             share = vote_shares(probability, draws)
             probability = torch.where(share == 0.5, 0.5, (share > 0.5).float())
-        elif "preference_probs" in pool and not _rejudged(modifiers):
+        elif "preference_probs" in pool and lists is None and not _rejudged(modifiers):
             share = pool["preference_probs"]
         uniform = torch.rand(len(first), generator=generator(seed, "judge"))
         wrong = uniform >= probability
@@ -258,8 +282,19 @@ class Kind:
                     margin = groups[0][1].abs().double()
                     probability = hard_flip_probability(margin, modifiers[name], spread)
                 wrong ^= torch.rand(len(first), generator=generator(seed, flip)) < probability
+        if lists is not None:
+            lists, share = ranked(lists, wrong, share)
+            return Pairs(lists[:, 0], lists[:, -1], share, rewards, lists)
         chosen, rejected = torch.where(wrong, second, first), torch.where(wrong, first, second)
         return Pairs(chosen, rejected, share, rewards)
+
+    def _lists(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Tensor | None:
+        """Rows of the trajectories of each list, ``[lists, n]``; None where there are pairs."""
+        if isinstance(config.rollouts, FileRows):
+            return pool.get("lists")
+        if "list" not in dict(self.modifiers):
+            return None
+        return torch.arange(self.responses * config.pairs).view(self.responses, -1).T
 
     def _compared(self, pool: Mapping[str, Tensor], config: PoolConfig) -> tuple[Tensor, Tensor]:
         """Rows of the two trajectories of each pair."""
@@ -323,6 +358,41 @@ def _rejudged(modifiers: Mapping[str, float]) -> bool:
     )
 
 
+def every_pair(lists: Tensor) -> tuple[Tensor, Tensor]:
+    """The two rows of every comparison in lists ``[lists, n]``: ``[n(n − 1)/2 · lists]`` each."""
+    first, second = torch.triu_indices(lists.shape[1], lists.shape[1], 1)
+    return lists[:, first].T.flatten(), lists[:, second].T.flatten()
+
+
+def ranked(lists: Tensor, lost: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Lists in the order of how many comparisons each of their trajectories wins.
+
+    Those with equally many stay in the order they are given in.
+
+    Args:
+        lists: ``[lists, n]``.
+        lost: whether the first of the two of each comparison loses, as :func:`every_pair` has them.
+        share: of the votes for the winner of each comparison, or None.
+
+    Returns:
+        ``[lists, n]``, best first, and the share of votes for the first against the last one.
+    """
+    count, n = lists.shape
+    first, second = torch.triu_indices(n, n, 1)
+    lost = lost.view(-1, count)
+    wins = torch.zeros(n, count, dtype=torch.int64)
+    wins.index_add_(0, first, (~lost).long()).index_add_(0, second, lost.long())
+    order = wins.argsort(dim=0, descending=True, stable=True)
+    if share is not None:
+        number = torch.zeros(n, n, dtype=torch.int64)
+        number[first, second] = number[second, first] = torch.arange(len(first))
+        at = number[order[0], order[-1]][None]
+        last_won = lost.gather(0, at)[0] == (order[0] < order[-1])
+        share = share.view(-1, count).gather(0, at)[0]
+        share = torch.where(last_won, 1 - share, share)
+    return lists.gather(1, order.T), share
+
+
 def parse_kind(kind: str) -> Kind:
     """What a kind of data means.
 
@@ -333,7 +403,7 @@ def parse_kind(kind: str) -> Kind:
     path, modified = file_of(kind)
     # A plus sign also stands in 1e+3.
     source, *rest = re.split(r"\s*\+\s*(?=[a-zA-Z_])", modified)
-    name, numbers = (path, ()) if path else _part(source)
+    name, numbers = (path, tuple[float, ...]()) if path else _part(source)
     if not path and PARTS[name].role != "source":
         rest.insert(0, source)
         name, numbers = _part(PARTS[name].alone)
@@ -352,6 +422,17 @@ def parse_kind(kind: str) -> Kind:
             )
         taken[part.role] = text
         modifiers[other] = value[0] if value else 0.0
+    size = int(modifiers.get("list", 2))
+    if "list" in modifiers and name not in ("graded", "degraded"):
+        raise UserError(
+            f"data {kind!r}: list ranks trajectories of graded or degraded, as in "
+            "'graded:0-0.4+list:4'"
+        )
+    if name == "degraded" and size > max(numbers):
+        raise UserError(
+            f"data {kind!r}: {size} trajectories of a list differ in their noise, which has "
+            f"{max(numbers):g} levels: take degraded:{size} or more"
+        )
     if "best_of" in modifiers and name != "graded":
         raise UserError(
             f"data {kind!r}: best_of picks among trajectories of graded, as in "

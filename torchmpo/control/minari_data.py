@@ -51,7 +51,8 @@ def from_minari(
         chosen, rejected = _drawn(torch.tensor(returns), pairs, seed, found.id)
         known = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
     assert known is not None
-    used = sorted({*known["chosen"], *known["rejected"]})
+    lists = known.get("lists") or list(zip(known["chosen"], known["rejected"], strict=True))
+    used = sorted({episode for row in lists for episode in row})
     place = {episode: row for row, episode in enumerate(used)}
     trajectories = []
     for index in used:
@@ -61,9 +62,8 @@ def from_minari(
         observation = _flat(found.observation_space, episode.observations, found.id)[:steps]
         unit = np.where(np.isfinite(high - low), 2 * (action - low) / (high - low) - 1, action)
         trajectories.append({"observation": observation, "action": unit, "return": returns[index]})
-    sides = ([place[episode] for episode in known[side]] for side in ("chosen", "rejected"))
-    probs = known.get("preference_probs")
-    return PreferenceDataset.from_trajectories(trajectories, list(zip(*sides)), probs)
+    places = [[place[episode] for episode in row] for row in lists]
+    return PreferenceDataset.from_trajectories(trajectories, places, known.get("preference_probs"))
 
 
 def to_minari(
@@ -123,6 +123,8 @@ def to_minari(
     except ValueError as error:
         raise UserError(f"{dataset_id}: {one_line(error)}") from error
     known = {"chosen": data.chosen.tolist(), "rejected": data.rejected.tolist()}
+    if data.lists is not None:
+        known["lists"] = data.lists.tolist()
     if data.preference_probs is not None:
         known["preference_probs"] = data.preference_probs.tolist()
     made.storage.update_metadata({PAIRS: known})

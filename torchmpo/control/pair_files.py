@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmpo.runs.errors import UserError, one_line
 
 SUFFIXES = (".npz", ".safetensors")
-_WHOLE = ("lengths", "chosen", "rejected")
+_WHOLE = ("lengths", "chosen", "rejected", "lists")
 _REQUIRED = ("observation", "action", "lengths", "returns", "chosen", "rejected")
 
 
@@ -78,21 +78,22 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         arrays: ``observation [trajectories, time, n]``, ``action [trajectories, time, m]``,
             ``lengths`` and ``returns`` ``[trajectories]``, ``chosen`` and ``rejected`` ``[pairs]``,
-            and perhaps ``preference_probs [pairs]``.
+            and perhaps ``preference_probs [pairs]``, and ``lists [pairs, n]`` from the chosen
+            trajectory to the rejected one.
 
     Raises:
         UserError: what is missing or wrong, in a line.
     """
     if missing := [name for name in _REQUIRED if name not in arrays]:
         raise UserError(f"{', '.join(missing)} missing; pairs need {', '.join(_REQUIRED)}")
-    if unknown := arrays.keys() - {*_REQUIRED, "preference_probs"}:
+    if unknown := arrays.keys() - {*_REQUIRED, "preference_probs", "lists"}:
         raise UserError(f"{', '.join(sorted(unknown))}: there is no array of such a name")
     for name, value in arrays.items():
         whole = name in _WHOLE
         wrong = value.is_complex() or value.dtype == torch.bool
         if wrong or (whole and value.is_floating_point()):
             raise UserError(f"{name} must be {'whole' if whole else 'real'} numbers; {value.dtype}")
-        size = 3 if name in ("observation", "action") else 1
+        size = {"observation": 3, "action": 3, "lists": 2}.get(name, 1)
         if value.ndim != size or not value.numel():
             raise UserError(f"{name} must have {size} dimensions; got shape {tuple(value.shape)}")
     found = {
@@ -106,14 +107,16 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not (int(found["lengths"].min()) > 0 and int(found["lengths"].max()) <= time):
         raise UserError(f"lengths must be between 1 and {time}, the time steps there are")
     pairs = len(found["chosen"])
-    for name in ("rejected", "preference_probs"):
+    for name in ("rejected", "preference_probs", "lists"):
         if name in found and len(found[name]) != pairs:
             raise UserError(f"{name} has {len(found[name])} pairs, but chosen has {pairs}")
-    for name in ("chosen", "rejected"):
-        if not (int(found[name].min()) >= 0 and int(found[name].max()) < count):
+    for name in ("chosen", "rejected", "lists"):
+        if name in found and not (int(found[name].min()) >= 0 and int(found[name].max()) < count):
             raise UserError(f"{name} must name trajectories, from 0 to {count - 1}")
     if bool((same := found["chosen"] == found["rejected"]).any()):
         raise UserError(f"pair {int(same.nonzero()[0])} compares a trajectory with itself")
+    if "lists" in found:
+        _check_lists(found)
     probs = found.get("preference_probs")
     if probs is not None and not bool(((probs >= 0) & (probs <= 1)).all()):
         raise UserError("preference_probs must be between 0 and 1")
@@ -127,6 +130,16 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         row, step = bad.nonzero()[0].tolist()
         raise UserError(f"{name} of trajectory {row} is not finite at step {step}")
     return found
+
+
+def _check_lists(arrays: Mapping[str, Tensor]) -> None:
+    lists = arrays["lists"]
+    ends = torch.stack([arrays["chosen"], arrays["rejected"]], 1)
+    if lists.shape[1] < 2 or not torch.equal(lists[:, [0, -1]], ends):
+        raise UserError("lists must go from the chosen trajectory of each pair to its rejected one")
+    ordered = lists.sort(1).values
+    if bool((twice := (ordered[:, 1:] == ordered[:, :-1]).any(1)).any()):
+        raise UserError(f"list {int(twice.nonzero()[0])} has a trajectory twice")
 
 
 def padded(trajectories: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

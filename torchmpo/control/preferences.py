@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchmpo.control.annotators import bradley_terry
@@ -31,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PreferenceDataset:
-    """Pairs of trajectories, as rows of a pool.
+    """Pairs or ranked lists of trajectories, as rows of a pool.
 
     Args:
         observation: ``[trajectories, time, observation_size]``, float32, zero after the end.
@@ -44,6 +45,8 @@ class PreferenceDataset:
             better one, by votes; ``None`` where nobody voted, and losses that ask are told 1.
         rewards: ``[trajectories]``, float32, what losses are given as rewards; ``None`` for the
             returns.
+        lists: ``[pairs, n]``, int64, rows of the pool, best first, the chosen one first and the
+            rejected one last; ``None`` where there are pairs only.
     """
 
     observation: Tensor
@@ -54,9 +57,16 @@ class PreferenceDataset:
     rejected: Tensor
     preference_probs: Tensor | None = None
     rewards: Tensor | None = None
+    lists: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def ranked(self) -> Tensor:
+        """``lists``, or the pairs as lists of two: ``[pairs, n]``."""
+        pairs = torch.stack([self.chosen, self.rejected], 1)
+        return pairs if self.lists is None else self.lists
 
     def take(self, pairs: int) -> "PreferenceDataset":
         """The first ``pairs`` pairs.
@@ -67,13 +77,14 @@ class PreferenceDataset:
         if not 0 < pairs <= len(self):
             raise UserError(f"cannot take {pairs} pairs: the data has {len(self)}")
         probs = None if self.preference_probs is None else self.preference_probs[:pairs]
+        lists = None if self.lists is None else self.lists[:pairs]
         chosen, rejected = self.chosen[:pairs], self.rejected[:pairs]
-        return replace(self, chosen=chosen, rejected=rejected, preference_probs=probs)
+        return replace(self, chosen=chosen, rejected=rejected, preference_probs=probs, lists=lists)
 
     @staticmethod
     def from_trajectories(
         trajectories: Sequence[Mapping[str, Any]],
-        pairs: Sequence[tuple[int, int]],
+        pairs: Sequence[Sequence[int]],
         preference_probs: Sequence[float] | None = None,
     ) -> "PreferenceDataset":
         """Pairs of one's own, from lists.
@@ -82,16 +93,19 @@ class PreferenceDataset:
             trajectories: each a mapping with ``observation [time, n]``, ``action [time, m]``, and
                 either ``return``, a number, or ``rewards [time]``. Lists, NumPy arrays or tensors;
                 lengths may differ.
-            pairs: (chosen, rejected) as places in ``trajectories``.
+            pairs: (chosen, rejected) as places in ``trajectories``; or ranked lists of them, all of
+                one length, best first.
             preference_probs: how likely each chosen trajectory is the better one.
 
         Raises:
             UserError: shapes, lengths, types or numbers that are wrong; the line says which.
         """
         places = array(pairs, "pairs")
-        if places.ndim != 2 or places.shape[1] != 2 or not len(places):
+        if places.ndim != 2 or places.shape[1] < 2 or not len(places):
             raise UserError("pairs must be (chosen, rejected), at least one")
-        arrays = {**padded(trajectories), "chosen": places[:, 0], "rejected": places[:, 1]}
+        arrays = {**padded(trajectories), "chosen": places[:, 0], "rejected": places[:, -1]}
+        if places.shape[1] > 2:
+            arrays["lists"] = places
         if preference_probs is not None:
             arrays["preference_probs"] = array(preference_probs, "preference_probs")
         return PreferenceDataset(**checked_arrays(arrays))

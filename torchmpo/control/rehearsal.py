@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from torchmpo.control.inner_loop import check_lists
+from torchmpo.control.kinds import parse_kind
+from torchmpo.control.pair_files import file_of
 from torchmpo.control.testbed import TestbedConfig
 from torchmpo.control.tuning import stack_settings
 from torchmpo.objectives.bound import Objective
@@ -18,6 +21,17 @@ _IMPURE = (
     "answers differently when it is called again: a loss is a pure function of its arguments, it "
     "keeps nothing from one call to the next and draws no random numbers"
 )
+
+
+def check_kind(objective: Objective | MirrorObjective, kind: str) -> None:
+    """Refuse a kind of data that has less than an objective reads. A file shows it when it is read.
+
+    Raises:
+        UserError: an unknown kind, or pairs for an objective that reads a third response.
+    """
+    responses = parse_kind(kind).responses
+    if not file_of(kind)[0]:
+        check_lists(objective, responses, kind)
 
 
 def rehearse(
@@ -37,7 +51,8 @@ def rehearse(
     size = config.inner.minibatch_pairs * (2 if unpaired else 1)
     what = "response" if unpaired else "pair"
     steps = config.inner.steps_per_trajectory or config.pool.max_steps
-    fields = made_up(objective.inputs, size, steps)
+    responses = parse_kind(config.data).responses
+    fields = made_up(objective.inputs, size, steps, responses=responses)
     random = [name for name in fields if name.endswith("logps")]
 
     def of_member(params: Any, logps: dict[str, Tensor]) -> Tensor:

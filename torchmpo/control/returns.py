@@ -1,7 +1,7 @@
 """Returns of a population of policies in the environment, undiscounted."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torchmpo.control.environments import Environment
 
 OnStep = Callable[[Sequence[int], int, Tensor, Tensor], None]
+OnReward = Callable[[Sequence[int], Mapping[str, Tensor]], None]
 
 
 @torch.no_grad()
@@ -29,6 +30,7 @@ def evaluate_policies(
     *,
     sample: bool = False,
     on_step: OnStep | None = None,
+    on_reward: OnReward | None = None,
 ) -> Tensor:
     """Return of each member in ``episodes`` episodes.
 
@@ -44,6 +46,8 @@ def evaluate_policies(
         on_step: called before every step with its number, the members that run, what they see
             ``[members, episodes, observation_size]`` and whether their episodes go on ``[members,
             episodes]``.
+        on_reward: called after every step with the members that run and the terms of their rewards
+            by name, ``[members, episodes]``; none where the environment does not tell them.
 
     Returns:
         ``[population, episodes]``, float32. A member with a parameter that is not finite, or whose
@@ -65,13 +69,15 @@ def evaluate_policies(
         chunk = {name: value[members] for name, value in params.items()}
         own = seed if isinstance(seed, int) else [seed[i] for i in members.tolist()]
         count = min(at_once, population - first)
-        watch = None if on_step is None else partial(on_step, range(first, first + count))
-        result = _run_chunk(env, policy, chunk, episodes, own, sample, watch)
+        running = range(first, first + count)
+        watch = None if on_step is None else partial(on_step, running)
+        told = None if on_reward is None else partial(on_reward, running)
+        result = _run_chunk(env, policy, chunk, episodes, own, sample, watch, told)
         returns[first : first + count] = result[:count]
     return returns
 
 
-def _run_chunk(env, policy, params, episodes, seed, sample, watch) -> Tensor:
+def _run_chunk(env, policy, params, episodes, seed, sample, watch, told) -> Tensor:
     """One episode in every simulation of ``env``: ``[members, episodes]``."""
     members = env.num_envs // episodes
     finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
@@ -81,6 +87,7 @@ def _run_chunk(env, policy, params, episodes, seed, sample, watch) -> Tensor:
     start = start.repeat(members // len(seeds), 1)
     state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
     draws = [generator(s, "action noise") for s in seeds]
+    terms = getattr(env, "reward_terms", dict)  # the shipped robots have it
     total = torch.zeros(members, episodes)
     done = torch.zeros(members, episodes, dtype=torch.bool)
     for step in itertools.count():
@@ -96,6 +103,8 @@ def _run_chunk(env, policy, params, episodes, seed, sample, watch) -> Tensor:
         action = torch.where(finite[:, None, None], action, 0.0)
         state = env.step(state.set("action", action.flatten(0, 1)))["next"]
         total += state["reward"].view(members, episodes)
+        if told is not None:
+            told({name: value.view(members, episodes) for name, value in terms().items()})
         done = state["done"].view(members, episodes) | ~finite[:, None]
         if done.all():
             break

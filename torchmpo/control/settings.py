@@ -43,6 +43,8 @@ class TestbedSettings:
         seed: everything random follows from it.
         num_threads: per process; 0 shares out the cores.
         cache_dir: folder of the preference data; null for $TORCHMPO_CACHE or ~/.cache/torchmpo.
+        tracker: tensorboard, wandb, mlflow or trackio, where to log the numbers, too; wandb:mine
+            is in the project mine; several by commas; null for none.
     """
 
     __test__ = False  # pytest would take it for a class of tests
@@ -72,6 +74,7 @@ class TestbedSettings:
     seed: int = 0
     num_threads: int = 0
     cache_dir: str | None = None
+    tracker: str | None = None
 
 
 # Named bundles for ``--profile``.
@@ -80,7 +83,7 @@ PROFILES = Path(__file__).parent / "profiles"
 # Settings that older runs do not have, with the values by which they were made.
 OLDER: dict[str, Any] = {
     **{"policy": "gaussian", "bins": 11, "original": None, "target": None},
-    **{"reference_sync": None, "reference_mix": 1.0},
+    **{"reference_sync": None, "reference_mix": 1.0, "tracker": None},
 }
 
 # Of the smoke presets: training and data in seconds, which say nothing.

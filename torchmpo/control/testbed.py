@@ -28,7 +28,7 @@ from torchmpo.control.kinds import parse_kind
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
-from torchmpo.control.returns import OnStep, evaluate_policies
+from torchmpo.control.returns import OnReward, OnStep, evaluate_policies
 from torchmpo.control.settings import BINS, TestbedSettings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -214,13 +214,14 @@ class Testbed:
         *,
         policy: GaussianPolicy | None = None,
         on_step: OnStep | None = None,
+        on_reward: OnReward | None = None,
     ) -> Tensor:
         """Returns ``[population, episodes]``.
 
         Args:
             seed: of the start states that all members share, or one per member.
             policy: what the members have in common, if not :attr:`policy`.
-            on_step: see :func:`torchmpo.control.returns.evaluate_policies`.
+            on_step, on_reward: see :func:`torchmpo.control.returns.evaluate_policies`.
         """
         population = len(next(iter(params.values())))
         most = simulations(self.config.pool.task)
@@ -228,7 +229,8 @@ class Testbed:
         env = self.materials.environment(self.config, at_once * episodes)
         with _one_torch_thread():
             own = policy or self.policy
-            how: dict[str, Any] = {"sample": self.config.sample, "on_step": on_step}
+            how: dict[str, Any] = {"on_step": on_step, "on_reward": on_reward}
+            how["sample"] = self.config.sample
             return evaluate_policies(env, own, params, episodes, seed, **how)
 
 

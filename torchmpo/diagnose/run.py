@@ -7,8 +7,9 @@ import statistics as st
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -33,6 +34,7 @@ from torchmpo.runs.json_files import read_json
 from torchmpo.runs.machine import note_machine
 from torchmpo.runs.own_code import OwnCodeRaised, where
 from torchmpo.runs.seeding import derive_seed
+from torchmpo.runs.trackers import tag, tracked
 
 prepare = Setup.of
 
@@ -63,12 +65,15 @@ def work(setup: Setup, out: Path) -> bool:
         print("data: reading it, or making it where there is none", flush=True)
         testbeds = dict(zip(setup.testbeds, prepare_testbeds([*setup.testbeds.values()])))
         _describe({kind: bed for kind, bed in testbeds.items() if kind in missing}, described, out)
-    if not path.exists():
+    # Runs of before do not have the parts of the agents' returns.
+    if not path.exists() or (testbeds and "components" not in read_json(path, Anchors)):
         first = next(iter(testbeds.values()))
         found = anchors(first, max(setup.config.episodes, 16), setup.protocol)
         write_atomic(path, json.dumps(found) + "\n")
     final = _final_data(setup, testbeds, todo)
-    return bool(_cells(setup, testbeds, todo, final, read_json(path, Anchors)))
+    agents = read_json(path, Anchors)
+    with tracked(setup.trackers, out, asdict(setup.config)) as loggers:
+        return bool(_cells(setup, testbeds, todo, final, agents, loggers))
 
 
 def _described(out: Path) -> dict:
@@ -143,6 +148,7 @@ def _cells(
     todo: Sequence[Missing],
     data: Mapping[str, Sequence[PreferenceDataset]] | None,
     agents: dict,
+    loggers: Sequence[Any],
 ) -> list[str]:
     """Run what is missing; returns a line for every loss that raised."""
 
@@ -168,6 +174,7 @@ def _cells(
             cell["seconds"] = round(seconds[-1] + (done or {}).get("seconds", 0.0), 1)
             # What was begun without a record cannot be vouched for later.
             write_cell(path, cell if done else cell | {"made_of": made})
+            _log(loggers, cell, kind, index)
             left = duration(st.mean(seconds) * (len(todo) - index - 1))
             bar.update()
             result = f"{_summary(cell, agents)}  {seconds[-1]:.0f} s  ETA {left}"
@@ -188,6 +195,25 @@ def _cell(
     rest = setup.protocol, done, datasets, setup.config.checkpoints
     cell = run_cell(testbed, objective, setup.grids[loss], seeds, *rest)
     return cell | {"loss": loss}  # all learned objectives have one name
+
+
+def _log(loggers: Sequence[Any], cell: dict, kind: str, index: int) -> None:
+    """Tell trackers a cell: its mean return, and what was watched in each epoch, over its seeds."""
+    name = tag(f"{cell['loss']} on {kind}")
+    returns = [st.mean(row) for row in cell["returns"] if row is not None]
+    numbers = {"diverged": len(cell["returns"]) - len(returns)}
+    numbers |= {"return": st.mean(returns)} if returns else {}
+    rows = [(index, numbers)]
+    curves = cell.get("curves") or {"epoch": []}
+    for i, epoch in enumerate(curves["epoch"]):
+        known = {
+            key: [seed[i] for seed in curves[key] if seed and seed[i] is not None]
+            for key in ("chosen", "rejected", "accuracy")
+        }
+        rows.append((epoch, {key: st.mean(values) for key, values in known.items() if values}))
+    for logger in loggers:
+        for step, values in rows:
+            logger.log_metrics({f"{name}/{key}": value for key, value in values.items()}, step)
 
 
 def _summary(cell: dict, agents: dict) -> str:

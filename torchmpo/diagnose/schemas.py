@@ -38,6 +38,7 @@ class _Cell(TypedDict):
     curves: dict[str, list[Holes | FiniteFloat | None]]  # epochs are numbers
     margins: list[Holes | None]
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
+    components: NotRequired[list[dict[str, FiniteFloat] | None]]
     checkpoints: NotRequired[list[_Path | None]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
@@ -59,6 +60,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len({len(row) for row in returns if row}) > 1, "seeds differ in episodes"),
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
+        (len(cell.get("components", returns)) != len(returns), "components of other seeds"),
         (len(cell.get("checkpoints", returns)) != len(returns), "checkpoints of other seeds"),
         (any(len({*map(len, path.values())}) > 1 for path in paths), "uneven checkpoints"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
@@ -73,6 +75,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
 class _Anchors(TypedDict):
     original: Row
     target: Row
+    components: NotRequired[dict[str, dict[str, FiniteFloat]]]
 
 
 _Summary = TypedDict(

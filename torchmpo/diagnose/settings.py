@@ -75,4 +75,4 @@ PRESETS: dict[str, dict] = {
     },
 }
 # What may change on --resume: where a run is computed, and what is beside its own cells.
-PLACE = ("num_threads", "cache_dir", "vary")
+PLACE = ("num_threads", "cache_dir", "vary", "tracker")

@@ -10,7 +10,7 @@ from torchmpo.control.grids import RATE, check_grid, grid
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
@@ -23,6 +23,7 @@ from torchmpo.objectives.resolve import is_own, resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.own_code import OwnCodeRaised, own_code_raised
+from torchmpo.runs.trackers import trackers_of
 from torchmpo.runs.yaml_text import parse_yaml
 
 MOST_THREADS = 1024
@@ -38,6 +39,7 @@ class Setup:
     testbeds: dict[str, TestbedConfig]
     protocol: Protocol
     variants: Mapping[str, "Setup"]
+    trackers: dict[str, str]
 
     @staticmethod
     def of(config: DiagnoseConfig) -> "Setup":
@@ -58,6 +60,7 @@ class Setup:
             raise UserError("sft_epochs must not be negative")
         if not 0 <= config.num_threads <= MOST_THREADS:
             raise UserError(f"num_threads must be between 0, for all, and {MOST_THREADS}")
+        trackers = trackers_of(config.tracker)
         own = _own_grids(config.grid)
         tunes_rate = config.learning_rate is None
         try:
@@ -78,6 +81,8 @@ class Setup:
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
+                for objective in objectives.values():
+                    check_kind(objective, kind)
             _check_names(objectives, kinds)
             testbed = configure(config, kinds[0], config.num_threads)
             testbed.load_policy()  # a damaged file shows here
@@ -91,8 +96,13 @@ class Setup:
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
-        others = {name: Setup.of(other) for name, other in variants(config).items()}
-        return Setup(config, objectives, grids, testbeds, protocol, others)
+        others = {}
+        for name, other in variants(config).items():
+            try:
+                others[name] = Setup.of(other)
+            except UserError as error:
+                raise UserError(f"vary {name}: {error}") from error
+        return Setup(config, objectives, grids, testbeds, protocol, others, trackers)
 
 
 def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:

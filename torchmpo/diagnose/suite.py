@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.control.agents import load_agent
+from torchmpo.control.components import EpisodeComponents
 from torchmpo.control.grids import at_edge, nothing_to_tune
 from torchmpo.control.policy import stack_policies
 from torchmpo.control.preferences import PreferenceDataset
@@ -63,6 +64,8 @@ def judge(
         training diverged.
         ``why``, a dictionary per seed, see :func:`torchmpo.diagnose.behaviour.behaviour` and
         :func:`torchmpo.diagnose.rankings.rankings`.
+        ``components``, per seed the mean parts of ``returns``, see
+        :class:`torchmpo.control.components.EpisodeComponents`.
         ``checkpoints``, if asked for, a dictionary per seed, see
         :func:`torchmpo.diagnose.checkpoints.measure`; a quarter of the episodes.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
@@ -104,8 +107,9 @@ def judge(
     states = derive_seed(protocol.seed, "final episodes")
     if datasets is not None:
         states = [derive_seed(states, k) for k in seeds]
-    visited = Visited(len(seeds))
-    returns = testbed.evaluate(policies, protocol.episodes, states, on_step=visited.look)
+    visited, parts = Visited(len(seeds)), EpisodeComponents()
+    watched: dict[str, Any] = {"on_step": visited.look, "on_reward": parts.add}
+    returns = testbed.evaluate(policies, protocol.episodes, states, **watched)
     other = testbed.changed(sample=not testbed.config.sample)
     few = math.ceil(protocol.episodes / 4)
     other_returns = other.evaluate(policies, few, states)
@@ -143,6 +147,7 @@ def judge(
     return path | {
         "why": why,
         "returns": returns.tolist(),
+        "components": parts.means(returns),
         "other_returns": other_returns.tolist(),
         "curves": {
             "epoch": epochs,
@@ -160,16 +165,24 @@ def _judged(testbed: Testbed, data: PreferenceDataset, sample: Sample) -> Tensor
     return None if margin is None else margin[sample.pairs]
 
 
-def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, list[float]]:
-    """Returns of the two agents that made the data, in the start states of the final evaluation."""
+def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, Any]:
+    """Returns of the two agents that made the data, in the start states of the final evaluation.
+
+    Where the environment tells the terms of its rewards, also ``components``: by agent, the mean
+    parts of its returns.
+    """
     states = derive_seed(protocol.seed, "final episodes")
-    found = {}
+    found: dict[str, Any] = {}
+    components = {}
     pool = testbed.config.pool
     for role, name in (("original", pool.original), ("target", pool.target)):
         agent = load_agent(name)
         params = stack_policies(agent.trainable(), 1)
-        found[role] = testbed.evaluate(params, episodes, states, policy=agent)[0].tolist()
-    return found
+        parts = EpisodeComponents()
+        how: dict[str, Any] = {"policy": agent, "on_reward": parts.add}
+        returns = testbed.evaluate(params, episodes, states, **how)
+        found[role], components[role] = returns[0].tolist(), parts.means(returns)[0]
+    return found | ({"components": components} if all(components.values()) else {})
 
 
 def run_cell(
@@ -194,9 +207,9 @@ def run_cell(
         the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
         there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
         setting diverged in tuning), ``edge`` (numbers of the best one at the end of their range),
-        ``returns``, ``other_returns``, ``curves``, ``margins``, ``why``, and ``checkpoints`` if
-        they were asked for; ``None`` for what is not
-        finite, and instead of the list of a seed that diverged.
+        ``returns``, ``components``, ``other_returns``, ``curves``, ``margins``, ``why``, and
+        ``checkpoints`` if they were asked for; ``None`` for what is not finite or not known, and
+        instead of the list of a seed that diverged.
     """
     testbed = suited(testbed, objective, protocol.sft_epochs)
     cell: dict[str, Any] = dict(done or {})
@@ -211,6 +224,7 @@ def run_cell(
             cell |= {"grid": list(grid), "tuning": tuning, "best": best}
             cell["edge"] = at_edge(objective, grid, best)
         cell |= {"returns": [], "other_returns": [], "curves": {}, "margins": [], "why": []}
+        cell["components"] = []
     missing = range(len(cell["returns"]), seeds)
     if missing and cell["best"] >= 0:
         own = None if datasets is None else [datasets[k] for k in missing]
@@ -221,10 +235,9 @@ def run_cell(
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
             for key, value in new["curves"].items()
         }
-        cell["why"] = cell.get("why", unknown) + new["why"]
-        if checkpoints:
-            cell["checkpoints"] = cell.get("checkpoints", unknown) + new["checkpoints"]
-        cell["other_returns"] = cell.get("other_returns", unknown) + new["other_returns"]
+        kinds = ("why", "components", "other_returns", *(["checkpoints"] if checkpoints else []))
+        for name in kinds:
+            cell[name] = cell.get(name, unknown) + new[name]
         cell["returns"] = cell["returns"] + new["returns"]
         cell["margins"] = cell["margins"] + new["margins"]
     cell = plain(cell)

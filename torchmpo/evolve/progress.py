@@ -25,8 +25,6 @@ class Progress:
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-        for logger in self.loggers:
-            logger.finalize("success")
 
     def __call__(self, row: dict, seconds: float) -> None:
         generation = row["generation"]

@@ -29,7 +29,6 @@ from torchmpo.evolve.comparison import (
 from torchmpo.evolve.extension import check_longer, check_not_shorter, forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, combined
-from torchmpo.evolve.loggers import start_loggers
 from torchmpo.evolve.progress import Progress
 from torchmpo.evolve.records import (
     check_records,
@@ -49,6 +48,7 @@ from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.machine import note_machine
 from torchmpo.runs.seeding import derive_seed
+from torchmpo.runs.trackers import tracked
 from torchmpo.statistics import compare as paired_differences
 from torchmpo.statistics import table, verdict
 
@@ -82,8 +82,11 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
         own = [testbed.changed(num_threads=setup.num_threads) for testbed in own]
     evaluate = ObjectiveFitness(own, space, config.episodes, config.seed, config.combine)
     held_out = partial(held_out_score, setup, testbeds) if config.held_out_every else None
-    loggers = start_loggers(out, asdict(config), tensorboard=config.tensorboard, wandb=config.wandb)
-    with ray_actors(config.num_actors, setup.num_threads, config.ray_address):
+    online = config.wandb is not None
+    with (
+        tracked(setup.trackers, out, asdict(config), online) as loggers,
+        ray_actors(config.num_actors, setup.num_threads, config.ray_address),
+    ):
         problem = VectorProblem(
             evaluate,
             space.dim,

@@ -45,8 +45,8 @@ class EvolveConfig(TestbedSettings):
         final_data_per_seed: give each of them fresh preference data, so that the intervals hold for
             other data too; false: one fresh set for all.
         final_episodes: per training in the final comparison.
-        tensorboard: write the search's curves for TensorBoard, too.
-        wandb: project of Weights & Biases to log to; null for none.
+        tensorboard: the same as tracker tensorboard.
+        wandb: a project of Weights & Biases: as tracker wandb, but online.
         ray_address: of a running Ray cluster, as in 10.0.0.1:6379; null for this machine alone.
         num_actors: processes to spread the work over; 0 and 1 use this one.
     """
@@ -86,13 +86,6 @@ class EvolveConfig(TestbedSettings):
 
 PRESETS: dict[str, dict] = {
     "default": {},
-    # Few numbers, each with a meaning: an answer in minutes.
-    "minutes": {
-        "space": "closed_form",
-        "optimizer": "cmaes",
-        "sigma": 0.1,
-        "generations": 10,
-    },
     # Seconds: does everything once, finds nothing.
     "smoke": {
         **SMALLEST,
@@ -120,4 +113,4 @@ PRESETS: dict[str, dict] = {
     },
 }
 # Where a run is computed, not what: may change on --resume.
-PLACE = ("num_actors", "num_threads", "ray_address", "cache_dir", "tensorboard", "wandb")
+PLACE = ("num_actors", "num_threads", "ray_address", "cache_dir", "tracker", "tensorboard", "wandb")

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
-from torchmpo.control.kinds import parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.rehearsal import rehearse
+from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
@@ -20,6 +19,7 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.trackers import trackers_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Setup:
     rivals: dict[str, Objective]
     protocol: Protocol
     num_threads: int
+    trackers: dict[str, str]
 
     @staticmethod
     def of(config: EvolveConfig) -> "Setup":
@@ -54,6 +55,9 @@ class Setup:
         if config.sft_epochs < 0 or config.held_out_every < 0:
             raise UserError("sft_epochs and held_out_every must not be negative")
         num_threads = _threads(config)
+        trackers = [config.tracker, "tensorboard" if config.tensorboard else None]
+        trackers += [None if config.wandb is None else f"wandb:{config.wandb}"]
+        trackers = trackers_of(",".join(filter(None, trackers)) or None)
         try:
             space = space_of(
                 config.space,
@@ -84,7 +88,8 @@ class Setup:
                 check_inputs(rival, config.policy)
             kinds = words("data", config.data)
             for kind in kinds:
-                parse_kind(kind)
+                for objective in (space.objective, *rivals.values()):
+                    check_kind(objective, kind)
             # While this process works, in the final comparison, the actors are idle.
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here
@@ -104,7 +109,7 @@ class Setup:
             seed=config.seed,
         )
         testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
-        setup = Setup(config, space, search, testbeds, rivals, protocol, num_threads)
+        setup = Setup(config, space, search, testbeds, rivals, protocol, num_threads, trackers)
         if setup.rival_trials > MOST_AT_ONCE:
             raise UserError(
                 f"as many trials as the search makes are {setup.rival_trials} for each rival: give "

@@ -1,5 +1,6 @@
 """Fine-tuning's command line, on Lightning's; importing it takes seconds."""
 
+import json
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
+from torchmpo.runs.trackers import FILES, start_trackers, trackers_of
 from torchmpo.runs.yaml_text import check_yaml
 
 
@@ -106,6 +108,9 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--out", default="runs/finetune", help="folder of the run")
         parser.add_argument("--resume", action="store_true", help="go on with it")
+        parser.add_argument(
+            "--tracker", type=str, help="tensorboard, wandb, mlflow or trackio, or several"
+        )
         parser.add_argument("--push_to_hub", type=str, help="user/name: upload what was trained")
         parser.add_argument(
             "--checkpoint_every", type=int, default=100, help="optimizer steps, at least 1"
@@ -144,7 +149,7 @@ class CommandLine(LightningCLI):
 
     def _only_logs(self) -> bool:
         """Whether the folder is what a run leaves that never came to a checkpoint."""
-        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {"log"}
+        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {"log", *FILES}
 
     def _parse_ckpt_path(self):
         """Refuse what is no checkpoint; Lightning would look for settings in it."""
@@ -159,8 +164,14 @@ class CommandLine(LightningCLI):
         if isinstance(strategy := config["strategy"], str):
             kwargs["strategy"] = strategy_name(strategy)
         kwargs["default_root_dir"] = self.out
-        if config["logger"] in (None, True):
-            kwargs["logger"] = CSVLogger(self.out, name="log")
+        logger = config["logger"]
+        if logger in (None, True):
+            logger = CSVLogger(self.out, name="log")
+        if trackers := trackers_of(self._get(self.config, "tracker")):
+            own = self.config.get(str(self.subcommand), self.config)
+            settings = json.loads(self._parser(self.subcommand).dump(own, format="json"))
+            logger = [*_list(logger or None), *start_trackers(trackers, self.out, settings)]
+        kwargs["logger"] = logger
         if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
             ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]

@@ -17,6 +17,7 @@ from torchmpo.finetune.chat_template import check_variables, with_template
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import Pair, clean, unpaired
+from torchmpo.finetune.ranked_answers import answers_read, check_lengths
 from torchmpo.finetune.reference import (
     Batch,
     StepTable,
@@ -300,7 +301,11 @@ class PreferenceData(LightningDataModule):
         return source
 
     def _pairs(self, name: str, source: Any, split: str) -> list[Pair]:
-        pairs, counts = clean(load_mixture(source, split, self.columns))
+        loaded = load_mixture(source, split, self.columns)
+        objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
+        if objective is not None:
+            loaded = answers_read(loaded, objective.inputs)
+        pairs, counts = clean(loaded)
         rank_zero_info(f"{name}: {counts}")
         if not pairs:
             raise UserError(f"no pair of data.{name} is left: {counts}")
@@ -309,6 +314,7 @@ class PreferenceData(LightningDataModule):
             rank_zero_info(f"{name}: {len(out):,} pairs are held out, {len(left):,} are left")
             pairs = left if name == "train" else out
         pairs = unpaired(pairs) if self.unpair else pairs
+        check_lengths(pairs, f"data.{name}")
         return repeat(pairs) if name == "train" else pairs
 
     def _dataset(self, name: str, source: Any, split: str) -> Any:
@@ -415,8 +421,8 @@ class PreferenceData(LightningDataModule):
 
 
 def _lengths(dataset: Any) -> list[int]:
-    """Tokens of the longer side of each pair, with its prompt."""
-    return [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in dataset]
+    """Tokens of the longest answer to each prompt, with it."""
+    return [len(p.prompt) + max(map(len, p.answers)) for p in dataset]
 
 
 class _CollateWithReference:

@@ -41,8 +41,10 @@ def show_pair(dataset: PairDataset, i: int, tokenizer: Any) -> str:
         for name in ("chosen_rewards", "rejected_rewards", "preference_probs")
         if name in batch
     ]
+    names = [*["golden"] * (pair.gold is not None), "chosen"]
+    names += [f"answer {rank}" for rank in range(2, 2 + len(pair.between))] + ["rejected"]
     for side, ids, mask, labels in zip(
-        ("chosen", "rejected"), batch["input_ids"], batch["attention_mask"], batch["labels"]
+        names, batch["input_ids"], batch["attention_mask"], batch["labels"]
     ):
         size = int(mask.sum())
         counted = (labels[:size] != IGNORED).tolist()

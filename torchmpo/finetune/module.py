@@ -13,6 +13,9 @@ A batch is a dict of tensors for B pairs, the B chosen responses before the B re
 and not shifted; padding is on the right), ``index`` ``[B]``, and where the data have them
 ``ref_logps`` ``[2B]``, ``chosen_rewards``, ``rejected_rewards`` and ``preference_probs`` ``[B]``.
 
+Of ranked lists there are n answers to each prompt, the B best ones first, ``[nB, T]``; of pairs
+with a third, golden response the golden ones come first, and ``gold`` ``[B]`` says so.
+
 A loss of single responses (``kto``) takes a batch of B labelled ones: ``[B, T]``, ``[B]`` and no
 second half, and ``desirable`` ``[B]``, bool.
 """

@@ -63,6 +63,7 @@ GROUPS = {
         "--config": "YAML of any of these options",
         "--print_config": "print all settings and stop",
         "--out": "folder of the run (runs/finetune)",
+        "--tracker": "tensorboard, wandb, mlflow or trackio, beside the log; or several, by commas",
         "--push_to_hub": "user/name on the hub: upload what was trained",
         "--resume": "go on with the run in it",
         "--checkpoint_every": "optimizer steps (100)",

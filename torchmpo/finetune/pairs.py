@@ -17,6 +17,9 @@ chosen, rejected                                   assistant's
 conversations: messages; chosen, rejected          the conversation is the prompt
 prompt, completion, label                          one answer, desirable where ``label`` is true;
                                                    texts or messages as above (TRL's KTO)
+prompt, responses, ranks or scores                 a ranked list, see
+                                                   :mod:`torchmpo.finetune.ranked_answers`
+… and reference                                    a third, golden answer (TRL's TPO)
 … and system: string                               begins the conversation, unless it has a system
                                                    message; prompt and answers become messages
 =================================================  =================================================
@@ -37,10 +40,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchmpo.finetune.dropped import Counts
+from torchmpo.finetune.ranked_answers import NAMES, pair_of_list, ranked_answers, with_gold
 from torchmpo.finetune.sources import Table, read_tables
 from torchmpo.runs.errors import UserError, nearest
 
@@ -64,6 +70,7 @@ REWARDS = (
 COLUMNS = (
     *("prompt", "chosen", "rejected", "system", "tools", "documents", "chat_template_kwargs"),
     *("chosen_reward", "rejected_reward", "preference_prob", "completion", "label"),
+    *("responses", "ranks", "scores", "reference"),
 )
 # Who speaks, in conversations of {"from": …, "value": …}.
 SPEAKERS = {
@@ -110,7 +117,7 @@ Text = str | tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and two answers to it.
+    """A prompt and two answers to it, or more, ranked.
 
     Args:
         prompt, chosen, rejected: three strings, to be joined as they are; or three times messages,
@@ -121,6 +128,10 @@ class Pair:
         weight: how often it counts in an epoch, > 0.
         label: None for a pair. Whether the answer is desirable, where there is one answer, which
             then is both ``chosen`` and ``rejected``.
+        between: answers of a ranked list that are worse than ``chosen`` and better than
+            ``rejected``, best first.
+        gold: a third answer, which is better than both, or None.
+        tied: whether the best answer of a list has the rank or score of the worst.
     """
 
     prompt: Text
@@ -132,39 +143,23 @@ class Pair:
     variables: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     label: bool | None = None
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What :func:`clean` dropped. A pair counts once, by the first that applies.
-
-    >>> print(Counts(rows=10, identical=1, empty=0, duplicates=2))
-    kept 7 of 10 pairs; dropped 1 with identical answers, 0 with an empty answer, 2 duplicates
-    """
-
-    rows: int
-    identical: int
-    empty: int
-    duplicates: int
+    between: tuple[Text, ...] = ()
+    gold: Text | None = None
+    tied: bool = False
 
     @property
-    def kept(self) -> int:
-        """Pairs that are left."""
-        return self.rows - self.identical - self.empty - self.duplicates
-
-    def __str__(self) -> str:
-        return (
-            f"kept {self.kept:,} of {self.rows:,} pairs; dropped {self.identical:,} with identical "
-            f"answers, {self.empty:,} with an empty answer, {self.duplicates:,} duplicates"
-        )
+    def answers(self) -> tuple[Text, ...]:
+        """All answers, best first."""
+        ranked = (self.chosen, *self.between, self.rejected)
+        return ranked if self.gold is None else (self.gold, *ranked)
 
 
 def clean(pairs: Iterable[Pair]) -> tuple[list[Pair], Counts]:
     """Drop pairs that teach nothing.
 
-    Identical answers of a pair, an answer of nothing but white space that calls no tool either, and
-    pairs whose texts and label have occurred before, whatever their scores. The order of the others
-    stays.
+    Identical answers of a pair or list, an answer of nothing but white space that calls no tool
+    either, lists whose best answer is as good as their worst, and pairs whose texts and label have
+    occurred before, whatever their scores. The order of the others stays.
 
     >>> pairs = [Pair("1 + 1 =", " 2", " 3"), Pair("Hi", "", "no"), Pair("1 + 1 =", " 2", " 3")]
     >>> kept, counts = clean(pairs)
@@ -172,20 +167,24 @@ def clean(pairs: Iterable[Pair]) -> tuple[list[Pair], Counts]:
     (1, 1, 1)
     """
     kept: dict[bytes, Pair] = {}
-    rows = identical = empty = duplicates = 0
+    rows = identical = empty = duplicates = tied = 0
     for pair in pairs:
         rows += 1
         label = () if pair.label is None else (pair.label,)
-        key = digest(pair.prompt, pair.chosen, pair.rejected, pair.variables, *label)
-        if pair.label is None and pair.chosen == pair.rejected:
+        more = (*pair.between, *(() if pair.gold is None else (pair.gold,)))
+        key = digest(pair.prompt, pair.chosen, pair.rejected, pair.variables, *label, *more)
+        ranked = (pair.chosen, *pair.between, pair.rejected)
+        if pair.label is None and any(one == other for one, other in combinations(ranked, 2)):
             identical += 1
-        elif _blank(pair.chosen) or _blank(pair.rejected):
+        elif any(map(_blank, pair.answers)):
             empty += 1
+        elif pair.tied:
+            tied += 1
         elif key in kept:
             duplicates += 1
         else:
             kept[key] = pair
-    return list(kept.values()), Counts(rows, identical, empty, duplicates)
+    return list(kept.values()), Counts(rows, identical, empty, duplicates, tied)
 
 
 def unpaired(pairs: Iterable[Pair]) -> list[Pair]:
@@ -200,6 +199,7 @@ def unpaired(pairs: Iterable[Pair]) -> list[Pair]:
             out.append(pair)
             continue
         bare = replace(pair, chosen_reward=None, rejected_reward=None, preference_prob=None)
+        bare = replace(bare, between=(), gold=None)
         out.append(replace(bare, rejected=pair.chosen, label=True))
         out.append(replace(bare, chosen=pair.rejected, label=False))
     return out
@@ -259,7 +259,13 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     """
     if "completion" in row and "chosen" not in row:
         both = {"chosen": row["completion"], "rejected": row["completion"]}
-        return replace(pair_from_row({**row, **both}), label=_label(row))
+        return replace(_pair_from_row({**row, **both}), label=_label(row))
+    if row.get("chosen") is None and (found := ranked_answers(row)) is not None:
+        return pair_of_list(row, found, _pair_from_row)
+    return with_gold(_pair_from_row(row), row, _pair_from_row)
+
+
+def _pair_from_row(row: Mapping[str, Any]) -> Pair:
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     prompt = None if row.get("prompt") is None else _text(row, "prompt")
     prompt = None if prompt == () else prompt
@@ -569,7 +575,10 @@ def _from_cells(row: dict[str, Any]) -> dict[str, Any]:
                 row[name] = float(cell) if cell.strip() else None
             except ValueError as error:
                 raise UserError(f"{name} is not a number") from error
-    for name in ("prompt", "chosen", "rejected", "completion", "conversations"):
+    for name in NAMES:
+        if isinstance(cell := row.get(name), str) and cell.lstrip().startswith("["):
+            row[name] = _object(row, name, Sequence)
+    for name in ("prompt", "chosen", "rejected", "completion", "conversations", "reference"):
         # A table that was written by pandas has Python's text of a list, which is no message.
         if isinstance(cell := row.get(name), str) and MESSAGES.match(cell):
             row[name] = _object(row, name, (Mapping, Sequence))

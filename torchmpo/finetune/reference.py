@@ -8,6 +8,7 @@ another tokenizer, template, truncation, data set or model is noticed, and refus
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,8 +31,8 @@ def data_digest(batches: Iterable[Batch]) -> str:
     The same however the data are split into batches and padded.
 
     Args:
-        batches: in order, ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]``; of labelled
-            answers ``[B, T]``, and ``desirable``.
+        batches: in order, ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]``, of lists
+            ``[nB, T]``, and ``index`` ``[B]``; of labelled answers ``[B, T]``, and ``desirable``.
     """
     digest = hashlib.blake2b(digest_size=16)
     for batch in batches:
@@ -65,7 +66,8 @@ def reference_table(
         strategy: Lightning's, where there are several processes; all of them must ask.
 
     Returns:
-        ``[2, pairs]`` float32, nats: chosen, rejected; ``[1, answers]`` of labelled ones.
+        ``[2, pairs]`` float32, nats: chosen, rejected; ``[1, answers]`` of labelled ones,
+        ``[n, lists]`` of lists.
 
     Raises:
         UserError: the file is damaged, or of another model or other data.
@@ -109,8 +111,10 @@ def _sides(
 
 
 def _answers(batch: Batch) -> int:
-    """To each prompt: one where answers have labels, else the two of a pair."""
-    return 1 if "desirable" in batch else 2
+    """To each prompt: one where answers have labels, else the two of a pair or those of a list."""
+    if "desirable" in batch:
+        return 1
+    return len(batch["input_ids"]) // len(batch["index"]) if "index" in batch else 2
 
 
 def write_reference(path: str | Path, table: Tensor, key: dict[str, str]) -> None:
@@ -164,14 +168,14 @@ def step_table(
     if path.exists() if strategy is None else strategy.broadcast(path.exists()):
         tensors = _read(path, key, ("logps", "lengths"))
         return StepTable(tensors["logps"], tensors["lengths"])
-    found: list[list[Tensor]] = [[], []]
+    found: defaultdict[int, list[Tensor]] = defaultdict(list)
     for batch in batches():
         mask = (batch["labels"][:, 1:] != -100).cpu()
         values = step_logps(batch).float().cpu()
         size = len(values) // _answers(batch)
         for k, (value, own) in enumerate(zip(values, mask, strict=True)):
             found[k // size].append(value[own])
-    sides = [side for side in found if side]
+    sides = [found[k] for k in sorted(found)]
     lengths = torch.tensor([[len(row) for row in side] for side in sides])
     table = StepTable(torch.cat([row for side in sides for row in side]), lengths)
     if strategy is None or strategy.global_rank == 0:

@@ -101,7 +101,8 @@ def pairs_digest(pairs: Iterable[Any]) -> str:
     """What tokenized pairs hold, in 32 hexadecimal digits: tokens, rewards, order."""
     digest = hashlib.blake2b(digest_size=16)
     for pair in pairs:
-        for tokens in (pair.prompt, pair.chosen, pair.rejected):
+        gold = () if pair.gold is None else (pair.gold,)
+        for tokens in (pair.prompt, pair.chosen, pair.rejected, *pair.between, *gold):
             digest.update(len(tokens).to_bytes(8, "little"))
             digest.update(tokens.contiguous().numpy())
         rest = (pair.chosen_reward, pair.rejected_reward, pair.preference_prob)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchmpo.finetune.mismatched import mismatched
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import PairLogps, ranks_read
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 
@@ -29,6 +29,7 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
             for and the batch has none.
     """
     _check_kind(module, batch)
+    batch, ranks = _read(module, batch)
     token_logps, mask = module.logps(batch), batch["labels"][:, 1:] != -100
     sums, lengths = token_logps.sum(-1), mask.sum(-1)
     ref = ref_steps = None
@@ -46,16 +47,20 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
         if "mismatched_logps" in module.objective.inputs:
             values |= _mismatched(module, batch)
     else:
-        values = _sides("logps", sums) | _sides("mean_logps", sums / lengths.clamp(min=1))
-        values |= _sides("lengths", lengths)
-        values |= _sides("step_logps", token_logps) | _sides("mask", mask)
-        values["list_logps"] = torch.stack(sums.chunk(2), -1)
+        size = len(batch["index"])
+        means = sums / lengths.clamp(min=1)
+        values = _sides("logps", sums, size) | _sides("mean_logps", means, size)
+        values |= _sides("lengths", lengths, size)
+        values |= _sides("step_logps", token_logps, size) | _sides("mask", mask, size)
+        values["list_logps"] = _listed(sums, size, ranks, batch)
+        if "gold_mean_logps" in module.objective.inputs and len(ranks) > 2:
+            values["gold_mean_logps"] = means.split(size)[2]
         if ref is not None:
-            values |= _sides("logps", ref, "ref_")
-            values["ref_list_logps"] = torch.stack(ref.chunk(2), -1)
-            values |= _sides("mean_logps", ref / lengths.clamp(min=1), "ref_")
+            values |= _sides("logps", ref, size, "ref_")
+            values["ref_list_logps"] = _listed(ref, size, ranks, batch)
+            values |= _sides("mean_logps", ref / lengths.clamp(min=1), size, "ref_")
         if ref_steps is not None:
-            values |= _sides("step_logps", ref_steps, "ref_")
+            values |= _sides("step_logps", ref_steps, size, "ref_")
         values |= _of_distributions(module, batch, mask)
         for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
             if name in batch:
@@ -114,12 +119,14 @@ def _of_distributions(module: "PreferenceModule", batch: Batch, mask: Tensor) ->
         ref = module.under_reference(lambda policy: policy.distributions(*args))
         own = module.policy.distributions(*args)
         found = (ref.exp() * (ref - own)).sum(-1)
-        values |= _sides("step_kl", found.new_zeros(mask.shape).masked_scatter(mask, found))
+        steps = found.new_zeros(mask.shape).masked_scatter(mask, found)
+        values |= _sides("step_kl", steps, len(batch["index"]))
     if collision:
         with torch.no_grad():
             found = torch.logsumexp(2 * module.policy.distributions(*args), -1)
         total = found.new_zeros(mask.shape).masked_scatter(mask, found).sum(-1)
-        values |= _sides("log_collision", total / mask.sum(-1).clamp(min=1))
+        mean = total / mask.sum(-1).clamp(min=1)
+        values |= _sides("log_collision", mean, len(batch["index"]))
     return values
 
 
@@ -132,6 +139,25 @@ def _mismatched(module: "PreferenceModule", batch: Batch) -> dict[str, Tensor]:
     return {"mismatched_logps": logps, "ref_mismatched_logps": ref}
 
 
-def _sides(name: str, both: Tensor, prefix: str = "") -> dict[str, Tensor]:
-    chosen, rejected = both.chunk(2)
+def _read(module: "PreferenceModule", batch: Batch) -> tuple[Batch, list[int]]:
+    """The answers that the loss reads, the chosen and the rejected ones first, and their ranks."""
+    rows, size = len(batch["input_ids"]), len(batch["index"])
+    if rows <= 2 * size:
+        return batch, [0, 1]
+    ranks = ranks_read(module.objective.inputs, rows // size, gold="gold" in batch)
+    places = torch.arange(rows, device=batch["input_ids"].device).view(-1, size)[ranks].flatten()
+    names = ("input_ids", "attention_mask", "labels", "ref_logps", "ref_step_logps")
+    return batch | {name: batch[name][places] for name in names if name in batch}, ranks
+
+
+def _listed(sums: Tensor, size: int, ranks: list[int], batch: Batch) -> Tensor:
+    """``[B, n]``, best first; a golden answer beside a pair is not in its list."""
+    by_rank = dict(zip(ranks, sums.split(size), strict=True))
+    first = 1 if "gold" in batch else 0
+    return torch.stack([by_rank[rank] for rank in sorted(ranks) if rank >= first], -1)
+
+
+def _sides(name: str, values: Tensor, size: int, prefix: str = "") -> dict[str, Tensor]:
+    """The chosen answers, which come first, and the rejected ones, which come next."""
+    chosen, rejected, *_ = values.split(size)
     return {f"{prefix}chosen_{name}": chosen, f"{prefix}rejected_{name}": rejected}

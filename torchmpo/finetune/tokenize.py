@@ -25,6 +25,7 @@ dropped. Answers that are the same tokens in the end teach nothing: the pair is 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ class TokenizedPair:
         merged: whether the prompt by itself has other tokens at its end than before an answer.
         left_out: whether the chat template does not write the pair's tools, tool calls in the
             prompt, or thoughts of an answer.
-        chosen_reward, rejected_reward, preference_prob, label: as of the :class:`Pair`.
+        chosen_reward, rejected_reward, preference_prob, label, between, gold: as of the
+            :class:`Pair`.
         index: row of the data set, 0 outside one.
     """
 
@@ -68,6 +70,20 @@ class TokenizedPair:
     preference_prob: float | None = None
     index: int = 0
     label: bool | None = None
+    between: tuple[Tensor, ...] = ()
+    gold: Tensor | None = None
+
+    @property
+    def answers(self) -> tuple[Tensor, ...]:
+        """All answers, best first."""
+        ranked = (self.chosen, *self.between, self.rejected)
+        return ranked if self.gold is None else (self.gold, *ranked)
+
+    def with_answers(self, answers: Sequence[Tensor]) -> "TokenizedPair":
+        """The same prompt with these answers, in the order of :attr:`answers`."""
+        gold, ranked = (None, answers) if self.gold is None else (answers[0], answers[1:])
+        between = tuple(ranked[1:-1])
+        return replace(self, chosen=ranked[0], between=between, rejected=ranked[-1], gold=gold)
 
 
 @dataclass(frozen=True)
@@ -202,12 +218,13 @@ class PairDataset(Dataset):
             left_out=sum(item.left_out for item in items),
         )
         # In one piece: sent to a worker process, each tensor takes a file descriptor.
-        parts = [part for item in items for part in (item.prompt, item.chosen, item.rejected)]
+        parts = [part for item in items for part in (item.prompt, *item.answers)]
         self._tokens = torch.cat([torch.empty(0, dtype=torch.int32), *parts])
         self._ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+        self._first = torch.tensor([0, *(1 + len(item.answers) for item in items)]).cumsum(0)
         none = self._tokens[:0]
         self._rest = [
-            replace(item, prompt=none, chosen=none, rejected=none, index=index)
+            replace(item.with_answers([none] * len(item.answers)), prompt=none, index=index)
             for index, item in enumerate(items)
         ]
 
@@ -216,37 +233,42 @@ class PairDataset(Dataset):
 
     def __getitem__(self, index: int) -> TokenizedPair:
         rest = self._rest[index]  # an IndexError ends iteration
-        ends = self._ends[3 * rest.index : 3 * rest.index + 4].tolist()
-        prompt, chosen, rejected = (self._tokens[a:b] for a, b in zip(ends, ends[1:]))
-        return replace(rest, prompt=prompt, chosen=chosen, rejected=rejected)
+        first, last = self._first[rest.index : rest.index + 2].tolist()
+        ends = self._ends[first : last + 1].tolist()
+        prompt, *answers = (self._tokens[a:b] for a, b in zip(ends, ends[1:]))
+        return replace(rest.with_answers(answers), prompt=prompt)
 
 
 def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tensor]:
     """A batch for the model: B chosen answers, then the B rejected ones, padded on the right.
 
-    Of labelled answers, the B of them, and ``desirable`` ``[B]``, bool.
+    Of labelled answers, the B of them, and ``desirable`` ``[B]``, bool. Of lists of n answers the B
+    best ones, the B second best, and so on to the B worst; of pairs with a golden answer the B
+    golden ones first, and ``gold`` ``[B]``, all true.
 
     Args:
         batch: B tokenized pairs.
         pad_token_id: may be that of EOS: what is padding is known by lengths.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]``, int64; labels are
-        ``input_ids`` where a token of an answer stands, −100 elsewhere, not shifted. ``index``
-        ``[B]``, int64. If every pair has them, ``chosen_rewards`` and ``rejected_rewards``, and
-        ``preference_probs``, ``[B]`` float32.
+        ``input_ids``, ``attention_mask`` and ``labels`` ``[2B, T]``, of lists ``[nB, T]``, int64;
+        labels are ``input_ids`` where a token of an answer stands, −100 elsewhere, not shifted.
+        ``index`` ``[B]``, int64. If every pair has them, ``chosen_rewards`` and
+        ``rejected_rewards``, and ``preference_probs``, ``[B]`` float32.
 
     Raises:
-        UserError: there is no padding token, or there are pairs among labelled answers.
+        UserError: there is no padding token, there are pairs among labelled answers, or lists
+            of several lengths.
     """
     if pad_token_id is None:
         raise UserError("the tokenizer has no padding token: set tokenizer.pad_token")
     labels_given = [p.label for p in batch if p.label is not None]
     if labels_given and len(labels_given) < len(batch):
         raise UserError("the data have pairs beside labelled answers: set data.unpair")
-    sides = [(p.prompt, p.chosen) for p in batch]
-    if not labels_given:
-        sides += [(p.prompt, p.rejected) for p in batch]
+    answers = [(p.chosen,) if labels_given else p.answers for p in batch]
+    if len({(len(own), p.gold is None) for p, own in zip(batch, answers)}) > 1:
+        raise UserError("the prompts of a batch must have equally many answers")
+    sides = [(p.prompt, own[k]) for k in range(len(answers[0])) for p, own in zip(batch, answers)]
     time = max(len(prompt) + len(answer) for prompt, answer in sides)
     input_ids = torch.full((len(sides), time), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
@@ -266,6 +288,8 @@ def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tens
     if labels_given:
         out["desirable"] = torch.tensor(labels_given)
         return out
+    if batch[0].gold is not None:
+        out["gold"] = torch.ones(len(batch), dtype=torch.bool)
     scores = {
         "chosen_rewards": [p.chosen_reward for p in batch],
         "rejected_rewards": [p.rejected_reward for p in batch],
@@ -291,18 +315,18 @@ def _check(tokenizer: Any, length: int, truncation: str, prompt_length: int | No
         raise UserError("the tokenizer has no EOS token, so answers could not end")
 
 
-def _texts(
-    pair: Pair, tokenizer: Any, variables: Mapping[str, Any]
-) -> tuple[tuple[str, str, str], bool]:
-    """Prompt, prompt + chosen, prompt + rejected; and whether the template leaves out tools."""
-    prompt, chosen, rejected = pair.prompt, pair.chosen, pair.rejected
-    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        texts, left_out = (prompt, prompt + chosen, prompt + rejected), False
-    elif isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
+def _texts(pair: Pair, tokenizer: Any, variables: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The prompt, and with each answer after it; and whether the template leaves out tools."""
+    prompt = pair.prompt
+    texts = [answer for answer in pair.answers if isinstance(answer, str)]
+    messages = [answer for answer in pair.answers if not isinstance(answer, str)]
+    if isinstance(prompt, str) and not messages:
+        texts, left_out = [prompt, *(prompt + answer for answer in texts)], False
+    elif isinstance(prompt, str) or texts:
         raise UserError("a pair must be three strings or three lists of messages")
     else:
         texts, left_out = _from_messages(
-            prompt, chosen, rejected, tokenizer, {**variables, **pair.variables}
+            prompt, messages, tokenizer, {**variables, **pair.variables}
         )
     for text in texts:
         _check_text(text)
@@ -311,19 +335,18 @@ def _texts(
 
 def _from_messages(
     prompt: tuple[Message, ...],
-    chosen: tuple[Message, ...],
-    rejected: tuple[Message, ...],
+    answers: Sequence[tuple[Message, ...]],
     tokenizer: Any,
     variables: Mapping[str, Any],
-) -> tuple[tuple[str, str, str], bool]:
+) -> tuple[list[str], bool]:
     opened = render(prompt, tokenizer, variables, opened=True)
-    wholes = [render(prompt + answer, tokenizer, variables) for answer in (chosen, rejected)]
+    wholes = [render(prompt + answer, tokenizer, variables) for answer in answers]
     absent = [
         name
         for name in ("tools", *CALLS)
         if leaves_out(name, prompt, tokenizer, variables, opened, opened=True)
     ]
-    for answer, whole in zip((chosen, rejected), wholes):
+    for answer, whole in zip(answers, wholes):
         for name in [n for n in SAYINGS if any(n in message.more for message in answer)]:
             if leaves_out(name, prompt + answer, tokenizer, variables, whole):
                 absent.append(name)
@@ -332,7 +355,7 @@ def _from_messages(
                         f"the chat template leaves out the {name} of an answer: set chat_template "
                         "to one that writes them"
                     )
-    return (opened, wholes[0], wholes[1]), bool(absent)
+    return [opened, *wholes], bool(absent)
 
 
 def _check_text(text: str) -> None:
@@ -380,11 +403,11 @@ def _with_eos(ids: list[int], tokenizer: Any) -> list[int]:
 def _join(
     pair: Pair, ids: Sequence[list[int]], tokenizer: Any, bos: bool, left_out: bool
 ) -> TokenizedPair:
-    """Nothing cut yet; ``ids`` are those of prompt, prompt + chosen, prompt + rejected."""
-    prompt, chosen, rejected = (_with_bos(tokens, tokenizer, bos) for tokens in ids)
+    """Nothing cut yet; ``ids`` are those of the prompt, and with each answer after it."""
+    prompt, *wholes = (_with_bos(tokens, tokenizer, bos) for tokens in ids)
     seam = 0
-    for a, b, c in zip(prompt, chosen, rejected):
-        if not a == b == c:
+    for column in zip(prompt, *wholes):
+        if len(set(column)) > 1:
             break
         seam += 1
     if seam == 0:
@@ -392,12 +415,13 @@ def _join(
             "the prompt is empty and the tokenizer has no BOS: nothing could predict the first "
             "token of an answer"
         )
-    answers = [_with_eos(side[seam:], tokenizer) for side in (chosen, rejected)]
+    answers = [_with_eos(whole[seam:], tokenizer) for whole in wholes]
     tokens = [torch.tensor(part, dtype=torch.int32) for part in (prompt[:seam], *answers)]
-    return TokenizedPair(
+    whole = TokenizedPair(
         prompt=tokens[0],
         chosen=tokens[1],
-        rejected=tokens[2],
+        rejected=tokens[-1],
+        gold=None if pair.gold is None else tokens[1],
         merged=seam < len(prompt),
         left_out=left_out,
         chosen_reward=pair.chosen_reward,
@@ -405,6 +429,7 @@ def _join(
         preference_prob=pair.preference_prob,
         label=pair.label,
     )
+    return whole.with_answers(tokens[1:])
 
 
 def _join_all(
@@ -414,16 +439,18 @@ def _join_all(
     for start in range(0, len(pairs), _AT_ONCE):
         texts: list[str] = []
         left_out: list[bool] = []
+        sizes: list[int] = []
         for row, pair in enumerate(pairs[start : start + _AT_ONCE], start):
             with _named(row):
-                three, flag = _texts(pair, tokenizer, variables)
-            texts += three
+                own, flag = _texts(pair, tokenizer, variables)
+            texts += own
+            sizes.append(len(own))
             left_out.append(flag)
         ids = iter(_encode(texts, tokenizer))
         for row, pair in enumerate(pairs[start : start + _AT_ONCE], start):
             with _named(row):
-                three = [next(ids), next(ids), next(ids)]
-                tokens = _join(pair, three, tokenizer, bos, left_out[row - start])
+                own = list(islice(ids, sizes[row - start]))
+                tokens = _join(pair, own, tokenizer, bos, left_out[row - start])
             yield tokens
 
 
@@ -446,7 +473,7 @@ def _truncate(
     max_prompt_length: int | None,
 ) -> TokenizedPair | None:
     def longest() -> int:
-        return max(len(tokens.chosen), len(tokens.rejected))
+        return max(map(len, tokens.answers))
 
     if max_prompt_length is not None and len(tokens.prompt) > max_prompt_length:
         if truncation == "drop":
@@ -468,9 +495,8 @@ def _truncate(
     if longest() <= room:
         return tokens
     part = slice(room) if truncation == "keep_start" else slice(-room, None)
-    return replace(
-        tokens, chosen=tokens.chosen[part], rejected=tokens.rejected[part], answer_cut=True
-    )
+    cut = tokens.with_answers([answer[part] for answer in tokens.answers])
+    return replace(cut, answer_cut=True)
 
 
 def _shorter_prompt(tokens: TokenizedPair, tokenizer: Any, length: int) -> TokenizedPair:
@@ -486,4 +512,6 @@ def _shorter_prompt(tokens: TokenizedPair, tokenizer: Any, length: int) -> Token
 
 
 def _teaches_nothing(tokens: TokenizedPair) -> bool:
-    return tokens.label is None and torch.equal(tokens.chosen, tokens.rejected)
+    ranked = (tokens.chosen, *tokens.between, tokens.rejected)
+    same = any(torch.equal(one, other) for one, other in combinations(ranked, 2))
+    return tokens.label is None and same

@@ -210,7 +210,8 @@ def tpo_loss(
 
     Args:
         chosen_logps, rejected_logps: ``[batch]``, nats.
-        gold_mean_logps: ``[batch]``, ḡ, nats per step, of the golden response.
+        gold_mean_logps: ``[batch]``, ḡ, nats per step, of the golden response: of three or more
+            ranked ones the best, where the chosen one is the second and the rejected one the last.
         chosen_lengths, rejected_lengths: ``[batch]``, steps; for ``reduction="mean"`` only.
         beta: β > 0.
         sft_coef: ≥ 0.
@@ -235,7 +236,7 @@ def tpo_loss(
         CPO where the golden response is the chosen one.
 
     Pitfalls:
-        It needs a third response to every prompt, which neither the suite nor pairs have.
+        It needs a third response to every prompt, which pairs do not have.
 
     Source: Saeidi et al., arXiv 2405.16681, as in TRL 1.16; f and γ for TPO-L and the others there.
 

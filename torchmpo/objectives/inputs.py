@@ -73,6 +73,31 @@ def is_unpaired(inputs: Iterable[str]) -> bool:
     return not {"logps", "desirable", "mismatched_logps"}.isdisjoint(inputs)
 
 
+def ranks_read(inputs: Iterable[str], responses: int, *, gold: bool = False) -> list[int]:
+    """Which responses of a ranked list a loss reads, by their ranks, 0 the best.
+
+    The chosen one comes first, then the rejected one, then the others. The pair of a list is its
+    best and its worst response. A loss with a golden response takes the best for that, and the
+    second best for the chosen one, as the authors of TPO made their data (arXiv 2405.16681).
+
+    Args:
+        inputs: of the loss.
+        responses: n ≥ 2.
+        gold: whether the list is a golden response and a pair, which then is the pair for all.
+
+    >>> ranks_read({"chosen_logps", "rejected_logps"}, 4), ranks_read({"list_logps"}, 4)
+    ([0, 3], [0, 3, 1, 2])
+    >>> ranks_read({"chosen_logps", "rejected_logps", "gold_mean_logps"}, 4)
+    [1, 3, 0]
+    """
+    wants_gold = any("gold_" in name for name in inputs) and responses > 2
+    first = 1 if gold or wants_gold else 0
+    found = [first, responses - 1, *([0] if wants_gold else [])]
+    if any("list_" in name for name in inputs) and not gold:
+        found += [rank for rank in range(responses) if rank not in found]
+    return found
+
+
 def take(pair: PairLogps, name: str, objective: str) -> Tensor:
     """A field of a pair.
 
@@ -85,20 +110,23 @@ def take(pair: PairLogps, name: str, objective: str) -> Tensor:
     return value
 
 
-def made_up(names: Iterable[str], pairs: int, steps: int) -> dict[str, Tensor]:
+def made_up(
+    names: Iterable[str], pairs: int, steps: int, *, responses: int = 2
+) -> dict[str, Tensor]:
     """Values of some fields of :class:`PairLogps`, to try a loss with before any compute.
 
     Args:
         names: the fields.
         pairs: the batch.
         steps: of every response.
+        responses: of every list.
     """
     values = {}
     for name in names:
         by_step = "_step_" in name or name.endswith("_mask")
         value = torch.ones((pairs, steps) if by_step else pairs)
         if "list_" in name:
-            value = torch.ones(pairs, 2)
+            value = torch.ones(pairs, responses)
         if name == "desirable":
             value = torch.arange(pairs) % 2 == 0
         if name.endswith("_mask"):

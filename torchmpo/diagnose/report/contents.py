@@ -22,6 +22,7 @@ class Run:
     Attributes:
         differences: kind of data → higher loss → lower loss → their paired difference; ``None``
             stands for all data.
+        components: agent → its mean return by parts, where they are known.
         smoke: whether its settings are those that only show that everything runs.
         scaled: whether there are scores. Without, what is shown in their place are returns.
     """
@@ -40,7 +41,9 @@ class Run:
         files: Mapping[str, bytes] | None = None,
         comparisons: Mapping[str, Sequence[Mapping]] | None = None,
     ):
-        self.board, self.anchors, self.config = board, anchors, config
+        self.board, self.config = board, config
+        self.anchors = {a: x for a, x in anchors.items() if a != "components"}
+        self.components = anchors.get("components", {})
         self.statistics, self.figures = statistics, figures
         self.commands, self.machines, self.files = commands, machines, files or {}
         self.comparisons = comparisons or {}

@@ -26,6 +26,7 @@ from torchmpo.diagnose.report.html import (
     render,
 )
 from torchmpo.diagnose.report.losses import equations
+from torchmpo.diagnose.report.objectives import objectives
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
 from torchmpo.diagnose.report.words import TASKS, fell, kinds_told
 from torchmpo.objectives.documented import NOTATION
@@ -269,6 +270,7 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     average_ranks,
     profiles,
     improvement,
+    objectives,
     numbers,
     why,
     training,
