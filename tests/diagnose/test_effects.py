@@ -14,6 +14,7 @@ from torchmpo.diagnose.__main__ import main
 from torchmpo.diagnose.comparisons import overoptimisation
 from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling
 from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.variants import variants
 from torchmpo.runs.errors import UserError
 from torchmpo.statistics import mean_of
@@ -126,11 +127,13 @@ def test_variants_differ_in_one_setting():
         ("pairs", "give pairs values"),
         ("pairs=", "give pairs values"),
         ("pairs=many", "pairs"),
+        ("epochs=0", "vary epochs=0: epochs must be at least 1"),
+        ("start=here", "vary start=here: start must be original or scratch"),
     ],
 )
 def test_settings_that_cannot_vary(vary, words, capsys, tmp_path):
     with pytest.raises(UserError, match=words):
-        variants(DiagnoseConfig(vary=vary))
+        Setup.of(DiagnoseConfig(losses="sft", data="base", vary=vary))
     assert main(["--vary", vary, "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -159,8 +162,10 @@ def test_a_run_with_varied_settings_and_checkpoints(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
     small = "--preset smoke --losses sft,simpo --data proxy:1 --trials 1 --episode_steps 12"
     small += " --steps_per_trajectory 5 --num_threads 1 --checkpoints 3 --epochs 3 --out run"
+    small += " --data_per_seed false"
     vary = ["--vary", "pairs=6", "--vary=learning_rate=1e-4"]
     assert main([*small.split(), *vary]) == 0
+    assert 'id="Effects-of-settings"' in Path("run/report.html").read_text()
     folders = sorted(path.name for path in Path("run/vary").iterdir())
     assert folders == ["learning_rate-0.0001", "pairs-6"]
     with open("run/effects.csv") as file:
@@ -179,16 +184,13 @@ def test_a_run_with_varied_settings_and_checkpoints(tmp_path, monkeypatch, capsy
     with open("run/overoptimisation.csv") as file:
         assert len(list(csv.DictReader(file))) == 6
 
-    def never(*args, **kwargs):
-        raise AssertionError("a finished cell is computed again")
-
-    with monkeypatch.context() as context:
-        context.setattr(run, "run_cell", never)
-        assert main(["--out", "run", "--resume"]) == 0
-    # A third size makes a scaling fit; the cells of the others stay.
+    # A third size makes a scaling fit; the cells that are there stay.
     done = {path: path.read_bytes() for path in Path("run").rglob("cells/*.json")}
-    more = [*vary, "--vary", "pairs=8"]
-    assert main(["--out", "run", "--resume", *more]) == 0
+    calls, run_cell = [], run.run_cell
+    monkeypatch.setattr(run, "write_page", lambda out: None)  # drawn once above
+    monkeypatch.setattr(run, "run_cell", lambda *args: calls.append(1) or run_cell(*args))
+    assert main(["--out", "run", "--resume", *vary, "--vary", "pairs=8"]) == 0
+    assert len(calls) == 2
     assert done.items() <= {p: p.read_bytes() for p in Path("run").rglob("cells/*.json")}.items()
     with open("run/scaling.csv") as file:
         assert [row["sizes"] for row in csv.DictReader(file)] == ["4 6 8"] * 2

@@ -348,7 +348,11 @@ def test_why_a_loss_fell_is_told(tmp_path):
     cell["curves"]["chosen"] = [[-1.0, -0.5, -2.0, -3.0]] * 5
     cell["curves"]["rejected"] = [[-1.0, -1.5, -2.0, -3.0]] * 5
     moved = {"chosen": -2.0, "rejected": -2.5, "learned": 0.25, "unlearned": 0.125}
-    cell["why"] = [moved | {"kl_to_start": 7.25, "distance": 3.5}] * 4 + [None]
+    paired = {"ranking": 0.5, "idealised": 0.75, "alignment_gap": 0.25, "gradient_start": 0.5}
+    paired |= {"gradient_end": 0.625, "drift_chosen": -2.0, "drift_chosen_time": 0.75}
+    paired |= {"drift_rejected": -2.5, "drift_rejected_time": 0.25, "area": 0.125}
+    moved |= {"kl_to_start": 7.25, "distance": 3.5}
+    cell["why"] = [moved | paired] * 3 + [moved, None]  # the last but one is of an older version
     make_folder(tmp_path, [cell, make_cell("sft", "base", 0.5)])
     text = write_page(tmp_path).read_text()
     [section] = re.findall(r'<section id="Why">(.*?)</section>', text, re.DOTALL)
@@ -360,7 +364,11 @@ def test_why_a_loss_fell_is_told(tmp_path):
         "from epoch 1 on. The likelihood of the chosen side was below its start from epoch 2"
         in words
     )
+    assert "the chosen side went by −2.00 and the rejected one by −2.50 nats per step" in words
+    assert "the rejected side had gone half of its way after 25 % of it" in words
+    assert section.count("<svg") == 1  # the curves of what fell
     assert "dpo −0.50 −2.00 −2.50 25.0 % 12.5 % 7.25 3.50" in words
+    assert "dpo 50.0 % 75.0 % 25.0 % 50.0 % 62.5 % −2.00 75.0 % −2.50 25.0 % 0.12" in words
     assert "sft ended" not in words
 
 

@@ -35,7 +35,8 @@ def rankings(
         gradient_start, gradient_end          share of the gradient that is at the chosen side, on
                                               the sample, before the first update and after the last
         drift_chosen, drift_rejected          largest change of the mean log-probability per token,
-        drift_margin                          and of their difference, nats
+        drift_margin, drift_accuracy          of their difference, nats, and of the share of pairs
+                                              in which it is above 0
         drift_…_time                          part of the phase after which half of it had happened
         area                                  mean share of pairs ranked wrongly over the phase
 
@@ -69,11 +70,13 @@ def rankings(
             share = gradient_share(objective, params, logps_now, steps[0], about, progress)
             one |= {} if share is None else {f"gradient_{name}": share}
         chosen, rejected = own.mean(-1).T
+        accuracy = (own[:, 0] > own[:, 1]).float().mean(-1)
         curves = {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
+        curves["accuracy"] = accuracy
         if len(own) > 1:
             for name, curve in curves.items():
                 size, time = drift(curve.tolist())
                 one |= {f"drift_{name}": size, f"drift_{name}_time": time}
-            one["area"] = area_over((own[:, 0] > own[:, 1]).float().mean(-1).tolist())
+            one["area"] = area_over(accuracy.tolist())
         found.append({name: value for name, value in one.items() if math.isfinite(value)})
     return found

@@ -96,7 +96,12 @@ class Setup:
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(**{f.name: getattr(config, f.name) for f in fields(Protocol)})
-        others = {name: Setup.of(other) for name, other in variants(config).items()}
+        others = {}
+        for name, other in variants(config).items():
+            try:
+                others[name] = Setup.of(other)
+            except UserError as error:
+                raise UserError(f"vary {name}: {error}") from error
         return Setup(config, objectives, grids, testbeds, protocol, others, trackers)
 
 

@@ -16,6 +16,7 @@ class Run:
         board, cells, anchors, config, statistics, scores: contents of the files.
         commands, machines: the same, or empty.
         files: name → content of those that the page offers to be saved.
+        comparisons: rows by table, see :mod:`torchmpo.diagnose.comparisons`.
         figures: folder to write to.
 
     Attributes:
@@ -38,12 +39,14 @@ class Run:
         commands: Sequence[Mapping[str, str]] = (),
         machines: Sequence[Mapping] = (),
         files: Mapping[str, bytes] | None = None,
+        comparisons: Mapping[str, Sequence[Mapping]] | None = None,
     ):
         self.board, self.config = board, config
         self.anchors = {a: x for a, x in anchors.items() if a != "components"}
         self.components = anchors.get("components", {})
         self.statistics, self.figures = statistics, figures
         self.commands, self.machines, self.files = commands, machines, files or {}
+        self.comparisons = comparisons or {}
         # Of the preset that does everything once.
         smallest = {k: v for k, v in SMALLEST.items() if k != "compile"}
         self.smoke = all(config.get(name) == value for name, value in smallest.items())

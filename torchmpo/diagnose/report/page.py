@@ -18,7 +18,8 @@ from torchmpo.runs.json_files import read_json, read_records
 from torchmpo.runs.machine import FILE as MACHINES
 from torchmpo.runs.yaml_text import parse_yaml
 
-SAVED = ("leaderboard.csv", "scores.json")  # what the page offers
+# What the page offers.
+SAVED = ("leaderboard.csv", "scores.json", "effects.csv", "scaling.csv", "overoptimisation.csv")
 
 
 def write_page(folder: str | Path) -> Path:
@@ -27,7 +28,8 @@ def write_page(folder: str | Path) -> Path:
     Args:
         folder: of the run: ``leaderboard.json``, and where there are, ``cells/*.json``,
             ``anchors.json``, ``config.yaml``, ``statistics.json``, ``scores.json``,
-            ``commands.json`` and ``machines.json``. The leaderboard decides which cells are shown.
+            ``commands.json``, ``machines.json``, and ``comparisons.json`` with its tables. The
+            leaderboard decides which cells are shown.
 
     Returns:
         the path of the page.
@@ -48,6 +50,7 @@ def write_page(folder: str | Path) -> Path:
         commands_of(folder),
         read_records(folder / MACHINES),
         {name: (folder / name).read_bytes() for name in SAVED if (folder / name).exists()},
+        _optional(folder / "comparisons.json"),
     )
     run.figures.mkdir(exist_ok=True)
     for old in [*run.figures.glob("*.png"), *run.figures.glob("*.svg")]:

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from torchmpo.diagnose.report import figures, tables
+from torchmpo.diagnose.report.comparisons import effects, overoptimisation, scaling
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.critical_difference import critical_difference
 from torchmpo.diagnose.report.html import (
@@ -189,14 +190,25 @@ def why(run: Run) -> Section:
         "rejected side, from the start of the preference phase to the end: where the chosen one "
         "falls, the policy leaves what it should imitate. Pairs that it learned to rank, and that "
         "it unlearned. How far the policy is from its start (KL) in the states that it visits, and "
-        "how far these are from the data’s: 1 is as near as the data is to itself."
+        "how far these are from the data’s: 1 is as near as the data is to itself. Below: the "
+        "share of pairs ranked right at the end (by sums or means, as the loss compares), the one "
+        "that the optimum with the loss’s β under the data’s judge would have, and the gap; the "
+        "share of the gradient at the chosen side, as the phase begins and ends; the largest "
+        "change of each side, and when half of it had happened, in parts of the phase; and the "
+        "mean share of pairs ranked wrongly on the way (area)."
     )
-    tell = {kind: tables.why(run, kind) for kind in run.kinds}
-    parts = [
-        fold(code(kind), ELEMENTS.paragraphs(fell(run, kind)) + text, open=kind == run.kinds[0])
-        for kind, text in tell.items()
-        if text
-    ]
+    parts = []
+    for kind in run.kinds:
+        if not (moved := tables.why(run, kind)):
+            continue
+        told = fell(run, kind)
+        content = ELEMENTS.paragraphs(told.values())
+        if told:
+            name, label = f"fell-{slug(kind)}", f"Training curves of what fell on {kind}"
+            cells = [run.cells[loss, kind] for loss in told]
+            content += _draw(run, name, label, figures.curves, cells)
+        content += moved + tables.rankings(run, kind)
+        parts.append(fold(code(kind), content, open=not parts))
     return Section("Why", note, parts)
 
 
@@ -263,6 +275,9 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     why,
     training,
     margins,
+    overoptimisation,
+    effects,
+    scaling,
     tuning,
     losses,
     agents,

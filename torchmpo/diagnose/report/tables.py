@@ -153,6 +153,35 @@ def why(run: Run, kind: str) -> Markup:
     return table(head, lines, "What training moved")
 
 
+def rankings(run: Run, kind: str) -> Markup:
+    """How pairs are ranked, which side was pulled at, how soon; nothing of older runs."""
+    titles = {
+        "ranking": ("#ranked right", None),
+        "idealised": ("#of the optimum", None),
+        "alignment_gap": ("#gap", None),
+        "gradient_start": ("#gradient at chosen, first", None),
+        "gradient_end": ("#last", None),
+        "drift_chosen": ("#chosen went", 2),
+        "drift_chosen_time": ("#half of it by", None),
+        "drift_rejected": ("#rejected went", 2),
+        "drift_rejected_time": ("#half by", None),
+        "area": ("#area", 2),
+    }
+    lines = []
+    for found in run.cells_on(kind):
+        cells = [_loss(found["loss"])]
+        for key, (_, digits) in titles.items():
+            seeds = [seed[key] for seed in found.get("why", []) if seed and key in seed]
+            mean = sum(seeds) / len(seeds) if seeds else None
+            share = digits is None and mean is not None
+            cells.append(_share(mean) if share else amount(mean, digits or 0))
+        if any(finite(cell.key) for cell in cells[1:]):
+            lines.append(cells)
+    if not lines:
+        return Markup()
+    return table(["loss", *(title for title, _ in titles.values())], lines, "How pairs were ranked")
+
+
 def tuning(run: Run) -> list[Markup]:
     """For each loss, the mean return of every setting on every kind of data."""
     parts = []

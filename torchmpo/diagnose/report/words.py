@@ -250,9 +250,9 @@ def _chosen_side(run: Run) -> list[str]:
     return ends
 
 
-def fell(run: Run, kind: str) -> list[Markup]:
+def fell(run: Run, kind: str) -> dict[str, Markup]:
     """Which losses ended below the original agent, and what moved first; a paragraph each."""
-    lines = []
+    lines = {}
     for cell in run.cells_on(kind):
         score = run.rows[cell["loss"], kind]["score"]["mean"]
         if not finite(score) or score >= run.zero:
@@ -268,8 +268,26 @@ def fell(run: Run, kind: str) -> list[Markup]:
             line += f" The likelihood of the {side} side was below its start from epoch {when} on."
         if not first:
             line += " Neither side’s likelihood ended below its start: look at the distances."
-        lines.append(line)
+        lines[cell["loss"]] = line + _first_moved(cell)
     return lines
+
+
+def _first_moved(cell: Mapping) -> str:
+    """How far each side went in the preference phase, and which had gone half of that first."""
+    known, went, times = [why for why in cell.get("why", ()) if why], {}, {}
+    for side in ("chosen", "rejected"):
+        for key, found in ((f"drift_{side}", went), (f"drift_{side}_time", times)):
+            values = [why[key] for why in known if key in why]
+            if not values:
+                return ""
+            found[side] = sum(values) / len(values)
+    first, last = sorted(times, key=lambda side: times[side])
+    return (
+        f" In the preference phase the chosen side went by {number(went['chosen'], 2)} and the "
+        f"rejected one by {number(went['rejected'], 2)} nats per step at most; the {first} side "
+        f"had gone half of its way after {100 * times[first]:.0f} % of it, the {last} side after "
+        f"{100 * times[last]:.0f} %."
+    )
 
 
 def _first_below(curves: Mapping, side: str) -> int | None:
