@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from torchmpo import RELEASE
 from torchmpo.control.grids import RATE
@@ -43,6 +44,11 @@ RIVAL_TRIALS, TUNING_SEEDS = 192, 2  # 384 trainings, as many as a search makes
 DRAWS, DRAW_SEEDS = 32, 4  # random vectors of a control, and trainings by which one is chosen
 FINAL_SEEDS, FINAL_EPISODES = 40, 32
 SMOKE = {"rival_trials": 2, "draws": 2, "final_seeds": 2, "final_episodes": 2}
+CONTROLS = {  # in words → as their pieces are called
+    "a random vector": "a random vector",
+    "the best of 32 random vectors": "best of random",
+    "the best of 32 permutations": "best of permuted",
+}
 EPISODES = 16  # wherever something is chosen, as in the search
 
 
@@ -232,21 +238,51 @@ def report(args):
     return "\n".join([*lines, "", *verdict(args, scores)])
 
 
-def verdict(args, scores):
-    """What the plan says will be said: of the five searches, and of their mean."""
+def comparisons(args, scores):
+    """What the plan compares the five searches with: name → their five differences.
+
+    What is not finished is left out.
+    """
     tuned = [name for name in scores if name.endswith(", tuned")]
     against = {f"the best tuned rival ({name})": lambda k, n=name: n for name in tuned[:1]}
     against["the start at the same rate"] = lambda k: f"start at {rate_of(k, args):g}"
-    for control in ("a random vector", "best of random", "best of permuted"):
-        against[control] = lambda k, c=control: f"{c}, seed {k}"
+    for what, control in CONTROLS.items():
+        against[what] = lambda k, c=control: f"{c}, seed {k}"
+    found = {}
     for what, other in against.items():
         names = {f"found, seed {k}": other(k) for k in SEARCHES}
-        if not {*names, *names.values()} <= scores.keys():
-            continue
-        all_five = [difference(scores, name, theirs) for name, theirs in names.items()]
+        if {*names, *names.values()} <= scores.keys():
+            found[what] = [difference(scores, name, theirs) for name, theirs in names.items()]
+    return found
+
+
+def verdict(args, scores):
+    """What the plan says will be said: of the five searches, and of their mean."""
+    for what, all_five in comparisons(args, scores).items():
         above = sum(d.low > 0 for d in all_five)
         mean = interval(mean_of([d.mean for d in all_five]))
         yield f"{what}: above it in {above} of {len(all_five)} searches; mean over them {mean}"
+
+
+def picture(args, scores):
+    """``differences.png``: each search's difference to each, and their mean."""
+    rows = comparisons(args, scores)
+    figure = Figure(figsize=(7.2, 0.9 + 0.72 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for y, differences in enumerate(rows.values()):
+        for k, d in enumerate(differences):
+            height = y - 0.28 + 0.11 * k
+            ax.plot([d.low, d.high], [height, height], color="#7d8b99", linewidth=1.2)
+            ax.plot(d.mean, height, "o", color="#7d8b99", markersize=4)
+        mean = mean_of([d.mean for d in differences])
+        ax.plot([mean.low, mean.high], [y + 0.32, y + 0.32], color="#1f6fb4", linewidth=2.4)
+        ax.plot(mean.mean, y + 0.32, "D", color="#1f6fb4", markersize=6)
+    ax.axvline(0, color="#333333", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [what.replace(" (", "\n(") for what in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel("return of what a search found, minus that of …")
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(args.out / "differences.png", dpi=140)
 
 
 def rate_of(seed, args):
@@ -308,6 +344,7 @@ def main():
     if not args.report:
         collect(args)
     print(report(args))
+    picture(args, finals(args))
 
 
 if __name__ == "__main__":
