@@ -213,7 +213,7 @@ class Kind:
 
     @property
     def responses(self) -> int:
-        """Trajectories of a list, as far as the kind says it: a file may have longer lists."""
+        """How many trajectories a list has, as far as the kind says it; a file may have more."""
         return int(dict(self.modifiers).get("list", 2))
 
     def pool(self, config: PoolConfig) -> PoolConfig:

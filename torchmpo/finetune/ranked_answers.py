@@ -6,8 +6,7 @@ columns                                    the answers
 responses, ranks                           1 is the best
 responses, scores                          the highest is the best
 answers: of ``{"answer", "rank"}``         the same (Nectar)
-completions: of ``{"response",             the same (UltraFeedback)
-"overall_score"}``
+completions: of ``{"response", …}``        the same by their overall_score (UltraFeedback)
 =========================================  ======================================================
 
 Equal ranks or scores stay in the order of the row. A golden answer is the column ``reference``
