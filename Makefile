@@ -57,9 +57,10 @@ test-warp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[warp]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/envs/test_warp.py $(ARGS)
 
-# All but the one that needs TRL, which has an environment of its own, and the attack, which takes an hour.
+# All but the one that needs TRL, which has an environment of its own, the attack, which takes an hour, and
+# what is imported by another.
 bench: $(READY)
-	@set -e; for script in $(filter-out benchmarks/llm_step.py benchmarks/attack.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out benchmarks/llm_step.py benchmarks/attack.py benchmarks/by_hand.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; done
 
 # Bad inputs, kills, a full disk, a bare machine: docs/reliability.md has the figures.

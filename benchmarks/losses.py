@@ -2,15 +2,16 @@
 
     python benchmarks/losses.py --json results.json
 
-The rivals are what one writes into a training script: the equation in plain PyTorch, as stable as
-ours, but without checks of shapes and hyper-parameters and without keeping gradients from the
-reference. A call is the loss of a batch, its mean, and the backward pass; "forward" is the loss
-alone. Both are run eagerly and compiled, in turns; a ratio is one of neighbours in time, and the
-median over the rounds is reported. Last comes the import: ``import torchmpo.losses`` and ``import
-torch`` in fresh processes, in turns.
+The rivals are what one writes into a training script, see `benchmarks/by_hand.py`: one for every
+loss, at its defaults. A call is the loss of a batch, its mean, and the backward pass; "forward" is
+the loss alone. Both are run eagerly and compiled, in turns; a ratio is one of neighbours in time,
+and the median over the rounds is reported. Time is that of the processor, so that other programs on
+the machine count little. Last comes the import: what ``import torchmpo.losses`` takes after
+``import torch``, in fresh processes, as ``python -X importtime`` counts it.
 """
 
 import argparse
+import inspect
 import json
 import platform
 import statistics
@@ -22,76 +23,20 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch.nn.functional import logsigmoid
+from by_hand import BY_HAND
 
 from torchmpo.losses import LOSSES
 
-
-def dpo(c, r, rc, rr, beta=0.1):
-    return -logsigmoid(beta * ((c - rc) - (r - rr)))
-
-
-def ipo(c, r, rc, rr, beta=0.1):
-    return ((c - rc) - (r - rr) - 1 / (2 * beta)) ** 2
-
-
-def hinge_dpo(c, r, rc, rr, beta=0.1):
-    return torch.relu(1 - beta * ((c - rc) - (r - rr)))
-
-
-def nca_pair(c, r, rc, rr, beta=0.1):
-    chosen, rejected = beta * (c - rc), beta * (r - rr)
-    return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
-
-
-def rpo(c, r, rc, rr, c_mean, beta=0.1, sft_coef=1.0):
-    return -logsigmoid(beta * ((c - rc) - (r - rr))) - sft_coef * c_mean
-
-
-def smpo(c, r, rc, rr, p, beta=0.1, scale=1.0):
-    return -logsigmoid(scale * (2 * p - 1) * beta * ((c - rc) - (r - rr)))
-
-
-def dpo_positive_reference(c, r, rc, rr, beta=0.1):
-    return -logsigmoid(beta * ((c - r) - torch.relu(rc - rr)))
-
-
-def rrhf(c, r, sft_coef=1.0):
-    return torch.relu(r - c) - sft_coef * c
-
-
-def simpo(c, r, beta=2.0, target_margin=0.5):
-    return -logsigmoid(beta * (c - r) - target_margin)
-
-
-def slic_hf(c, r, delta=1.0, sft_coef=0.1):
-    return torch.relu(delta - (c - r)) - sft_coef * c
-
-
-def cpo(c, r, c_mean, beta=0.1, sft_coef=1.0):
-    return -logsigmoid(beta * (c - r)) - sft_coef * c_mean
-
-
-def orpo(c, r, po_coef=0.1):
-    chosen, rejected = c.clamp(max=-1e-6), r.clamp(max=-1e-6)
-    chosen = chosen - torch.log(-torch.expm1(chosen))
-    rejected = rejected - torch.log(-torch.expm1(rejected))
-    return -c - po_coef * logsigmoid(chosen - rejected)
-
-
-RIVALS = (
-    *(dpo, ipo, hinge_dpo, nca_pair, rpo, smpo, dpo_positive_reference),
-    *(rrhf, simpo, slic_hf, cpo, orpo),
-)
 # Settings under which ours computes the rival's formula.
 SETTINGS = {"ipo": {"reduction": "sum"}}
+STEPS, RESPONSES = 64, 4
 
 
 def seconds_per_call(function, calls):
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(calls):
         function()
-    return (time.perf_counter() - begin) / calls
+    return (time.process_time() - begin) / calls
 
 
 def functions(loss, rival, data, mode, what):
@@ -105,18 +50,38 @@ def functions(loss, rival, data, mode, what):
     return [lambda f=f: f(*data).mean().backward() for f in pair]
 
 
-def measure(batch, rounds, calls):
+def inputs(loss, batch):
+    """Random data by the names of what a loss needs; what it may do without is left out."""
+    draw = torch.Generator().manual_seed(0)
+    data = []
+    for parameter in inspect.signature(loss).parameters.values():
+        name = parameter.name
+        if parameter.kind is parameter.KEYWORD_ONLY or parameter.default is None:
+            continue
+        steps = name.endswith("_mask") or "_step_" in name
+        shape = (batch, STEPS) if steps else (batch, RESPONSES) if "list_" in name else (batch,)
+        uniform = torch.rand(shape, generator=draw)
+        if name.endswith("_lengths"):  # of all steps, so that masks and lengths agree
+            value = torch.full((batch,), STEPS)
+        elif name.endswith("_mask"):
+            value = torch.ones(shape, dtype=torch.bool)
+        elif name == "desirable":
+            value = uniform < 0.5
+        elif name.endswith("logps"):
+            value = (-0.1 - 5 * uniform).requires_grad_(not name.startswith("ref_"))
+        else:
+            value = uniform
+        data.append(value)
+    return data
+
+
+def measure(batch, names, modes, rounds, calls):
     rows = []
-    for rival in RIVALS:
-        name = rival.__name__
-        count = rival.__code__.co_argcount - len(rival.__defaults__)
-        draw = torch.Generator().manual_seed(0)
-        data = [-0.1 - 5 * torch.rand(batch, generator=draw) for _ in range(count)]
-        for x in data[:2]:
-            x.requires_grad_()
+    for name in names:
+        rival, data = BY_HAND[name], inputs(LOSSES[name], batch)
         loss = partial(LOSSES[name], **SETTINGS.get(name, {}))
         torch.testing.assert_close(loss(*data), rival(*data), rtol=1e-4, atol=1e-5)
-        for mode, what in product(("eager", "compiled"), ("call", "forward")):
+        for mode, what in product(modes, ("call", "forward")):
             ours, by_hand = functions(loss, rival, data, mode, what)
             for function in (ours, by_hand):
                 seconds_per_call(function, 20)  # compiles and warms up
@@ -132,15 +97,17 @@ def measure(batch, rounds, calls):
     return rows
 
 
-def import_seconds(module, repeats):
-    """Medians of ``import torch`` and of ``import module``, whole processes, in turns."""
-    times = {"torch": [], module: []}
+def import_seconds(repeats):
+    """Medians of ``import torch``, and of ``import torchmpo.losses`` after it."""
+    times = {"torch": [], "torchmpo.losses": []}
+    command = [sys.executable, "-X", "importtime", "-c", "import torch; import torchmpo.losses"]
     for repeat in range(repeats + 1):
-        for name in times:
-            begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
-            if repeat > 0:  # the first fills the file cache
-                times[name].append(time.perf_counter() - begin)
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        for line in report.splitlines():
+            *_, cumulative, name = line.split("|")
+            # Nested imports are indented, and counted in the one that made them.
+            if name[1:] in times and repeat > 0:  # the first fills the file cache
+                times[name[1:]].append(float(cumulative) / 1e6)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -149,29 +116,33 @@ def main():
     parser.add_argument("--rounds", type=int, default=201)
     parser.add_argument("--calls", type=int, default=20, help="calls a round")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 512])
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES))
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for batch in args.batches for row in measure(batch, args.rounds, args.calls)]
-    print(f"{'':34}{'eager':>22}{'compiled':>24}")
-    print(f"{'loss':10} {'batch':>5} {'':16}" + f" {'µs':>7} {'by hand':>7} {'ratio':>6} " * 2)
+    how = (args.losses, args.modes, args.rounds, args.calls)
+    rows = [row for batch in args.batches for row in measure(batch, *how)]
+    columns = f" {'µs':>7} {'by hand':>7} {'ratio':>6} " * len(args.modes)
+    print(f"{'':41}" + "".join(f"{mode:^25}" for mode in args.modes))
+    print(f"{'loss':22} {'batch':>5} {'':8}" + columns)
     by = {(r["loss"], r["batch"], r["what"], r["mode"]): r for r in rows}
     for loss, batch, what in dict.fromkeys(key[:3] for key in by):
-        line = f"{loss:10} {batch:>5} {what:16}"
-        for mode in ("eager", "compiled"):
+        line = f"{loss:22} {batch:>5} {what:8}"
+        for mode in args.modes:
             r = by[loss, batch, what, mode]
             line += f" {r['microseconds']:7.1f} {r['by_hand_microseconds']:7.1f} {r['ratio']:6.2f} "
         print(line)
     for what in ("call", "forward"):
-        for mode in ("eager", "compiled"):
+        for mode in args.modes:
             ratios = [r["ratio"] for r in rows if (r["what"], r["mode"]) == (what, mode)]
             print(
                 f"{what}, {mode}: median ratio {statistics.median(ratios):.3f}, "
                 f"largest {max(ratios):.3f}"
             )
-    imports = import_seconds("torchmpo.losses", 7)
-    extra = imports["torchmpo.losses"] - imports["torch"]
-    print(f"import torchmpo.losses: {extra:+.3f} s beside import torch's {imports['torch']:.3f} s")
+    imports = import_seconds(7)
+    extra = imports["torchmpo.losses"]
+    print(f"import torchmpo.losses: {extra:.3f} s after import torch's {imports['torch']:.3f} s")
     if args.json:
         about = {"torch": torch.__version__, "machine": platform.processor(), **vars(args)}
         about["json"] = str(args.json)

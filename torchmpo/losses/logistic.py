@@ -27,6 +27,8 @@ from torchmpo.losses.arguments import (
 
 def _set(name: str, value: Scalar, neutral: float, like: Tensor) -> bool:
     """Whether a setting is other than the number at which its term drops out of the formula."""
+    if type(value) is float and value == neutral:  # mostly; the rest takes longer
+        return False
     if isinstance(value, Tensor):
         if value.dim():
             same_shape(**{"chosen_logps": like, name: value})
@@ -487,14 +489,13 @@ def dpo_positive_reference_loss(
     """
     same_shape(
         chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
         ref_chosen_logps=ref_chosen_logps,
         ref_rejected_logps=ref_rejected_logps,
     )
-    # Only the reference's margin counts, so it may stand on one side.
-    margin = torch.relu(ref_chosen_logps - ref_rejected_logps)
-    return logistic_preference_loss(
-        chosen_logps, rejected_logps, margin, torch.zeros_like(margin), beta=beta
-    )
+    check_positive(beta=beta)
+    margin = torch.relu(ref_chosen_logps.detach() - ref_rejected_logps.detach())
+    return -logsigmoid(beta * ((chosen_logps - margin) - rejected_logps))
 
 
 def vpo_offline_loss(

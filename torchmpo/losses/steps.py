@@ -30,7 +30,8 @@ from torchmpo.losses.arguments import (
 VARIANTS = ("tdpo1", "tdpo2")
 
 
-Side = tuple[Tensor, Tensor, Tensor]  # h_t, the mask, n
+# h_t, the mask, and how many steps of the response each given one stands for (float32 or wider).
+Side = tuple[Tensor, Tensor, Tensor]
 
 
 def _check_side(side: str, steps: dict[str, Tensor], mask: Tensor, lengths: Tensor) -> None:
@@ -38,6 +39,8 @@ def _check_side(side: str, steps: dict[str, Tensor], mask: Tensor, lengths: Tens
 
     (Or ``[time]`` and 0-d: under ``torch.func.vmap`` a loss may see one pair.)
     """
+    if _fits(steps, mask, lengths):  # mostly; to say what is wrong takes longer
+        return
     first = f"{side}_step_logps"
     given = {first: steps["logps"], f"ref_{first}": steps["ref_logps"]}
     given |= {f"{side}_step_{name}": x for name, x in steps.items() if "logps" not in name}
@@ -58,6 +61,32 @@ def _check_side(side: str, steps: dict[str, Tensor], mask: Tensor, lengths: Tens
             )
 
 
+def _fits(steps: dict[str, Tensor], mask: Tensor, lengths: Tensor) -> bool:
+    every = (*steps.values(), mask, lengths)
+    if not all(isinstance(x, Tensor) for x in every) or steps["logps"].dim() not in (1, 2):
+        return False
+    floating = steps["logps"].is_floating_point() and steps["ref_logps"].is_floating_point()
+    shape = mask.shape
+    same = all(x.shape == shape for x in steps.values()) and lengths.shape == shape[:-1]
+    return floating and same
+
+
+def _ratios(
+    chosen: dict[str, Tensor],
+    rejected: dict[str, Tensor],
+    masks: tuple[Tensor, Tensor],
+    lengths: tuple[Tensor, Tensor],
+    beta: Scalar,
+) -> tuple[Tensor, Tensor]:
+    """h_t of both sides, of inputs that fit together."""
+    _check_side("chosen", chosen, masks[0], lengths[0])
+    _check_side("rejected", rejected, masks[1], lengths[1])
+    same_shape(chosen_lengths=lengths[0], rejected_lengths=lengths[1])
+    check_positive(beta=beta)
+    good = log_ratio(chosen["logps"], chosen["ref_logps"])
+    return good, log_ratio(rejected["logps"], rejected["ref_logps"])
+
+
 def _checked(
     chosen: dict[str, Tensor],
     rejected: dict[str, Tensor],
@@ -66,29 +95,23 @@ def _checked(
     beta: Scalar,
 ) -> tuple[Side, Side]:
     """Both sides, of inputs that fit together."""
-    _check_side("chosen", chosen, masks[0], lengths[0])
-    _check_side("rejected", rejected, masks[1], lengths[1])
-    same_shape(chosen_lengths=lengths[0], rejected_lengths=lengths[1])
-    check_positive(beta=beta)
-    ratios = [log_ratio(x["logps"], x["ref_logps"]) for x in (chosen, rejected)]
-    return (ratios[0], masks[0], lengths[0]), (ratios[1], masks[1], lengths[1])
+    good, bad = _ratios(chosen, rejected, masks, lengths, beta)
+    return _side(good, masks[0], lengths[0]), _side(bad, masks[1], lengths[1])
 
 
-def _scale(mask: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
-    """How many steps of the response each given one stands for; float32 or wider."""
-    wide = torch.promote_types(dtype, torch.float32)
-    return lengths.to(wide) / mask.bool().sum(-1).clamp(min=1).to(wide)
+def _side(ratio: Tensor, mask: Tensor, lengths: Tensor) -> Side:
+    wide, mask = torch.promote_types(ratio.dtype, torch.float32), mask.bool()
+    return ratio, mask, lengths.to(wide) / mask.sum(-1).clamp(min=1)
 
 
-def _total(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+def _total(values: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
     """The sum over a response's steps: the sum over those that are given, scaled up to all."""
-    given = torch.where(mask.bool(), values, 0.0).sum(-1)
-    return given * _scale(mask, lengths, values.dtype).to(values.dtype)
+    return torch.where(mask, values, 0.0).sum(-1) * scale.to(values.dtype)
 
 
-def _places(mask: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+def _places(mask: Tensor, scale: Tensor) -> Tensor:
     """Where in its response each step is, from ½ to n − ½."""
-    return (mask.bool().cumsum(-1) - 0.5) * _scale(mask, lengths, dtype)[..., None]
+    return (mask.cumsum(-1) - 0.5) * scale[..., None]
 
 
 def samdpo_loss(
@@ -376,10 +399,10 @@ def tb_po_loss(
         "kl": rejected_step_kl,
     }
     masks, lengths = (chosen_mask, rejected_mask), (chosen_lengths, rejected_lengths)
-    good, bad = _checked(chosen, rejected, masks, lengths, beta)
+    good, bad = _ratios(chosen, rejected, masks, lengths, beta)
     both = chosen_mask.bool() & rejected_mask.bool()
-    dtype = good[0].dtype
-    margin = (good[0] + chosen_step_kl.to(dtype)) - (bad[0] + rejected_step_kl.to(dtype))
+    dtype = good.dtype
+    margin = (good + chosen_step_kl.to(dtype)) - (bad + rejected_step_kl.to(dtype))
     margin = torch.where(both, margin, 0.0)
     loss = torch.where(both, -logsigmoid(beta * margin), 0.0)
     return loss.sum(-1) / both.sum(-1).clamp(min=1).to(loss.dtype)
@@ -442,9 +465,9 @@ def ld_dpo_loss(
     check_fraction(excess_coef=excess_coef)
     shared = torch.minimum(chosen_lengths, rejected_lengths)[..., None]
     values = []
-    for ratio, mask, steps in (good, bad):
-        excess = _places(mask, steps, ratio.dtype) > shared
-        values.append(_total(torch.where(excess, excess_coef * ratio, ratio), mask, steps))
+    for ratio, mask, scale in (good, bad):
+        excess = _places(mask, scale) > shared
+        values.append(_total(torch.where(excess, excess_coef * ratio, ratio), mask, scale))
     return -logsigmoid(beta * (values[0] - values[1]))
 
 
@@ -511,9 +534,9 @@ def bvpo_loss(
     check_fraction(mix=mix)
     check_within(0, 1, window=window)
     whole, part = [], []
-    for ratio, mask, steps in (good, bad):
-        inside = _places(mask, steps, ratio.dtype) > (1 - window) * steps[..., None]
-        whole.append(_total(ratio, mask, steps))
-        part.append(_total(torch.where(inside, ratio, 0.0), mask, steps))
+    for (ratio, mask, scale), steps in zip((good, bad), lengths, strict=True):
+        inside = _places(mask, scale) > (1 - window) * steps[..., None]
+        whole.append(_total(ratio, mask, scale))
+        part.append(_total(torch.where(inside, ratio, 0.0), mask, scale))
     full = logsigmoid(beta * (whole[0] - whole[1]))
     return -mix * full - (1 - mix) * logsigmoid(beta * (part[0] - part[1]))
