@@ -59,7 +59,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(torch|numpy|mujoco|gymnasium|torchrl|lightning|evotorch|matplotlib|pathlib|multiprocessing|collections|argparse|jsonargparse)\..*|Figure|Axes|MinariDataset",
+        r"(torch|numpy|mujoco|gymnasium|torchrl|lightning|evotorch|matplotlib|pathlib|multiprocessing|collections|argparse|jsonargparse|markupsafe|jinja2)\..*|Figure|Axes|MinariDataset",
     ),
     (r"py:class", r"needs_reference"),  # one of several names in an entry of Attributes
 ]
