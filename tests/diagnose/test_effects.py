@@ -84,11 +84,13 @@ def test_effects_are_paired_over_seeds():
     own = Cells(
         {("sft", "base"): np.array([0.1, 0.9, 0.5]), ("dpo", "base"): np.array([0.0, 0.0, 0.0])}, 4
     )
+    own.scores["lost", "base"] = np.ones(3)
     more = Cells(
         {
             ("sft", "base"): np.array([0.2, 1.1, 0.8, 7.0]),
             ("dpo", "base"): np.array([0.5, math.nan, 0.7]),
             ("new", "base"): np.ones(3),
+            ("lost", "base"): np.array([]),
         },
         8,
     )

@@ -12,7 +12,7 @@ a time: the report has what each change does to each loss, seed by seed.
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torchmpo.control.settings import OLDER, PROFILES
@@ -52,13 +52,31 @@ def _list_data() -> None:
     print(listing())
 
 
+def joined(argv: Iterable[str]) -> list[str]:
+    """A command line in which ``--vary`` stands once, however often it was given.
+
+    >>> joined(["--vary", "pairs=64,256", "--seeds", "2", "--vary=bins=5"])
+    ['--seeds', '2', '--vary', 'pairs=64,256;bins=5']
+    """
+    rest, given, follows = [], [], False
+    for word in argv:
+        if follows or word.startswith("--vary="):
+            given.append(word if follows else word.removeprefix("--vary="))
+            follows = False
+        elif word == "--vary":
+            follows = True
+        else:
+            rest.append(word)
+    if follows:  # without a value, for the parser to complain of
+        return [*rest, "--vary"]
+    return [*rest, "--vary", ";".join(given)] if given else rest
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, or print all kinds of data; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "--data=list" in words or ["--data", "list"] in map(list, pairwise(words)):
         return exit_code(_list_data, extra=COMMAND.extra)
-    from torchmpo.diagnose.variants import joined
-
     return COMMAND.main(joined(words))
 
 

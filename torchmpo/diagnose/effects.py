@@ -60,7 +60,7 @@ def effects(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
         differences = {
             key: _paired(scores, run.scores[key])
             for key, scores in variant.scores.items()
-            if key in run.scores
+            if len(scores) and len(run.scores.get(key, ()))  # else all settings diverged in tuning
         }
         for (loss, data), difference in differences.items():
             lost = int(np.isnan(variant.scores[loss, data]).sum())

@@ -26,7 +26,8 @@ def gradient_share(
 
     Args:
         params: what ``objective.apply`` takes, of one member.
-        step_logps, reference: ``[2, pairs, steps]``, nats, of chosen and rejected trajectories.
+        step_logps, reference: ``[2, pairs, steps]``, nats, of chosen and rejected trajectories; a
+            loss of lists gets lists of these two.
         about: ``lengths``, tokens, and ``rewards``, ``[2, pairs]``; ``preference_probs``,
             ``[pairs]``.
         progress: part of training that is done.

@@ -1,6 +1,5 @@
 """One setting of a run changed at a time: ``--vary pairs=64,256``."""
 
-from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -44,23 +43,3 @@ def variants(config: DiagnoseConfig) -> dict[str, DiagnoseConfig]:
 def folder(out: Path, variant: str) -> Path:
     """Where the cells of a variant are."""
     return out / FOLDER / slug(variant)
-
-
-def joined(argv: Iterable[str]) -> list[str]:
-    """A command line in which ``--vary`` stands once, however often it was given.
-
-    >>> joined(["--vary", "pairs=64,256", "--seeds", "2", "--vary=bins=5"])
-    ['--seeds', '2', '--vary', 'pairs=64,256;bins=5']
-    """
-    rest, given, follows = [], [], False
-    for word in argv:
-        if follows or word.startswith("--vary="):
-            given.append(word if follows else word.removeprefix("--vary="))
-            follows = False
-        elif word == "--vary":
-            follows = True
-        else:
-            rest.append(word)
-    if follows:  # without a value, for the parser to complain of
-        return [*rest, "--vary"]
-    return [*rest, "--vary", ";".join(given)] if given else rest

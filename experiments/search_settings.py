@@ -1,0 +1,119 @@
+"""Which settings of the search find more? Step sizes, perturbations, and a searched learning rate.
+
+    python experiments/search_settings.py [--out experiments/results/search_settings]
+    python experiments/search_settings.py --report
+
+Each arm is the default search with one setting changed, from the seeds and on the data of
+``search_study.py``, at the learning rates that were tuned there, and is judged on the same fresh
+data sets. So every difference to the default search is paired twice: by the seed of the search and
+by data set. The plan is in ``experiments/HISTORY.md`` and was written before the first result.
+"""
+
+import argparse
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import search_study as study
+import torch
+
+from torchmpo.control.grids import RATE
+from torchmpo.control.testbed import fresh_data, prepare
+from torchmpo.evolve.run import contestant_at, explore
+from torchmpo.runs.files import write_atomic
+from torchmpo.runs.seeding import derive_seed
+from torchmpo.statistics import mean_of
+
+ARMS = {
+    "searched rate": {"search_rate": True},
+    "sigma 0.015": {"sigma": 0.015},
+    "sigma 0.06": {"sigma": 0.06},
+    "step 0.01": {"outer_learning_rate": 0.01},
+    "step 0.04": {"outer_learning_rate": 0.04},
+}
+
+
+def name_of(arm, seed):
+    """Of an arm's piece."""
+    return f"{arm}, seed {seed}"
+
+
+def search(arm, seed, args):
+    """What one search found: a contestant, with the log in its piece."""
+    setup = study.setup_of(seed, args, **ARMS[arm])
+    name = name_of(arm, seed).replace(" ", "_")
+    folder = args.out / "running" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "learning_rate.json"  # of the default search: the same tuning gives the same
+    default = json.loads((args.study / f"search__seed_{seed}.json").read_text())
+    if not path.exists():
+        write_atomic(path, json.dumps({RATE: default[RATE], "score_in_tuning": None, "trials": 0}))
+
+    def make():
+        _, found = explore(setup, folder)
+        return {"vector": found.vector.tolist(), "log": found.log}
+
+    found = study.piece(args.out / f"search__{name}.json", make)
+    bed = prepare(setup.testbeds)[0]
+    bed = bed.changed(inner=replace(bed.config.inner, learning_rate=default[RATE]))
+    one = contestant_at(setup, [bed], torch.tensor(found["vector"]))
+    return one if one.learning_rate is not None else one._replace(learning_rate=default[RATE])
+
+
+def collect(args):
+    """All arms of one seed before the next, so that what is there can be compared at any time."""
+    first = study.setup_of(0, args)
+
+    @functools.cache
+    def fresh():
+        seeds = [derive_seed("search study", "data", i) for i in range(args.final_seeds)]
+        return fresh_data(
+            prepare(first.testbeds), seeds, cache_dir=str(args.study / "running" / "data")
+        )
+
+    for seed in study.SEARCHES[: args.searches]:
+        for arm in ARMS:
+            study.judged(name_of(arm, seed), search(arm, seed, args), fresh, first, args)
+
+
+def report(args):
+    """Each arm minus the default search, by seed and over seeds."""
+    of = {"default": args.study, **dict.fromkeys(ARMS, args.out)}
+
+    def returns(arm, seed):
+        name = f"found, seed {seed}" if arm == "default" else name_of(arm, seed)
+        path = of[arm] / f"final__{name.replace(' ', '_')}.json"
+        return json.loads(path.read_text())["returns"] if path.exists() else None
+
+    for arm in ARMS:
+        means = []
+        for seed in study.SEARCHES:
+            ours, default = returns(arm, seed), returns("default", seed)
+            if ours and default:
+                d = mean_of([a - b for a, b in zip(ours, default, strict=True)])
+                means.append(d.mean)
+                yield f"{name_of(arm, seed):<28}{study.interval(d)}"
+        if len(means) > 1:
+            yield f"{arm:<28}{study.interval(mean_of(means))} over {len(means)} searches"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/search_settings"))
+    parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
+    parser.add_argument("--searches", type=int, default=len(study.SEARCHES), help="of every arm")
+    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
+    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
+    args = parser.parse_args()
+    args.final_seeds, args.final_episodes = study.FINAL_SEEDS, study.FINAL_EPISODES
+    if args.smoke:
+        args.final_seeds, args.final_episodes = 2, 2
+    torch.set_num_threads(1)
+    if not args.report:
+        collect(args)
+    print("\n".join(report(args)))
+
+
+if __name__ == "__main__":
+    main()
