@@ -213,7 +213,7 @@ class Kind:
 
     @property
     def responses(self) -> int:
-        """Trajectories of a list, as far as the kind says it: a file may have longer lists."""
+        """How many trajectories a list has; 2 for a file, of which the kind does not say it."""
         return int(dict(self.modifiers).get("list", 2))
 
     def pool(self, config: PoolConfig) -> PoolConfig:
