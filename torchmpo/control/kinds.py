@@ -213,7 +213,7 @@ class Kind:
 
     @property
     def responses(self) -> int:
-        """How many trajectories a list has, as far as the kind says it; a file may have more."""
+        """How many trajectories a list has; 2 for a file, of which the kind does not say it."""
         return int(dict(self.modifiers).get("list", 2))
 
     def pool(self, config: PoolConfig) -> PoolConfig:
@@ -403,7 +403,7 @@ def parse_kind(kind: str) -> Kind:
     path, modified = file_of(kind)
     # A plus sign also stands in 1e+3.
     source, *rest = re.split(r"\s*\+\s*(?=[a-zA-Z_])", modified)
-    name, numbers = (path, tuple[float, ...]()) if path else _part(source)
+    name, numbers = (path, ()) if path else _part(source)
     if not path and PARTS[name].role != "source":
         rest.insert(0, source)
         name, numbers = _part(PARTS[name].alone)

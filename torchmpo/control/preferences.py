@@ -64,7 +64,7 @@ class PreferenceDataset:
 
     @property
     def ranked(self) -> Tensor:
-        """``lists``, or the pairs as lists of two: ``[pairs, n]``."""
+        """``lists``, or the pairs as lists of two, ``[pairs, n]``."""
         pairs = torch.stack([self.chosen, self.rejected], 1)
         return pairs if self.lists is None else self.lists
 

@@ -1,13 +1,14 @@
 """Ranked answers to one prompt, and golden ones, from whatever a data set calls them.
 
-=========================================  ======================================================
-columns                                    the answers
-=========================================  ======================================================
-responses, ranks                           1 is the best
-responses, scores                          the highest is the best
-answers: of ``{"answer", "rank"}``         the same (Nectar)
-completions: of ``{"response", …}``        the same by their overall_score (UltraFeedback)
-=========================================  ======================================================
+===============================================  =================================================
+columns                                          the answers
+===============================================  =================================================
+responses, ranks                                 1 is the best
+responses, scores                                the highest is the best
+answers: objects with answer, rank               the same (Nectar)
+completions: objects with response,              the same (UltraFeedback)
+overall_score
+===============================================  =================================================
 
 Equal ranks or scores stay in the order of the row. A golden answer is the column ``reference``
 beside a pair, as in TRL's data for TPO.

@@ -80,7 +80,7 @@ class TokenizedPair:
         return ranked if self.gold is None else (self.gold, *ranked)
 
     def with_answers(self, answers: Sequence[Tensor]) -> "TokenizedPair":
-        """The same prompt with these answers, in the order of :attr:`answers`."""
+        """The same prompt with these answers, in the order of ``answers``."""
         gold, ranked = (None, answers) if self.gold is None else (answers[0], answers[1:])
         between = tuple(ranked[1:-1])
         return replace(self, chosen=ranked[0], between=between, rejected=ranked[-1], gold=gold)

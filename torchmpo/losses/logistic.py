@@ -30,7 +30,7 @@ def _set(name: str, value: Scalar, neutral: float, like: Tensor) -> bool:
     if type(value) is float and value == neutral:  # mostly; the rest takes longer
         return False
     if isinstance(value, Tensor):
-        if value.dim():
+        if value.dim() and value.shape != like.shape:
             same_shape(**{"chosen_logps": like, name: value})
         return True
     if value == neutral:
