@@ -564,6 +564,13 @@ BEST = ("--keep_best", "--data.validation", "0.2")
             "`mode` can be min, max",
         ),
         (["fit", "--checkpoint_every", "0"], "checkpoint_every must be at least 1"),
+        (["fit", "--trainer.gradient_clip_val", "-1"], "gradient_clip_val must be at least 0; got"),
+        (["fit", "--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches must be at"),
+        (["fit", "--trainer.check_val_every_n_epoch", "0"], "check_val_every_n_epoch must be at"),
+        (["fit", "--trainer.num_sanity_val_steps", "-3"], "num_sanity_val_steps must be at"),
+        (["fit", "--trainer.val_check_interval", "0"], "val_check_interval must be above 0"),
+        (["fit", "--trainer.max_steps", "0"], "max_steps is 0: nothing would be trained"),
+        (["fit", "--trainer.max_epochs", "0"], "max_epochs is 0: nothing would be trained"),
         (["fit", "--config", "none.yaml"], "none.yaml"),
         (["export", "--adapter", "none", "--out", "there"], "none holds no adapter"),
         (["export"], "adapter"),
@@ -578,6 +585,32 @@ def test_mistakes_are_one_line(arguments, message, config, capsys, monkeypatch, 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trianer: {}", "unknown section 'trianer': did you mean 'trainer'?"),
+        ("trianer: {max_epochs: {}}", "unknown section 'trianer': did you mean 'trainer'?"),
+        ("trainer: {max_epochz: {}}", "unknown section 'trainer.max_epochz': did you mean 'max_e"),
+        ("model: {lora: {tragets: {}}}", "section 'model.lora.tragets': did you mean 'targets'?"),
+        ("data: {colums: {}}", "unknown section 'data.colums': did you mean 'columns'?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "inspect"])
+def test_an_unknown_section_that_is_empty_is_named(text, message, command, config, capsys):
+    more = config.with_name("more.yaml")
+    more.write_text(text)
+    assert run(command, config, "--config", str(more)) == 2
+    error = capsys.readouterr().err
+    assert "more.yaml: unknown section" in error
+    assert message in error
+
+
+def test_a_known_section_may_be_empty(config, capsys):
+    more = config.with_name("more.yaml")
+    more.write_text("trainer: {}\nmodel: {loss_args: {}}\ndata: {chat_template_kwargs: {}}")
+    assert run("inspect", config, f"--config={more}") == 0
 
 
 def test_a_configuration_that_expands_without_end(tmp_path, capsys):

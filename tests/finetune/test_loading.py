@@ -134,6 +134,22 @@ def test_a_folder_that_is_not_there_is_told_as_one(load, tmp_path, monkeypatch):
     one_line(lambda: load("weights.safetensors"), "is a file: name the folder")
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_that_cannot_be_reached_is_asked_once(load, tmp_path, monkeypatch):
+    """Where a model of this name is not in the cache; loading itself would try six times."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+
+    def unreachable(api, name, **options):
+        asked.append(name)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    one_line(lambda: load("modle"), "no folder modle, and the hub, .* was not reached: no route")
+    assert asked == ["modle"]
+
+
 # Length
 
 
@@ -388,6 +404,13 @@ def test_adapters_on_a_quantized_base_train(tmp_path, bits):
     assert loss.item() == pytest.approx(0.6931, abs=0.01)
     loss.backward()
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore:bitsandbytes")
+def test_weights_that_cannot_be_packed_are_one_line(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = save_tiny(tmp_path, tiny_llama(hidden_size=32, head_dim=8))
+    one_line(lambda: load_model(base, quantization={"load_in_4bit": True}), "multiples of 64")
 
 
 def test_an_adapter_without_a_tokenizer_has_its_bases(tmp_path, monkeypatch):

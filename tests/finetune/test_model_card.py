@@ -14,6 +14,7 @@ from torchmpo.finetune.model_card import card_text
 from torchmpo.finetune.models import LoraSettings
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.losses import LOSSES
+from torchmpo.objectives.documented import documented
 
 pytestmark = [
     *QUIET,
@@ -100,6 +101,14 @@ def test_every_loss_of_the_library_has_its_equation(loss):
     text = card_text("folder", PreferenceModule(tiny_llama(), loss, reference="copy"))
     assert re.search(r"## Loss\n\n`\w+`: [^\n]+.*?```text\n[^`]*=[^`]*```", text, flags=re.DOTALL)
     assert "Source: " in text
+
+
+def test_a_sum_has_the_equations_of_its_parts():
+    text = card_text("folder", PreferenceModule(tiny_llama(), "0.8*ipo+sft", reference="copy"))
+    for name in ("ipo", "sft"):
+        summary, equation, source = documented(LOSSES[name])
+        assert f"`{name}`: {summary}\n\n```text\n{equation}\n```\n\nSource: {source}" in text
+    assert "| ipo_weight | 0.8 |" in text
 
 
 def test_ones_own_loss_is_shown_as_it_is_written():

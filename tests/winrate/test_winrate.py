@@ -1,7 +1,9 @@
 """The command line: files in, files out, mistakes in one line, a resume that asks nobody twice."""
 
 import csv
+import importlib
 import json
+import linecache
 import math
 import sys
 import types
@@ -120,6 +122,36 @@ def test_a_judge_that_only_the_files_of_a_run_name_is_not_imported(tmp_path, mon
     error = capsys.readouterr().err
     assert "run/config.yaml names code to run, bad_judges:judge" in error
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_edited_judge_is_noticed(files, tmp_path, monkeypatch, capsys):
+    """A function by its text and helpers, annotations by their content; nothing new is judged."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judge = tmp_path / "edited_judges.py"
+    text = "def better(a, b):\n    return float(a < b)\n\n"
+    text += "def judge(prompts, first, second):\n    return list(map(better, first, second))\n"
+    judge.write_text(text)
+    args = [*COMMON, "--judge", "edited_judges:judge", "--out", "own"]
+    assert winrate.main(args) == 0
+    before = (tmp_path / "own" / "annotations.json").read_bytes()
+    assert winrate.main([*args, "--resume"]) == 0
+    judge.write_text(text.replace("a < b", "b < a"))
+    monkeypatch.delitem(sys.modules, "edited_judges")
+    linecache.clearcache()
+    importlib.invalidate_caches()
+    assert winrate.main([*args, "--resume"]) == 2
+    assert (
+        "edited_judges:judge has changed since the run in own was made" in capsys.readouterr().err
+    )
+    assert (tmp_path / "own" / "annotations.json").read_bytes() == before
+
+    args = [*COMMON, "--judge", "own/annotations.json", "--out", "again"]
+    assert winrate.main(args) == 0
+    rows = json.loads(before)
+    rows[0]["preference"] = 3 - rows[0]["preference"]
+    (tmp_path / "own" / "annotations.json").write_text(json.dumps(rows))
+    assert winrate.main([*args, "--resume"]) == 2
+    assert "own/annotations.json has changed since the run in again" in capsys.readouterr().err
 
 
 def test_resume_asks_only_what_is_left(files, tmp_path, capsys):

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ from torchmpo.finetune.data import PreferenceData
 from torchmpo.finetune.inspect import show_pair
 from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.model_card import next_command, push
-from torchmpo.finetune.models import is_adapted
+from torchmpo.finetune.models import LoraSettings, is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
 from torchmpo.runs.trackers import FILES, start_trackers, trackers_of
-from torchmpo.runs.yaml_text import check_yaml
+from torchmpo.runs.yaml_text import check_yaml, parse_yaml
 
 
 class LastStep(Checkpoint):
@@ -104,6 +105,11 @@ class CommandLine(LightningCLI):
             "fit": skip | {"train_dataloaders", "val_dataloaders", "ckpt_path"},
             "validate": skip | {"dataloaders"},
         }
+
+    def parse_arguments(self, parser, args):
+        commands = getattr(self, "_subcommand_parsers", {})  # inspect has none
+        _check_sections(commands.get(args[0] if args else "", parser), args)
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--out", default="runs/finetune", help="folder of the run")
@@ -176,8 +182,7 @@ class CommandLine(LightningCLI):
             ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
         kwargs["plugins"] = [*_list(config["plugins"]), WholeCheckpoints()]
-        if config["accumulate_grad_batches"] < 1:
-            raise UserError("trainer.accumulate_grad_batches must be at least 1")
+        _check_numbers(config)
         try:
             return super().instantiate_trainer(**kwargs)
         except UserError:
@@ -271,6 +276,31 @@ def check_checkpoint(path: str | Path, *, training: bool = False) -> None:
             raise UserError(f"{path} is not a checkpoint of a run: it has no {key}")
 
 
+# Of the trainer's numbers that Lightning takes whatever they are, the least that has a meaning.
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": -1,
+    "val_check_interval": 0,
+}
+
+
+def _check_numbers(trainer: Any) -> None:
+    for name, least in LEAST.items():
+        value = trainer[name]
+        if isinstance(value, (int, float)) and not value >= least:  # NaN is none, either
+            raise UserError(f"trainer.{name} must be at least {least}; got {value}")
+    if trainer["val_check_interval"] == 0:
+        raise UserError("trainer.val_check_interval must be above 0: batches, or part of an epoch")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer[name] == 0:
+            raise UserError(f"trainer.{name} is 0: nothing would be trained")
+
+
 def _check_devices(accelerator: str, devices: Any) -> None:
     """On CPUs, Lightning would start any number of processes, and hang."""
     cores = os.cpu_count() or 1
@@ -327,13 +357,49 @@ def inspect(program: str, words: list[str]) -> None:
 
 def _check_files(words: list[str]) -> None:
     """Refuse a configuration that expands without end, which jsonargparse would do."""
-    for word, after in pairwise([*words, ""]):
-        path = Path(after if word == "--config" else word.removeprefix("--config="))
-        if word.startswith("--config") and path.is_file():
-            try:
-                check_yaml(path.read_text())
-            except ValueError as error:
-                raise UserError(f"--config: {path}: {one_line(error)}") from error
+    for path in _files(words):
+        try:
+            check_yaml(path.read_text())
+        except ValueError as error:
+            raise UserError(f"--config: {path}: {one_line(error)}") from error
+
+
+def _files(words: list[str]) -> list[Path]:
+    """The configuration files that are named."""
+    paths = [
+        Path(after if word == "--config" else word.removeprefix("--config="))
+        for word, after in pairwise([*words, ""])
+        if word.startswith("--config")
+    ]
+    return [path for path in paths if path.is_file()]
+
+
+def _check_sections(parser: Any, words: list[str]) -> None:
+    """Refuse a section that is unknown and empty, which jsonargparse passes over in silence."""
+    options = [action.dest.split(".") for action in parser._actions]
+    options += [["model", "lora", field.name] for field in fields(LoraSettings)]
+    for path in _files(words):
+        content: Any = None
+        with suppress(ValueError):  # what is no YAML, jsonargparse says better
+            content = parse_yaml(path.read_text())
+        for section in _empty_sections(content):
+            for depth, name in enumerate(section):
+                beside = [option for option in options if option[:depth] == section[:depth]]
+                known = {option[depth] for option in beside if len(option) > depth}
+                if known and name not in known:
+                    full, which = ".".join(section[: depth + 1]), nearest(name, known)
+                    raise UserError(f"--config: {path}: unknown section {full!r}: {which}")
+
+
+def _empty_sections(value: Any) -> list[list[str]]:
+    """The keys that lead to each ``{}`` in a value."""
+    if not isinstance(value, dict):
+        return []
+    return [
+        [str(name), *below]
+        for name, inner in value.items()
+        for below in ([[]] if inner == {} else _empty_sections(inner))
+    ]
 
 
 def with_loss(words: list[str]) -> list[str]:

@@ -67,6 +67,7 @@ def load_model(
     _check_folder(model)
     if revision is not None and Path(model).is_dir():
         raise UserError(f"{model} is a folder, and a revision is of a hub id: leave it out")
+    _ask_hub(model, revision)
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
     options = {name: value for name, value in options.items() if value is not None}
     try:
@@ -86,6 +87,8 @@ def load_model(
     except Exception as error:  # a folder that is no model fails in any way
         raise UserError(_not_loaded(model, "as a causal LM", error)) from error
     _check_complete(model, loaded, report)
+    if quantization is not None:
+        _try_quantized(model, loaded)
     return loaded
 
 
@@ -98,6 +101,18 @@ def _quantization(transformers: Any, settings: dict[str, Any]) -> Any:
     if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         raise UserError("quantization says neither load_in_4bit: true nor load_in_8bit: true")
     return transformers.BitsAndBytesConfig(**settings)
+
+
+def _try_quantized(source: str | Path, model: Any) -> None:
+    """One token: bitsandbytes complains of widths that it cannot pack when it first computes."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except Exception as error:  # of any kind: asserts, shapes, kernels
+        raise UserError(
+            f"{source} cannot compute with quantized weights here ({one_line(error)}): on a CPU, "
+            "4 bits need widths that are multiples of 64; leave quantization out"
+        ) from error
 
 
 def _check_complete(source: str | Path, model: Any, report: dict[str, Any]) -> None:
@@ -130,6 +145,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     if files["adapter"].is_file() and not files["tokenizer"].is_file():
         return load_tokenizer(adapter_base(source), revision=_setting(source, "revision"))
     _check_path(source)
+    _ask_hub(source, revision)
     try:
         with quiet(transformers):
             options = {} if revision is None else {"revision": revision}
@@ -285,6 +301,25 @@ def _check_path(source: str | Path) -> None:
     folder = isinstance(source, Path) or path.is_absolute() or str(source).startswith((".", "~"))
     if not path.is_dir() and (folder or str(source).count("/") > 1):
         raise UserError(f"there is no folder {source}")
+
+
+def _ask_hub(source: str | Path, revision: str | None) -> None:
+    """Where there is no network, say so at once: loading would try again for most of a minute."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(source).is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        if not isinstance(try_to_load_from_cache(str(source), "config.json"), str):
+            HfApi().model_info(str(source), revision=revision, timeout=10)
+    except HfHubHTTPError:
+        return  # the hub answers; transformers says what is wrong
+    except Exception as error:  # of the network, or of a name that can be none on the hub
+        raise UserError(
+            f"there is no folder {source}, and the hub, where it might be an id, was not reached: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _check_folder(model: str | Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torchmpo
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.documented import NOTATION, documented
+from torchmpo.objectives.documented import NOTATION, documented, documented_parts
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError, missing_package, one_line
 from torchmpo.runs.files import write_atomic
@@ -140,8 +140,14 @@ def _loss(objective: Objective | MirrorObjective) -> str:
     if isinstance(objective, MirrorObjective):
         return _mirror(objective)
     summary, equation, source = documented(objective.source)
+    summary = re.sub(r":\w+:`([^`]+)`", r"`\1`", summary)
     parts = [f"`{objective.name}`" + (f": {summary}" if summary else "")]
-    if equation:
+    if of_parts := {} if equation else documented_parts(objective.name):
+        for name, part in of_parts.items():
+            parts += [f"`{name}`: {part.summary}", _code(part.equation)]
+            parts += [f"Source: {part.source}"] if part.source else []
+        parts.append(NOTATION)
+    elif equation:
         parts += [_code(equation), NOTATION]
     else:
         parts.append(_code(_source(objective.source), "python"))

@@ -4,6 +4,8 @@ import inspect
 import re
 from typing import Any, NamedTuple
 
+from torchmpo.losses import LOSSES
+
 NOTATION = (
     "c and r are the log-probabilities of the chosen and the rejected answer, c̄ and r̄ their means "
     "per token, c' and r' those of the reference; Δ = c − r, D = Δ − Δ', and LS is log σ."
@@ -36,3 +38,14 @@ def documented(loss: Any) -> Documented:
     equation = next((part for part in rest if "=" in part), "")
     source = re.search(r"^Source:(.*?)(?:\n\n|\Z)", document, flags=re.MULTILINE | re.DOTALL)
     return Documented(summary, equation, " ".join(source[1].split()) if source else "")
+
+
+def documented_parts(name: str) -> dict[str, Documented]:
+    """What the losses of this package say that a name puts together, each by its own name.
+
+    >>> list(documented_parts("0.8*dpo+sft")), list(documented_parts("hinge_dpo@js"))
+    (['dpo', 'sft'], ['hinge_dpo'])
+    >>> documented_parts("my_pkg:dpo")
+    {}
+    """
+    return {part: documented(LOSSES[part]) for part in re.split(r"[+*@]", name) if part in LOSSES}

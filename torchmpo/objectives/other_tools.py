@@ -20,6 +20,7 @@ Where a tool computes something else than the paper it names, ours is the paper'
 from typing import Any, NamedTuple
 
 from torchmpo.runs.errors import nearest
+from torchmpo.runs.own_code import LIGER, LLAMA_FACTORY, OPENRLHF, OXRL, TRL
 
 
 class Known(NamedTuple):
@@ -52,7 +53,7 @@ _TPO = Known("tpo", {"beta": 0.01, "sft_coef": 1.0})
 _CPO_SIMPO = Known("simpo", {"beta": 0.1, "target_margin": 0.5, "sft_coef": 1.0})
 
 LOSSES_OF: dict[str, dict[str, Known]] = {
-    "trl": {
+    TRL: {
         **_DPO_TRAINER,
         **_at(_BETA, "ipo aot aot_unpaired sigmoid_norm=dpo_norm"),
         "sft": Known("sft", {}),
@@ -69,24 +70,24 @@ LOSSES_OF: dict[str, dict[str, Known]] = {
         "kto.kto": _KTO,
         "kto.apo_zero_unpaired": _KTO._replace(loss="apo_zero_unpaired"),
     },
-    "llamafactory": {
+    LLAMA_FACTORY: {
         **_at(_BETA, "sigmoid=dpo hinge=hinge_dpo ipo kto_pair"),
         "orpo": _ORPO,
         "simpo": Known("simpo", {"beta": 0.1, "target_margin": 0.5}),
         "kto": _KTO,
     },
-    "openrlhf": {
+    OPENRLHF: {
         **_at(_BETA, "dpo"),
         "ipo": Known("ipo", {"beta": 0.1, "reduction": "sum"}),
     },
-    "liger": {
+    LIGER: {
         **{f"dpo.{name}": known for name, known in _DPO_TRAINER.items()},
         "cpo": _CPO,
         "orpo": _ORPO,
         "simpo": _CPO_SIMPO,
         "kto": _KTO,
     },
-    "oxrl": {
+    OXRL: {
         **_at(
             _BETA,
             "dpo spin=dpo sppo=sppo_hard aot=aot_unpaired apo=apo_zero nca=nca_pair "

@@ -41,7 +41,8 @@ INSTEAD = {
 # What may stand before a colon and is no module: tools whose names of losses `resolve` knows.
 # Gymnasium's ids are its own; one that names a module to import, as in gymnasium:my:Robot-v0, is
 # code all the same.
-TOOLS = ("trl", "llamafactory", "openrlhf", "liger", "oxrl")
+TRL, LLAMA_FACTORY, OPENRLHF, LIGER, OXRL = "trl", "llamafactory", "openrlhf", "liger", "oxrl"
+TOOLS = (TRL, LLAMA_FACTORY, OPENRLHF, LIGER, OXRL)
 
 
 def names_code(name: str) -> bool:

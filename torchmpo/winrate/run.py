@@ -1,5 +1,6 @@
 """An evaluation from its files to its rates: what ``python -m torchmpo.winrate`` does."""
 
+import hashlib
 import math
 import statistics
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torchmpo.winrate.alpaca_files import (
 )
 from torchmpo.winrate.endpoint import Endpoint
 from torchmpo.winrate.endpoint_judge import EndpointJudge
-from torchmpo.winrate.judges import AnnotationsJudge, Judge, resolve_judge
+from torchmpo.winrate.judges import AnnotationsJudge, FunctionJudge, Judge, resolve_judge
 from torchmpo.winrate.rates import FOLDS, LengthControlled, describe, length_controlled_win_rate
 from torchmpo.winrate.settings import GLMS, WinRateConfig
 
@@ -67,6 +68,27 @@ def prepare(config: WinRateConfig) -> Evaluation:
     if isinstance(judge, AnnotationsJudge):
         _judged(judge, _unjudged(rows))  # what is missing is told before anything is written
     return Evaluation(config, rows, judge, difficulty, gamed if config.glm == GLMS[2] else None)
+
+
+def fingerprints(evaluation: Evaluation) -> dict[str, str | None]:
+    """A digest of what judges, by its name: a function of one's own, annotations, a template.
+
+    None where there can be no digest. Other models count by their names.
+    """
+    config, judge = evaluation.config, evaluation.judge
+    if isinstance(judge, FunctionJudge):
+        from torchmpo.objectives.fingerprint import Unknowable, fingerprint  # imports torch
+
+        try:
+            return {str(config.judge): fingerprint(judge.function)}
+        except Unknowable:
+            return {str(config.judge): None}
+    named = [config.template if config.endpoint is not None else str(config.judge)]
+    return {name: _digest(Path(name)) for name in named if Path(name).is_file()}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _judge(config: WinRateConfig, name: str) -> Judge:

@@ -188,7 +188,12 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
 
 
+def papers(source: str) -> list[str]:
+    """A source cut at its papers: every second part is the number of one on arXiv."""
+    return re.split(r"arXiv[: ](\d{4}\.\d{4,5})", source)
+
+
 ENVIRONMENT = templates("torchmpo.diagnose.report")
-for function in (code, diverged, finite, interval, number, rank, slug):
+for function in (code, diverged, finite, interval, number, papers, rank, slug):
     ENVIRONMENT.filters[function.__name__] = function
 ELEMENTS: Any = ENVIRONMENT.get_template("elements.html").module

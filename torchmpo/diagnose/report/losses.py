@@ -1,13 +1,10 @@
 """The losses of a report, each with its equation and where it comes from."""
 
-import re
-
 from markupsafe import Markup
 
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import render
-from torchmpo.losses import LOSSES
-from torchmpo.objectives.documented import documented
+from torchmpo.objectives.documented import documented_parts
 
 
 def equations(run: Run) -> Markup:
@@ -15,14 +12,5 @@ def equations(run: Run) -> Markup:
 
     Nothing is imported that a run names: of one's own losses there is the name alone.
     """
-    losses = {
-        loss: [_told(name) for name in re.split(r"[+@]", loss) if name in LOSSES]
-        for loss in sorted(run.losses)
-    }
+    losses = {loss: documented_parts(loss) for loss in sorted(run.losses)}
     return render("losses.html", losses=losses)
-
-
-def _told(name: str) -> dict:
-    summary, equation, source = documented(LOSSES[name])
-    papers = re.split(r"arXiv[: ](\d{4}\.\d{4,5})", source)
-    return {"name": name, "summary": summary, "equation": equation, "source": papers}
