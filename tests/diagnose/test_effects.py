@@ -126,6 +126,7 @@ def test_variants_differ_in_one_setting():
     [
         ("pears=3", "cannot vary: did you mean 'pairs'"),
         ("seed=1", "'seed' cannot vary"),
+        ("tracker=tensorboard", "'tracker' cannot vary"),
         ("pairs", "give pairs values"),
         ("pairs=", "give pairs values"),
         ("pairs=many", "pairs"),

@@ -13,7 +13,9 @@ from test_module import LORA, dense_logps, fit
 from tiny_llm import QUIET, save_tiny, tiny_llama, tiny_pairs, tiny_tokenizer
 from torch.distributions import Categorical
 from torch.nn.functional import logsigmoid
+from torch.utils.data import DataLoader
 
+from torchmpo.finetune import EarlyWarning
 from torchmpo.finetune.__main__ import main
 from torchmpo.finetune.data import PreferenceData
 from torchmpo.finetune.inspect import show_pair
@@ -168,6 +170,14 @@ def test_a_golden_answer_of_messages(gold):
     assert pair.prompt[0].content == "a"
 
 
+@pytest.mark.parametrize("chosen", [" 2", [{"role": "assistant", "content": "2"}]])
+def test_a_reference_that_is_no_answer_can_be_left_out(chosen):
+    row = {"prompt": "1 + 1 =", "chosen": chosen, "rejected": chosen, "reference": ["arithmetic"]}
+    with pytest.raises(UserError, match=r"leave it out \(columns: {reference: null}\)"):
+        load_pairs([row])
+    assert load_pairs([row], columns={"reference": None})[0].gold is None
+
+
 def test_what_is_dropped():
     rows = [
         ROW | {"ranks": [3, 1, 4, 2]},
@@ -320,6 +330,21 @@ def test_a_loss_of_pairs_reads_nothing_else_of_a_list():
     data = PreferenceData(tiny_lists(), tokenizer=tiny_tokenizer(), batch_size=8)
     fit(module, data, epochs=1)
     assert next(data.batches("train"))["input_ids"].shape[0] == 16
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "rank"),
+    [("plackett_luce", tiny_lists(), 0), ("tpo", tiny_lists(), 1), ("tpo", tiny_triples(), 1)],
+)
+def test_a_warning_of_a_list_looks_at_its_chosen_answer_alone(loss, rows, rank):
+    batch, module = batch_of(rows), PreferenceModule(tiny_llama(), loss)
+    module.policy.eval()
+    with torch.no_grad():
+        means = module.logps(batch).sum(-1) / (batch["labels"][:, 1:] != -100).sum(-1)
+    size, callback = len(batch["index"]), EarlyWarning(1e9)
+    fit(module, DataLoader([0], collate_fn=lambda _: batch), epochs=1, callbacks=[callback])
+    chosen = float(means[rank * size :][:size].mean())
+    assert callback.chosen[0][1] == pytest.approx(chosen, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["plackett_luce", "ld_dpo"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,7 +69,8 @@ def test_nothing_leaves_this_machine_unless_asked(tmp_path, monkeypatch, install
         def make(*args, label=name, **kwargs):
             made.append((label, args, kwargs))
             names = ("log_hyperparams", "log_metrics", "finalize")
-            return SimpleNamespace(**dict.fromkeys(names, lambda *args: None))
+            run = SimpleNamespace(finish=lambda exit_code: None)
+            return SimpleNamespace(experiment=run, **dict.fromkeys(names, lambda *args: None))
 
         monkeypatch.setattr(lightning_loggers, name, make)
     log("wandb, mlflow:mine", tmp_path)
@@ -104,3 +106,19 @@ def test_the_older_options_of_a_search_name_trackers(installed):
     )
     given = {"mlflow": "a", "trackio": "torchmpo"}
     assert Setup.of(config).trackers == given | {"tensorboard": "torchmpo", "wandb": "b"}
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_the_next_run_of_a_program_is_another_one_of_wandb(tmp_path, monkeypatch, installed, state):
+    calls = []
+
+    def make(**_):
+        run = SimpleNamespace(finish=lambda exit_code: calls.append(exit_code))
+        methods = ("log_hyperparams", "log_metrics")
+        own = {"experiment": run, "finalize": calls.append}
+        return SimpleNamespace(**own, **dict.fromkeys(methods, lambda *args: None))
+
+    monkeypatch.setattr(lightning_loggers, "WandbLogger", make)
+    with suppress(ZeroDivisionError), tracked({"wandb": "mine"}, tmp_path, {}):
+        _ = 1 / (state == "success")
+    assert calls == [state, int(state == "failed")]

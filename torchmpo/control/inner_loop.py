@@ -316,7 +316,7 @@ class _Loop:
         """The epochs of one phase, for one chunk of the population."""
         config, shared = self.config, isinstance(seed, int)
         epochs = config.sft_epochs if phase == "sft" else config.epochs
-        pairs = self.pairs[_ranks(objective.inputs, len(self.pairs))]
+        pairs = self.pairs[trained_ranks(objective.inputs, len(self.pairs))]
         updates = self.count // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         state, update = (params, *moments), None
@@ -400,9 +400,10 @@ class _Loop:
         return batch
 
 
-def _ranks(inputs: frozenset[str], responses: int) -> list[int]:
-    """Which trajectories of each list an objective reads, see ``ranks_read``; perhaps the chosen
-    one alone.
+def trained_ranks(inputs: frozenset[str], responses: int) -> list[int]:
+    """Which trajectories of each list an objective is trained on, see ``ranks_read``.
+
+    Those of one that looks at the chosen trajectories only are ``[0]``.
     """
     both = any(word in name for name in inputs for word in ("rejected", "list_", "gold_"))
     ranks = ranks_read(inputs, responses)
@@ -413,15 +414,23 @@ def _by_step(inputs: frozenset[str], what: str) -> bool:
     return f"chosen_step_{what}" in inputs or f"rejected_step_{what}" in inputs
 
 
-def _pair_logps(
+def pair_logps(
     inputs, step_logps: Tensor, batch: Params, more: Params, responses: int
 ) -> PairLogps:
     """What the objective asks for, from one member's step log-probabilities ``[R, S]``.
 
     A loss of single responses gets all R of them: those of the chosen trajectories are desirable.
     To one of lists, a pair is a list of two.
+
+    Args:
+        inputs: names of the fields.
+        step_logps: nats, of the trajectories of :func:`trained_ranks`, one rank after another.
+        batch: of the same trajectories ``mask [R, S]``, ``lengths`` and ``rewards`` ``[R]``, and
+            perhaps ``reference [R, S]``; of the pairs ``preference_probs [B]``.
+        more: ``progress``, and perhaps ``step_kl`` and ``log_collision``.
+        responses: trajectories of a list of the data, 2 of pairs.
     """
-    ranks = _ranks(inputs, responses)
+    ranks = trained_ranks(inputs, responses)
     mask, lengths = batch["mask"], batch["lengths"]
     values = {"{}_step_logps": step_logps, "{}_mask": mask}
     values |= {"{}_lengths": lengths, "{}_rewards": batch["rewards"]}
@@ -467,7 +476,7 @@ def _update(
         if "chosen_log_collision" in objective.inputs:
             log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
             more["log_collision"] = gaussian_log_collision(log_std)
-        pair = _pair_logps(objective.inputs, module.at(*args), batch, more, responses)
+        pair = pair_logps(objective.inputs, module.at(*args), batch, more, responses)
         return objective.apply(objective_params, pair).mean()
 
     def update(params, average, square, rates, objective_params, buffers, batch, clock):

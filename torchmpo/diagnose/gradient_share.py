@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.control.inner_loop import _pair_logps, _ranks
+from torchmpo.control.inner_loop import pair_logps, trained_ranks
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 
@@ -35,12 +35,12 @@ def gradient_share(
     inputs = objective.inputs
     if any(name.endswith(("_step_kl", "_log_collision")) for name in inputs):
         return None
-    if len(_ranks(inputs, 2)) == 1:
+    if len(trained_ranks(inputs, 2)) == 1:
         return 1.0
     flat = step_logps.detach().flatten(0, 1).requires_grad_()
     batch = {"mask": torch.ones_like(flat, dtype=torch.bool), "reference": reference.flatten(0, 1)}
     batch |= {name: value.flatten() for name, value in about.items()}
-    pair = _pair_logps(inputs, flat, batch, {"progress": flat.new_tensor(progress)}, 2)
+    pair = pair_logps(inputs, flat, batch, {"progress": flat.new_tensor(progress)}, 2)
     loss = objective.apply(params, pair).sum()
     (grad,) = torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
     chosen, rejected = grad.abs().view_as(step_logps).flatten(1).sum(1)

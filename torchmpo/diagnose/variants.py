@@ -10,7 +10,9 @@ from torchmpo.runs.files import slug
 
 # What a variant shares with its run, so that seeds can be compared one by one, or what changes no
 # result.
-_SHARED = ("task", "original", "target", "seed", "num_threads", "cache_dir", "chunk_size")
+_SHARED = (
+    *("task", "original", "target", "seed", "num_threads", "cache_dir", "chunk_size", "tracker"),
+)
 FOLDER = "vary"
 
 

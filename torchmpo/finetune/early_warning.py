@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.early_warning import CHOSEN_FALL, check_threshold, fall_warning
+from torchmpo.finetune.supply import with_read_answers
 from torchmpo.runs.errors import UserError, missing_package
 
 try:
@@ -15,7 +16,7 @@ except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
 TIMES = 10  # looks in a training, where nothing else is asked for
-_KEPT = ("input_ids", "attention_mask", "labels", "desirable")
+_KEPT = ("input_ids", "attention_mask", "labels", "desirable", "index", "gold")
 
 
 class EarlyWarning(Callback):
@@ -92,6 +93,8 @@ class EarlyWarning(Callback):
     @torch.no_grad()
     def _look(self, trainer: Any, module: Any) -> None:
         batch = {name: value.to(module.device) for name, value in self._batch.items()}
+        if "desirable" not in batch:  # of lists there may be more answers than the loss reads
+            batch, _ = with_read_answers(module, batch)
         training = module.policy.training
         module.policy.eval()
         logps = module.logps(batch).sum(-1)
@@ -100,7 +103,7 @@ class EarlyWarning(Callback):
         if "desirable" in batch:  # a process may have none
             chosen = means[batch["desirable"].bool()]
         else:
-            chosen = means[: len(means) // 2]
+            chosen = means[: len(batch["index"])]
         total = torch.stack([chosen.sum(), chosen.new_tensor(float(len(chosen)))])
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")

@@ -122,14 +122,18 @@ def with_gold(pair: "Pair", row: Mapping[str, Any], pair_of: PairOf) -> "Pair":
     """The pair with the golden answer of its row, if that has one.
 
     Raises:
-        UserError: the answers of the pair are text, and the golden one is messages.
+        UserError: the column holds something else, or messages where the pair is text.
     """
     value = row.get("reference")
     if not isinstance(value, (str, Mapping, Sequence)) or not value:
         return pair
+    said = isinstance(value, (str, Mapping)) or all(isinstance(m, Mapping) for m in value)
+    if not said or (isinstance(pair.prompt, str) and not isinstance(value, str)):
+        raise UserError(
+            "reference is no answer as chosen is, text or messages: if it is none, leave it out "
+            "(columns: {reference: null})"
+        )
     if isinstance(pair.prompt, str):
-        if not isinstance(value, str):
-            raise UserError("of chosen and reference, one is text and the other messages")
         # Without a column of its own, the prompt is what all answers begin with.
         whole = row.get("prompt") is None
         return replace(pair, gold=value.removeprefix(pair.prompt) if whole else value)

@@ -29,7 +29,7 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
             for and the batch has none.
     """
     _check_kind(module, batch)
-    batch, ranks = _read(module, batch)
+    batch, ranks = with_read_answers(module, batch)
     token_logps, mask = module.logps(batch), batch["labels"][:, 1:] != -100
     sums, lengths = token_logps.sum(-1), mask.sum(-1)
     ref = ref_steps = None
@@ -139,8 +139,11 @@ def _mismatched(module: "PreferenceModule", batch: Batch) -> dict[str, Tensor]:
     return {"mismatched_logps": logps, "ref_mismatched_logps": ref}
 
 
-def _read(module: "PreferenceModule", batch: Batch) -> tuple[Batch, list[int]]:
-    """The answers that the loss reads, the chosen and the rejected ones first, and their ranks."""
+def with_read_answers(module: "PreferenceModule", batch: Batch) -> tuple[Batch, list[int]]:
+    """A batch of pairs or lists with the answers that the loss reads, and their ranks.
+
+    The chosen answers come first, then the rejected ones, then the others.
+    """
     rows, size = len(batch["input_ids"]), len(batch["index"])
     if rows <= 2 * size:
         return batch, [0, 1]

@@ -60,8 +60,11 @@ def tracked(
         yield loggers
         state = "success"
     finally:
-        for logger in loggers:
+        for name, logger in zip(trackers, loggers, strict=True):
             logger.finalize(state)
+            if name == "wandb":  # Lightning leaves the run open, and the next one would go into it
+                run: Any = getattr(logger, "experiment")  # noqa: B009 -- no part of Logger
+                run.finish(exit_code=int(state != "success"))
 
 
 def start_trackers(
