@@ -55,6 +55,9 @@ def protocol(run: Run) -> str:
     epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
+    again = ", each going on from a new start where it ended early" * bool(
+        run.board.get("auto_reset")
+    )
     kinds = listed([name_html(k) for k in run.kinds], 12)
     what = (
         f"{count(len(run.losses), 'loss')} on {count(len(run.kinds), 'kind')} of preference data "
@@ -65,7 +68,7 @@ def protocol(run: Run) -> str:
     return (
         f"{what}{_tuned(run)} on {span(r['seeds'] for r in trained)} "
         f"fresh seeds{epochs}{start}, and judged by the true return of "
-        f"{span(r['episodes'] for r in trained)} episodes per seed."
+        f"{span(r['episodes'] for r in trained)} episodes per seed{again}."
     )
 
 
