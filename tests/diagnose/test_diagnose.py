@@ -710,7 +710,7 @@ def test_a_saved_objective_that_has_changed_is_noticed(capsys, reports):
     Path("own/card.json").write_text("{}")  # tells, but does not compute
     assert tiny() == 0
     shutil.rmtree("own")
-    shutil.copytree(DISCOVERED / "tla_mixed", "own")
+    shutil.copytree(DISCOVERED / "tla_mixed_v1", "own")
     assert "own has changed since" in one_line_error(capsys, "--out run --resume")
 
 

@@ -14,6 +14,7 @@ from torchmpo.control.tuning import Protocol, suited
 from torchmpo.diagnose.alignment_gap import alignment, judge_margin
 from torchmpo.diagnose.gradient_share import gradient_share
 from torchmpo.diagnose.suite import judge
+from torchmpo.losses import LOSSES
 from torchmpo.objectives.gradients import gradients
 from torchmpo.objectives.resolve import resolve
 from torchmpo.statistics.curves import area_over, drift
@@ -101,6 +102,16 @@ def test_the_share_of_the_gradient_is_that_of_the_plain_one(loss, want):
         want = float(chosen.abs().sum() / (chosen.abs().sum() + rejected.abs().sum()))
         assert abs(want - 0.5) > 1e-4
     assert found == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_has_a_share_or_none(loss):
+    """Whatever a loss reads: lists, a golden response, steps, votes, components."""
+    steps, reference = -torch.rand(2, 4, 3) - 0.1, torch.full((2, 4, 3), -0.6)
+    about = {"lengths": torch.full((2, 4), 3), "rewards": torch.rand(2, 4)}
+    about["preference_probs"] = torch.tensor([0.9, 0.6, 0.7, 0.8])
+    found = gradient_share(resolve(loss), {}, steps, reference, about, 0.5)
+    assert found is None or 0 <= found <= 1
 
 
 def test_nothing_pulls_or_not_through_log_probabilities():

@@ -131,6 +131,9 @@ class TwoFunctions:
     def parameters(self, vectors):
         return vectors
 
+    def rates(self, vectors, start):
+        return None
+
 
 class Accidents:
     """Fitness that meets with the accidents whose files lie in ``folder``, in actors only."""

@@ -72,6 +72,9 @@ class Environment(Protocol):
     def reset(self, tensordict: Any) -> Any:
         """Begin an episode in each simulation, from its row of ``start_state``.
 
+        Where ``_reset`` ``[num_envs, 1]`` is there, only in those that it marks. No more than
+        :func:`can_begin_again` asks for it.
+
         Returns:
             ``observation [num_envs, observation_size]``, float32.
         """
@@ -146,6 +149,11 @@ def simulations(task: str) -> int:
 def stepped_one_by_one(task: str) -> bool:
     """Whether the simulations of a task are stepped in processes, for want of a batch."""
     return task not in {**TASKS, **BATCHED} and not makes_batches(maker(task))
+
+
+def can_begin_again(task: str) -> bool:
+    """Whether one simulation of a task can be reset while the others go on."""
+    return task in {**TASKS, **BATCHED} or stepped_one_by_one(task)
 
 
 def sizes(task: str, num_threads: int = 0) -> tuple[int, int]:
@@ -228,7 +236,12 @@ class _Own:
 
     def reset(self, tensordict: Any) -> Any:
         seeds = tensordict["start_state"].flatten().tolist()
-        self.over, self.steps = torch.zeros(self.num_envs, dtype=torch.bool), 0
+        if (marked := tensordict.get("_reset", None)) is not None:
+            begins = marked.view(-1)
+            seeds = [seed if own else None for seed, own in zip(seeds, begins.tolist())]
+            self.over &= ~begins
+        else:
+            self.over, self.steps = torch.zeros(self.num_envs, dtype=torch.bool), 0
         return TensorDict({"observation": self._numbers(self._begin(seeds))}, [self.num_envs])
 
     def step(self, tensordict: Any) -> Any:
@@ -260,8 +273,8 @@ class _Own:
         values = values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
         return values.detach().cpu().float()
 
-    def _begin(self, seeds: list[int]) -> Any:
-        """Reset every simulation, by its seed; observations."""
+    def _begin(self, seeds: list[int | None]) -> Any:
+        """Reset every simulation that has a seed, by it; observations of all."""
         raise NotImplementedError
 
     def _advance(self, action: np.ndarray, moving: np.ndarray) -> tuple[Any, Any, Any]:
@@ -276,7 +289,7 @@ class _Separate(_Own):
         super().__init__(num_envs, max_steps, processes.spaces)
         self.processes = processes
 
-    def _begin(self, seeds: list[int]) -> Any:
+    def _begin(self, seeds: list[int | None]) -> Any:
         return self.processes.reset(seeds)
 
     def _advance(self, action: np.ndarray, moving: np.ndarray) -> tuple[Any, Any, Any]:
@@ -296,7 +309,7 @@ class _GymnasiumBatch(_Own):
         super().__init__(env.num_envs, max_steps, one)
         self.env = env
 
-    def _begin(self, seeds: list[int]) -> Any:
+    def _begin(self, seeds: list[int | None]) -> Any:
         return self._flat(self.env.reset(seed=seeds)[0])
 
     def _advance(self, action: np.ndarray, moving: np.ndarray) -> tuple[Any, Any, Any]:
@@ -320,8 +333,8 @@ class _TorchRLBatch(_Own):
         self.env = env
 
     @torch.no_grad()
-    def _begin(self, seeds: list[int]) -> Any:
-        self.env.set_seed(derive_seed(*seeds) % 2**31)
+    def _begin(self, seeds: list[int | None]) -> Any:
+        self.env.set_seed(derive_seed(*(seed for seed in seeds if seed is not None)) % 2**31)
         self.state = self.env.reset()
         return self._observation(self.state)
 

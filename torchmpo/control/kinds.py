@@ -228,6 +228,11 @@ class Kind:
                 f"mixture and objectives need the components of a return, which are not known for "
                 f"task {config.task!r}"
             )
+        if modifiers.keys() & {"mixture", "objectives"} and config.auto_reset:
+            raise UserError(
+                "mixture and objectives need the components of a return, which cannot be told of "
+                "trajectories that were started again: leave out --auto_reset"
+            )
         rollouts: LineRollouts | FileRows | None = None
         if self.source == "graded":
             per_start = int(modifiers.get("best_of", self.responses))

@@ -6,6 +6,7 @@ and one of either, drawn by a coin; or trajectories of agents between the two, s
 and mapped into memory.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -33,6 +34,7 @@ from torchmpo.control.environments import (
 )
 from torchmpo.control.pair_files import read_pair_file
 from torchmpo.control.policy import GaussianPolicy
+from torchmpo.control.restarts import Restarts
 from torchmpo.control.rollouts import FileRows, LineRollouts, check_line, line_agents
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import held, slug, write_atomic
@@ -60,6 +62,8 @@ class PoolConfig:
         original, target: names in ``torchmpo_envs.EXPERTS``, or files of policies; empty for
             those of the task, ``torchmpo_envs.AGENTS``. On Hopper the original is the bad agent.
         rollouts: other trajectories than those of the two agents and of either; or a file.
+        auto_reset: an episode that ends early is started again, so that every trajectory has
+            ``max_steps`` steps.
 
     Raises:
         UserError: an unknown task or agent, a number out of its range, or rollouts of agents
@@ -75,6 +79,7 @@ class PoolConfig:
     original: str = ""
     target: str = ""
     rollouts: LineRollouts | FileRows | None = None
+    auto_reset: bool = False
 
     def __post_init__(self):
         check_task(self.task)
@@ -122,8 +127,9 @@ class PoolConfig:
         # Other physics give other trajectories, and the noise is drawn batch by batch.
         versions = [version(package) for package in ("mujoco", "gymnasium")]
         settings = asdict(self)
-        if self.rollouts is None:  # as before there were others
-            del settings["rollouts"]
+        for later in ("rollouts", "auto_reset"):  # as before there were others
+            if not settings[later]:
+                del settings[later]
         parts = [FORMAT, simulations(self.task), settings, digests, penalty, versions]
         if (own := digest(self.task)) is not None:
             parts.append(own)
@@ -190,7 +196,11 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
                 rows = torch.arange(first, min(first + batch, count))
                 padded = torch.arange(first, first + batch).clamp(max=count - 1)
                 noise = generator(config.seed, "actions", first)
-                part = _roll_out(env, *act(padded), start[start_of[padded]], noise)
+                again = None
+                if config.auto_reset:
+                    starts = functools.partial(_starts_again, env, config, start_of[padded])
+                    again = Restarts(env, starts)
+                part = _roll_out(env, *act(padded), start[start_of[padded]], noise, again)
                 for name, value in part.items():
                     pool[name][rows] = value[: len(rows)]
                 bar.update(len(rows))
@@ -207,6 +217,11 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             # Another process finished the same pool first; any other failure is a real one.
             if not folder.exists():
                 raise
+
+
+def _starts_again(env: Environment, config: PoolConfig, pairs: Tensor, end: int) -> Tensor:
+    """Where the trajectories of these pairs go on after so many ends."""
+    return env.start_states(config.pairs, generator(config.seed, "restarts", end))[pairs]
 
 
 _Act = Callable[[Tensor], Tensor]
@@ -302,9 +317,14 @@ def _clear_abandoned(folder: Path) -> None:
 
 @torch.no_grad()
 def _roll_out(
-    env: Environment, mean_action: _Act, std: Tensor, start: Tensor, noise: torch.Generator
+    env: Environment,
+    mean_action: _Act,
+    std: Tensor,
+    start: Tensor,
+    noise: torch.Generator,
+    again: Restarts | None,
 ) -> dict[str, Tensor]:
-    """One episode in every simulation, from ``start``."""
+    """One episode in every simulation, from ``start``; or one after the other."""
     from tensordict import TensorDict
 
     state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
@@ -323,7 +343,10 @@ def _roll_out(
         lengths += running
         state = env.step(state.set("action", action))["next"]
         returns += state["reward"].squeeze(-1)
-        running &= ~state["done"].squeeze(-1)
+        if again is None:
+            running &= ~state["done"].squeeze(-1)
+        elif step + 1 < env.max_steps:
+            state = again(state)
         if not running.any():
             break
     return {

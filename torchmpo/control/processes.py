@@ -57,8 +57,11 @@ class Processes:
         """End the processes."""
         self._close()
 
-    def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """Start an episode in as many simulations as there are seeds: ``[n, observation_size]``."""
+    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
+        """Start an episode in as many simulations as there are seeds: ``[n, observation_size]``.
+
+        One whose seed is None goes on, and has its last observation.
+        """
         observations = np.zeros((len(seeds), self.spaces.observation_size), np.float32)
         parts = [seeds[k :: self.count] for k in range(self.count)]
         for k, answer in enumerate(self._ask([("reset", list(part)) for part in parts])):
@@ -147,7 +150,10 @@ def serve(task: str, end: Connection) -> None:
             if name == "reset":
                 while len(simulations) < len(given[0]):
                     simulations.append(simulation(task))
-                first = [one.reset(seed) for one, seed in zip(simulations, given[0])]
+                first = [
+                    last[i] if seed is None else simulations[i].reset(seed)
+                    for i, seed in enumerate(given[0])
+                ]
                 size = simulations[0].spaces.observation_size
                 answer = last = np.array(first, np.float32).reshape(-1, size)
             elif name == "step":

@@ -1,6 +1,5 @@
 """Returns of a population of policies in the environment, undiscounted."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from torchmpo.control.policy import GaussianPolicy
+from torchmpo.control.restarts import Restarts
 from torchmpo.runs.seeding import generator
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def evaluate_policies(
     seed: int | Sequence[int],
     *,
     sample: bool = False,
+    auto_reset: bool = False,
     on_step: OnStep | None = None,
     on_reward: OnReward | None = None,
 ) -> Tensor:
@@ -43,6 +44,9 @@ def evaluate_policies(
         seed: of the start states, and of the noise if ``sample``, which all members share; or one
             seed per member.
         sample: draw actions from the policy instead of taking its mean.
+        auto_reset: start an episode that ends early again, from another start state that all
+            members share, until ``env.max_steps`` steps are done in all; the return is the sum over
+            them. Otherwise nothing is added after its end.
         on_step: called before every step with its number, the members that run, what they see
             ``[members, episodes, observation_size]`` and whether their episodes go on ``[members,
             episodes]``.
@@ -72,25 +76,30 @@ def evaluate_policies(
         running = range(first, first + count)
         watch = None if on_step is None else partial(on_step, running)
         told = None if on_reward is None else partial(on_reward, running)
-        result = _run_chunk(env, policy, chunk, episodes, own, sample, watch, told)
+        hooks = watch, told
+        result = _run_chunk(env, policy, chunk, episodes, own, sample, auto_reset, *hooks)
         returns[first : first + count] = result[:count]
     return returns
 
 
-def _run_chunk(env, policy, params, episodes, seed, sample, watch, told) -> Tensor:
-    """One episode in every simulation of ``env``: ``[members, episodes]``."""
+def _run_chunk(env, policy, params, episodes, seed, sample, auto_reset, watch, told) -> Tensor:
+    """One episode, or budget of steps, in every simulation: ``[members, episodes]``."""
     members = env.num_envs // episodes
     finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
     act = vmap(lambda own, *given: functional_call(policy, own, given))
     seeds = [seed] if isinstance(seed, int) else seed
-    start = torch.cat([env.start_states(episodes, generator(s, "start states")) for s in seeds])
-    start = start.repeat(members // len(seeds), 1)
-    state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
+
+    def starts(*stream: str | int) -> Tensor:
+        own = [env.start_states(episodes, generator(s, *stream)) for s in seeds]
+        return torch.cat(own).repeat(members // len(seeds), 1)
+
+    state = env.reset(TensorDict({"start_state": starts("start states")}, [env.num_envs]))
+    begin_again = Restarts(env, partial(starts, "restarts"))
     draws = [generator(s, "action noise") for s in seeds]
     terms = getattr(env, "reward_terms", dict)  # the shipped robots have it
     total = torch.zeros(members, episodes)
     done = torch.zeros(members, episodes, dtype=torch.bool)
-    for step in itertools.count():
+    for step in range(env.max_steps):
         obs = state["observation"].view(members, episodes, -1)
         if watch is not None:
             watch(step, obs, ~done)
@@ -105,7 +114,11 @@ def _run_chunk(env, policy, params, episodes, seed, sample, watch, told) -> Tens
         total += state["reward"].view(members, episodes)
         if told is not None:
             told({name: value.view(members, episodes) for name, value in terms().items()})
-        done = state["done"].view(members, episodes) | ~finite[:, None]
+        done = ~finite[:, None].expand(-1, episodes)
+        if not auto_reset:
+            done = done | state["done"].view(members, episodes)
+        elif step + 1 < env.max_steps:
+            state = begin_again(state)
         if done.all():
             break
     return torch.where(finite[:, None], total, torch.nan)

@@ -28,6 +28,8 @@ class TestbedSettings:
         policy_std: standard deviation of the trained policies' actions.
         policy_std_kind: fixed or learned.
         sample: evaluate sampled actions instead of mean actions.
+        auto_reset: start an episode that ends early again within its time limit, in data and
+            evaluation, and count the sum of all rewards; null for the task's own, hopper true.
         epochs: passes over the pairs.
         sft_epochs: how many of them are supervised, for a loss that needs a reference.
         minibatch_pairs: pairs per update.
@@ -61,6 +63,7 @@ class TestbedSettings:
     policy_std: float = 0.4
     policy_std_kind: str = "fixed"
     sample: bool = False
+    auto_reset: bool | None = False
     epochs: int = 12
     sft_epochs: int = 10
     minibatch_pairs: int = 2
@@ -83,7 +86,7 @@ PROFILES = Path(__file__).parent / "profiles"
 # Settings that older runs do not have, with the values by which they were made.
 OLDER: dict[str, Any] = {
     **{"policy": "gaussian", "bins": 11, "original": None, "target": None},
-    **{"reference_sync": None, "reference_mix": 1.0, "tracker": None},
+    **{"reference_sync": None, "reference_mix": 1.0, "tracker": None, "auto_reset": False},
 }
 
 # Of the smoke presets: training and data in seconds, which say nothing.

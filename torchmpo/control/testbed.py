@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmpo.control.agents import load_agent
 from torchmpo.control.categorical import CategoricalPolicy
 from torchmpo.control.environments import (
+    can_begin_again,
     make_environment,
     simulations,
     sizes,
@@ -35,10 +36,12 @@ from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
 
-# The task decides where training starts and how many pairs there are, as in arXiv 2411.06568.
+# The task decides where training starts, how many pairs there are and whether episodes that end
+# early are started again, as in arXiv 2411.06568.
 # Of a task of one's own: from the original agent, and as many pairs as the ants have.
 STARTS = {"tla": "original", "ant": "original", "hopper": "scratch"}
 PAIRS = {"tla": 1280, "ant": 1280, "hopper": 5120}
+AUTO_RESET = {"hopper": True}
 
 Tensors = dict[str, Tensor]
 
@@ -230,7 +233,7 @@ class Testbed:
         with _one_torch_thread():
             own = policy or self.policy
             how: dict[str, Any] = {"on_step": on_step, "on_reward": on_reward}
-            how["sample"] = self.config.sample
+            how |= {"sample": self.config.sample, "auto_reset": self.config.pool.auto_reset}
             return evaluate_policies(env, own, params, episodes, seed, **how)
 
 
@@ -336,13 +339,16 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
     :func:`torchmpo.control.tuning.suited`.
 
     Args:
-        settings: ``pairs`` and ``start`` may be None, for the task's own.
+        settings: ``pairs``, ``start`` and ``auto_reset`` may be None, for the task's own.
         data: one kind of preference data.
         num_threads: of the physics.
 
     Raises:
         UserError: a setting out of its range.
     """
+    auto_reset = settings.auto_reset
+    if auto_reset is None:
+        auto_reset = AUTO_RESET.get(settings.task, False)
     pool = PoolConfig(
         task=settings.task,
         # PoolConfig refuses a task of another name.
@@ -352,7 +358,13 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         seed=settings.seed,
         original=settings.original or "",
         target=settings.target or "",
+        auto_reset=auto_reset,
     )
+    if auto_reset and not can_begin_again(settings.task):
+        raise UserError(
+            f"auto_reset: task {settings.task!r} makes its simulations as a batch, of which one "
+            "alone cannot be started again; a function without num_envs makes them one by one"
+        )
     if pool.pairs < settings.minibatch_pairs:
         raise UserError(
             f"pairs ({pool.pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"

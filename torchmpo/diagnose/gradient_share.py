@@ -22,7 +22,7 @@ def gradient_share(
 
     That is Σ|∂loss/∂log π| over the tokens of chosen trajectories, over that of all; 1 for SFT, 0.5
     for a loss of a margin. ``None`` where nothing pulls, or through a divergence of whole steps and
-    not through log-probabilities.
+    not through log-probabilities, or at a golden response, too.
 
     Args:
         params: what ``objective.apply`` takes, of one member.
@@ -33,7 +33,7 @@ def gradient_share(
         progress: part of training that is done.
     """
     inputs = objective.inputs
-    if any(name.endswith(("_step_kl", "_log_collision")) for name in inputs):
+    if any(name.endswith(("_step_kl", "_log_collision")) or "gold_" in name for name in inputs):
         return None
     if len(trained_ranks(inputs, 2)) == 1:
         return 1.0

@@ -237,7 +237,8 @@ def report(setup: Setup, out: Path) -> None:
         return
     board = leaderboard(cells, read_json(out / "anchors.json", Anchors))
     testbed = next(iter(setup.testbeds.values()))
-    board |= {"pairs": testbed.pool.pairs, "start": testbed.start}  # null in the configuration
+    pool = testbed.pool  # what may be null in the configuration
+    board |= {"pairs": pool.pairs, "start": testbed.start, "auto_reset": pool.auto_reset}
     write_leaderboard(board, out)
     if not board["scaled"]:
         low, high = (board["anchors"][agent]["mean"] for agent in ("original", "target"))

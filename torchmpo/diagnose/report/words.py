@@ -51,6 +51,7 @@ def protocol(run: Run) -> Markup:
     epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
+    again = run.board.get("auto_reset")
     what = say(
         "{} on {} of preference data ({}{}) from {}.",
         count(len(run.losses), "loss"),
@@ -62,12 +63,13 @@ def protocol(run: Run) -> Markup:
     if not (trained := [r for r in rows if r["episodes"]]):
         return say("{} No training came to its end.", what)
     return say(
-        "{} {} on {} fresh seeds{}, and judged by the true return of {} episodes per seed.",
+        "{} {} on {} fresh seeds{}, and judged by the true return of {} episodes per seed{}.",
         what,
         _tuned(run),
         span(r["seeds"] for r in trained),
         epochs + start,
         span(r["episodes"] for r in trained),
+        ", each going on from a new start where it ended early" if again else "",
     )
 
 
