@@ -121,6 +121,11 @@ def test_variants_differ_in_one_setting():
     assert found["pairs=64"] == DiagnoseConfig(pairs=64)
 
 
+def test_a_value_that_is_missing(capsys):
+    assert main(["--vary", "--out", "run"]) == 2
+    assert "--vary" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("vary", "words"),
     [

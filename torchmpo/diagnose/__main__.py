@@ -59,7 +59,10 @@ def joined(argv: Iterable[str]) -> list[str]:
     ['--seeds', '2', '--vary', 'pairs=64,256;bins=5']
     """
     rest, given, follows = [], [], False
-    for word in argv:
+    words = list(argv)
+    for word in words:
+        if follows and word.startswith("--"):  # for the parser to complain of
+            return words
         if follows or word.startswith("--vary="):
             given.append(word if follows else word.removeprefix("--vary="))
             follows = False
