@@ -112,6 +112,7 @@ def test_the_line_after_ctrl_c_names_the_package(capsys, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torchmpo.winrate.run.prepare", lambda config: config)
+    monkeypatch.setattr("torchmpo.winrate.run.fingerprints", lambda evaluation: {})
     monkeypatch.setattr("torchmpo.winrate.run.run", interrupted)
     assert main(["winrate", "--judge", "a:b", "--out", "there"]) == 130
     line = "interrupted; go on with: python -m torchmpo.winrate --out there --resume --trust"

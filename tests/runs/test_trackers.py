@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(trackers, "find_spec", lambda n: ModuleSpec(n, None, origin="x"))
 
 
 def log(text: str, out: Path, **options: bool) -> None:
@@ -83,6 +84,13 @@ def test_nothing_leaves_this_machine_unless_asked(tmp_path, monkeypatch, install
     monkeypatch.setenv("WANDB_MODE", "online")
     log("wandb", tmp_path)
     assert [kwargs["offline"] for _, _, kwargs in made[2:]] == [False, False]
+
+
+def test_a_folder_of_that_name_is_no_client(monkeypatch, tmp_path):
+    (tmp_path / "trackio").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="trackio is not installed"):
+        trackers_of("trackio")
 
 
 def test_a_missing_client_and_an_unknown_one_are_one_line(monkeypatch):

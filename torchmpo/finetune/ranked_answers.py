@@ -127,16 +127,16 @@ def with_gold(pair: "Pair", row: Mapping[str, Any], pair_of: PairOf) -> "Pair":
     value = row.get("reference")
     if not isinstance(value, (str, Mapping, Sequence)) or not value:
         return pair
+    if isinstance(pair.prompt, str) and isinstance(value, str):
+        # Without a column of its own, the prompt is what all answers begin with.
+        whole = row.get("prompt") is None
+        return replace(pair, gold=value.removeprefix(pair.prompt) if whole else value)
     said = isinstance(value, (str, Mapping)) or all(isinstance(m, Mapping) for m in value)
-    if not said or (isinstance(pair.prompt, str) and not isinstance(value, str)):
+    if not said or isinstance(pair.prompt, str):
         raise UserError(
             "reference is no answer as chosen is, text or messages: if it is none, leave it out "
             "(columns: {reference: null})"
         )
-    if isinstance(pair.prompt, str):
-        # Without a column of its own, the prompt is what all answers begin with.
-        whole = row.get("prompt") is None
-        return replace(pair, gold=value.removeprefix(pair.prompt) if whole else value)
     answer = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
     prompt = [message.as_dict() for message in pair.prompt]
     both = pair_of({"prompt": prompt, "chosen": answer, "rejected": answer})

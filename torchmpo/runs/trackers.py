@@ -44,7 +44,8 @@ def trackers_of(text: str | None) -> dict[str, str]:
             raise UserError(f"unknown tracker {name!r}: {nearest(name, TRACKERS)}")
         if find_spec("lightning") is None:
             raise UserError(how_to_install("lightning", "logging"))
-        if find_spec(name) is None:
+        # A folder here of that name counts as a package, but one without a file.
+        if (client := find_spec(name)) is None or client.origin is None:
             raise UserError(f"--tracker {name}: {name} is not installed: pip install {name}")
         found[name] = project or PROJECT
     return found
