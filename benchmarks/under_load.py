@@ -3,13 +3,13 @@
     python benchmarks/under_load.py --json results.json
     GOMP_SPINCOUNT=300000 python benchmarks/under_load.py     (threads that spin while they wait)
 
-``torchmpo evolve`` and ``torchmpo diagnose`` run as a user starts them, with small settings, and
-print a line for every generation, or cell. From one line to the next, in turns, the machine is
-quiet, or 1 or 4 other processes compute without a pause. With k of them on c cores nobody can
-promise more than (k + c) / c of the quiet time; the goal is that times 1.3. The units before the
-first turn, which build data and compile, do not count. Medians of the wall-clock seconds, of their
-ratios to the quiet turn beside them, and of the CPU seconds, which tell what waiting costs. The
-second line above is GNU OpenMP's own default, which the commands change
+``torchmpo evolve``, ``diagnose`` and ``finetune fit`` run as a user starts them, with small
+settings, and print a line for every generation, cell or epoch. From one line to the next, in turns,
+the machine is quiet, or 1 or 4 other processes compute without a pause. With k of them on c cores
+nobody can promise more than (k + c) / c of the quiet time; the goal is that times 1.3. The units
+before the first turn, which build data and compile, do not count. Medians of the wall-clock
+seconds, of their ratios to the quiet turn beside them, and of the CPU seconds, which tell what
+waiting costs. The second line above is GNU OpenMP's own default, which the commands change
 (``torchmpo.runs.threads``).
 """
 
@@ -27,13 +27,25 @@ NEIGHBOURS = (0, 1, 4)
 SETTINGS = {
     "evolve": "--population 10 --pairs 128 --epochs 3 --episode_steps 250 --held_out_every 0",
     "diagnose": "--losses orpo --pairs 128 --epochs 3 --episode_steps 250 --trials 2 --seeds 3",
+    "finetune": "--model.loss dpo --model.lora.r 8 --data.batch_size 8 --trainer.callbacks "
+    "epoch_lines.EpochLines --trainer.enable_progress_bar false",
 }
 SMOKE = "--pairs 4 --epochs 1 --episode_steps 20 --compile false"
-UNIT = {"evolve": "generation ", "diagnose": "orpo "}  # how the line of one begins
+UNIT = {"evolve": "generation ", "diagnose": "orpo ", "finetune": "epoch "}  # how a line begins
+REPETITIONS = 10  # of first_run's pairs, for an epoch of seconds
+HERE = Path(__file__).resolve().parent
 
 
-def arguments(command, units, smoke):
+def arguments(command, units, smoke, folder):
     """The command's options for at least so many lines."""
+    if command == "finetune":
+        tiny, repeated = folder / "runs" / "tiny", 1 if smoke else REPETITIONS
+        path = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        first = [sys.executable, "-m", "experiments.llm.first_run"]
+        subprocess.run(first, cwd=folder, env=path, check=True, capture_output=True)
+        (folder / "pairs.jsonl").write_text((tiny / "pairs.jsonl").read_text() * repeated)
+        files = ["--model.model", str(tiny / "model"), "--data.train", str(folder / "pairs.jsonl")]
+        return ["fit", *SETTINGS[command].split(), *files, "--trainer.max_epochs", str(units)]
     if command == "evolve":
         many = f"--generations {units}"
     else:  # kinds of data that cost the same
@@ -52,10 +64,13 @@ def measure(command, rounds, smoke):
     turns = [k for _ in range(rounds) for k in NEIGHBOURS]
     warm = 2
     with tempfile.TemporaryDirectory() as out:
-        options = arguments(command, len(turns) + warm, smoke)
+        folder = Path(out)
+        options = arguments(command, len(turns) + warm, smoke, folder)
+        paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
         errors = open(f"{out}.err", "w+")  # noqa: SIM115, closed below
         child = subprocess.Popen(
-            [sys.executable, "-m", "torchmpo", command, *options, "--out", out],
+            [sys.executable, "-m", "torchmpo", command, *options, "--out", str(folder / "run")],
+            env={**os.environ, "PYTHONPATH": paths},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
