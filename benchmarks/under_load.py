@@ -43,7 +43,11 @@ def arguments(command, units, smoke, folder):
         path = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         first = [sys.executable, "-m", "experiments.llm.first_run"]
         subprocess.run(first, cwd=folder, env=path, check=True, capture_output=True)
-        (folder / "pairs.jsonl").write_text((tiny / "pairs.jsonl").read_text() * repeated)
+        rows = [json.loads(line) for line in (tiny / "pairs.jsonl").read_text().splitlines()]
+        rows = [
+            row | {"question": f"{row['question']} ({i})"} for i in range(repeated) for row in rows
+        ]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         files = ["--model.model", str(tiny / "model"), "--data.train", str(folder / "pairs.jsonl")]
         return ["fit", *SETTINGS[command].split(), *files, "--trainer.max_epochs", str(units)]
     if command == "evolve":
