@@ -12,17 +12,11 @@ by data set. The plan is in ``experiments/HISTORY.md`` and was written before th
 import argparse
 import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import search_study as study
 import torch
 
-from torchmpo.control.grids import RATE
-from torchmpo.control.testbed import fresh_data, prepare
-from torchmpo.evolve.run import contestant_at, explore
-from torchmpo.runs.files import write_atomic
-from torchmpo.runs.seeding import derive_seed
 from torchmpo.statistics import mean_of
 
 ARMS = {
@@ -39,42 +33,17 @@ def name_of(arm, seed):
     return f"{arm}, seed {seed}"
 
 
-def search(arm, seed, args):
-    """What one search found: a contestant, with the log in its piece."""
-    setup = study.setup_of(seed, args, **ARMS[arm])
-    name = name_of(arm, seed).replace(" ", "_")
-    folder = args.out / "running" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "learning_rate.json"  # of the default search: the same tuning gives the same
-    default = json.loads((args.study / f"search__seed_{seed}.json").read_text())
-    if not path.exists():
-        write_atomic(path, json.dumps({RATE: default[RATE], "score_in_tuning": None, "trials": 0}))
-
-    def make():
-        _, found = explore(setup, folder)
-        return {"vector": found.vector.tolist(), "log": found.log}
-
-    found = study.piece(args.out / f"search__{name}.json", make)
-    bed = prepare(setup.testbeds)[0]
-    bed = bed.changed(inner=replace(bed.config.inner, learning_rate=default[RATE]))
-    one = contestant_at(setup, [bed], torch.tensor(found["vector"]))
-    return one if one.learning_rate is not None else one._replace(learning_rate=default[RATE])
-
-
 def collect(args):
     """All arms of one seed before the next, so that what is there can be compared at any time."""
-    first = study.setup_of(0, args)
-
-    @functools.cache
-    def fresh():
-        seeds = [derive_seed("search study", "data", i) for i in range(args.final_seeds)]
-        return fresh_data(
-            prepare(first.testbeds), seeds, cache_dir=str(args.study / "running" / "data")
-        )
-
+    first, folder = study.setup_of(0, args), args.study / "running" / "data"
+    fresh = functools.cache(lambda: study.fresh_sets(first, folder, args.final_seeds))
     for seed in study.SEARCHES[: args.searches]:
-        for arm in ARMS:
-            study.judged(name_of(arm, seed), search(arm, seed, args), fresh, first, args)
+        rate = study.rate_of(seed, args.study)
+        for arm, settings in ARMS.items():
+            name = name_of(arm, seed)
+            setup = study.setup_of(seed, args, learning_rate=rate, **settings)
+            vector = study.run_search(name, setup, args)["vector"]
+            study.judged(name, study.contestant_of(setup, vector, rate), fresh, first, args)
 
 
 def report(args):
@@ -91,7 +60,7 @@ def report(args):
         for seed in study.SEARCHES:
             ours, default = returns(arm, seed), returns("default", seed)
             if ours and default:
-                d = mean_of([a - b for a, b in zip(ours, default, strict=True)])
+                d = study.difference({arm: ours, "default": default}, arm, "default")
                 means.append(d.mean)
                 yield f"{name_of(arm, seed):<28}{study.interval(d)}"
         if len(means) > 1:

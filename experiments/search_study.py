@@ -155,38 +155,44 @@ def judged(name, made, fresh, setup, args):
     return piece(args.out / f"final__{name.replace(' ', '_')}.json", make)["returns"]
 
 
+def fresh_sets(setup, folder, count):
+    """The data on which everyone is judged; in ``folder``, from where it is read another time."""
+    seeds = [derive_seed("search study", "data", i) for i in range(count)]
+    return fresh_data(prepare(setup.testbeds), seeds, cache_dir=str(folder))
+
+
+def contestant_of(setup, values, rate):
+    """What a vector stands for; ``rate`` unless the search moves the learning rate, too."""
+    vectors, space = torch.tensor(values)[None], setup.space
+    rates = space.rates(vectors, rate)
+    own = rate if rates is None else float(rates[0])
+    return Contestant(space.objective, space.parameters(vectors), own)
+
+
 def collect(args):
     """Do what is missing, in the order in which it is of use."""
     first = setup_of(0, args)
-
-    @functools.cache
-    def fresh():
-        seeds = [derive_seed("search study", "data", i) for i in range(args.final_seeds)]
-        folder = str(args.out / "running" / "data")
-        return fresh_data(prepare(first.testbeds), seeds, cache_dir=folder)
+    folder = args.out / "running" / "data"
+    fresh = functools.cache(lambda: fresh_sets(first, folder, args.final_seeds))
 
     def judge(name, made):
         judged(name, made, fresh, first, args)
 
-    def vector(setup, values, rate):
-        params = setup.space.parameters(torch.tensor(values)[None])
-        return Contestant(setup.space.objective, params, rate)
-
     def search_all():
         for name, setup in plan.items():
             found[name] = run_search(name, setup, args)
-            judge(f"found, {name}", vector(setup, found[name]["vector"], found[name][RATE]))
+            judge(f"found, {name}", contestant_of(setup, found[name]["vector"], found[name][RATE]))
             rate = found[name][RATE]  # the start differs between searches by its rate alone
-            judge(f"start at {rate:g}", vector(setup, setup.space.start.tolist(), rate))
+            judge(f"start at {rate:g}", contestant_of(setup, setup.space.start.tolist(), rate))
 
     def control_all():
         for name in list(plan)[: len(SEARCHES)]:
             setup, rate = plan[name], found[name][RATE]
             one = draws("random", setup, found[name], args)[0]
-            judge(f"a random vector, {name}", vector(setup, one.tolist(), rate))
+            judge(f"a random vector, {name}", contestant_of(setup, one.tolist(), rate))
             for kind in ("random", "permuted"):
                 best = best_of(kind, name.replace(" ", "_"), setup, found[name], args)
-                judge(f"best of {kind}, {name}", vector(setup, best["vector"], rate))
+                judge(f"best of {kind}, {name}", contestant_of(setup, best["vector"], rate))
 
     def tune_all():
         for loss in RIVALS:
@@ -245,7 +251,7 @@ def comparisons(args, scores):
     """
     tuned = [name for name in scores if name.endswith(", tuned")]
     against = {f"the best tuned rival ({name})": lambda k, n=name: n for name in tuned[:1]}
-    against["the start at the same rate"] = lambda k: f"start at {rate_of(k, args):g}"
+    against["the start at the same rate"] = lambda k: f"start at {rate_of(k, args.out):g}"
     for what, control in CONTROLS.items():
         against[what] = lambda k, c=control: f"{c}, seed {k}"
     found = {}
@@ -285,9 +291,9 @@ def picture(args, scores):
     figure.savefig(args.out / "differences.png", dpi=140)
 
 
-def rate_of(seed, args):
+def rate_of(seed, folder):
     """The learning rate of a search."""
-    return json.loads((args.out / f"search__seed_{seed}.json").read_text())[RATE]
+    return json.loads((folder / f"search__seed_{seed}.json").read_text())[RATE]
 
 
 def save(args):
@@ -304,7 +310,7 @@ def save(args):
     best = max(found, key=gain)
     scores, setup = finals(args), setup_of(best, args)
     names = {"discovered": f"found, seed {best}"}
-    names["start (ORPO)"] = f"start at {rate_of(best, args):g}"
+    names["start (ORPO)"] = f"start at {rate_of(best, args.out):g}"
     names |= {f"{loss}, tuned": f"{loss}, tuned".replace("_", " ") for loss in RIVALS}
     returns = {name: scores[own] for name, own in names.items() if own in scores}
     card = {

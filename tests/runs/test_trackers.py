@@ -114,6 +114,8 @@ def test_the_older_options_of_a_search_name_trackers(installed):
     )
     given = {"mlflow": "a", "trackio": "torchmpo"}
     assert Setup.of(config).trackers == given | {"tensorboard": "torchmpo", "wandb": "b"}
+    config = EvolveConfig(**PRESETS["smoke"], wandb="a,b")
+    assert Setup.of(config).trackers == {"wandb": "a,b"}
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])

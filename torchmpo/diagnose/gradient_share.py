@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.control.inner_loop import pair_logps, trained_ranks
+from torchmpo.control.read_pairs import pair_logps, trained_ranks
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 

@@ -7,11 +7,19 @@ from torchmpo.control.settings import TestbedSettings
 from torchmpo.diagnose.settings import DiagnoseConfig
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import slug
+from torchmpo.runs.options import OptionParser
 
 # What a variant shares with its run, so that seeds can be compared one by one, or what changes no
 # result.
 _SHARED = (
-    *("task", "original", "target", "seed", "num_threads", "cache_dir", "chunk_size", "tracker"),
+    "task",
+    "original",
+    "target",
+    "seed",
+    "num_threads",
+    "cache_dir",
+    "chunk_size",
+    "tracker",
 )
 FOLDER = "vary"
 
@@ -24,8 +32,6 @@ def variants(config: DiagnoseConfig) -> dict[str, DiagnoseConfig]:
     Raises:
         UserError: a setting that cannot vary, no value for it, or one that it cannot have.
     """
-    from torchmpo.runs.options import OptionParser  # --help works without its library
-
     able = [f.name for f in fields(TestbedSettings) if f.name not in _SHARED]
     parser = OptionParser("diagnose", "", DiagnoseConfig, {"": {}}, "", "", [])
     found: dict[str, DiagnoseConfig] = {}

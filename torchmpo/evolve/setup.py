@@ -19,7 +19,7 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
-from torchmpo.runs.trackers import trackers_of
+from torchmpo.runs.trackers import PROJECT, trackers_of
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,11 @@ class Setup:
         if config.sft_epochs < 0 or config.held_out_every < 0:
             raise UserError("sft_epochs and held_out_every must not be negative")
         num_threads = _threads(config)
-        trackers = [config.tracker, "tensorboard" if config.tensorboard else None]
-        trackers += [None if config.wandb is None else f"wandb:{config.wandb}"]
-        trackers = trackers_of(",".join(filter(None, trackers)) or None)
+        trackers = trackers_of(config.tracker)
+        if config.tensorboard:
+            trackers |= trackers_of("tensorboard")
+        if config.wandb is not None:  # whose project may have a comma
+            trackers |= trackers_of("wandb") | {"wandb": config.wandb or PROJECT}
         try:
             space = space_of(
                 config.space,

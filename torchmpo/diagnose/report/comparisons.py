@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from torchmpo.diagnose.effects import ALL
 from torchmpo.diagnose.report import comparison_figures, figures
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import (
@@ -26,8 +27,6 @@ from torchmpo.diagnose.report.html import (
     table,
 )
 from torchmpo.runs.files import slug
-
-ALL = "all"  # losses and kinds of data together
 
 
 def effects(run: Run) -> Section:
