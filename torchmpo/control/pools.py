@@ -32,7 +32,8 @@ from torchmpo.control.environments import (
     make_environment,
     simulations,
 )
-from torchmpo.control.pair_files import read_pair_file
+from torchmpo.control.minari_pairs import minari_rows
+from torchmpo.control.pair_files import MINARI, read_pair_file
 from torchmpo.control.policy import GaussianPolicy
 from torchmpo.control.restarts import Restarts
 from torchmpo.control.rollouts import FileRows, LineRollouts, check_line, line_agents
@@ -118,7 +119,8 @@ class PoolConfig:
     def key(self) -> str:
         """A hash of settings, agents' weights and physics: the name of the pool's folder."""
         if isinstance(self.rollouts, FileRows):
-            return f"file-{self.rollouts.digest}"
+            drawn = f"-{self.pairs}-{self.seed}" if self.rollouts.path.startswith(MINARI) else ""
+            return f"file-{self.rollouts.digest}{drawn}"
         digests = [
             hashlib.blake2b(agent_path(agent).read_bytes()).hexdigest()
             for agent in (self.original, self.target)
@@ -148,7 +150,9 @@ def pool_of(
         UserError: a damaged store or file, or too little disk.
     """
     if isinstance(config.rollouts, FileRows):
-        return read_pair_file(config.rollouts.path)
+        if (path := config.rollouts.path).startswith(MINARI):
+            return minari_rows(path, config.pairs, config.seed)
+        return read_pair_file(path)
     folder = pool_folder(config, cache_dir)
     if not folder.exists():
         check_space([config], cache_dir)
