@@ -37,7 +37,7 @@ class DiagnoseConfig(TestbedSettings):
     """
 
     losses: str = "sft,cpo,orpo,slic_hf,simpo,dpo"
-    data: str = "base,mixed,noisy:0.3"
+    data: str = "base,mixed,noisy:0.3,graded:0-0.4,best_of:4"
     seeds: int = 8
     data_per_seed: bool = True
     trials: int = 12
