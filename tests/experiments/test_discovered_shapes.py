@@ -13,4 +13,4 @@ def test_the_pull_of_a_sigmoid_of_the_margin_shrinks():
     torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-6)
     correlation, ratio = shape(slopes)
     assert correlation == pytest.approx(-1)
-    assert ratio == pytest.approx(float(slopes[:10].mean() / slopes[11:].mean()), rel=1e-5)
+    assert ratio == pytest.approx(float(slopes[:10].mean() / slopes[11:].mean()), rel=0.02)

@@ -199,12 +199,14 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             for first in range(0, count, batch):
                 rows = torch.arange(first, min(first + batch, count))
                 padded = torch.arange(first, first + batch).clamp(max=count - 1)
-                noise = generator(config.seed, "actions", first)
+                draw = generator(config.seed, "actions", first)
+                shape = len(padded), env.action_size
+                noise = functools.partial(torch.randn, shape, generator=draw)
                 again = None
                 if config.auto_reset:
                     starts = functools.partial(_starts_again, env, config, start_of[padded])
                     again = Restarts(env, starts)
-                part = _roll_out(env, *act(padded), start[start_of[padded]], noise, again)
+                part = roll_out(env, *act(padded), start[start_of[padded]], noise, again)
                 for name, value in part.items():
                     pool[name][rows] = value[: len(rows)]
                 bar.update(len(rows))
@@ -320,15 +322,26 @@ def _clear_abandoned(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _roll_out(
+def roll_out(
     env: Environment,
     mean_action: _Act,
     std: Tensor,
     start: Tensor,
-    noise: torch.Generator,
+    noise: Callable[[], Tensor],
     again: Restarts | None,
 ) -> dict[str, Tensor]:
-    """One episode in every simulation, from ``start``; or one after the other."""
+    """One episode in every simulation, from ``start``; or one after the other.
+
+    Args:
+        mean_action: observations ``[num_envs, …]`` → actions ``[num_envs, action_size]``.
+        std: of the actions, ``[action_size]`` or ``[num_envs, action_size]``.
+        noise: standard normal numbers for one step, ``[num_envs, action_size]``.
+        again: starts what is over again; ``None`` leaves it as it is.
+
+    Returns:
+        ``observation``, ``action``, ``lengths`` and ``returns``, ``[num_envs, …]``, as
+        :class:`~torchmpo.control.preferences.PreferenceDataset` has them.
+    """
     from tensordict import TensorDict
 
     state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
@@ -341,7 +354,7 @@ def _roll_out(
     for step in range(env.max_steps):
         obs = state["observation"]
         mean = mean_action(obs)
-        action = mean + std * torch.randn(mean.shape, generator=noise)
+        action = mean + std * noise()
         observation[:, step] = obs * running[:, None]
         actions[:, step] = action * running[:, None]
         lengths += running

@@ -25,6 +25,9 @@ _Path = TypedDict(
 )
 
 
+_Count = Annotated[int, Field(ge=0)]
+
+
 class _Cell(TypedDict):
     loss: str
     task: str
@@ -40,6 +43,8 @@ class _Cell(TypedDict):
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
     components: NotRequired[list[dict[str, FiniteFloat] | None]]
     checkpoints: NotRequired[list[_Path | None]]
+    labels: NotRequired[list[_Count | None]]
+    environment_steps: NotRequired[list[_Count | None]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
@@ -62,6 +67,8 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
         (len(cell.get("components", returns)) != len(returns), "components of other seeds"),
         (len(cell.get("checkpoints", returns)) != len(returns), "checkpoints of other seeds"),
+        (len(cell.get("labels", returns)) != len(returns), "labels of other seeds"),
+        (len(cell.get("environment_steps", returns)) != len(returns), "steps of other seeds"),
         (any(len({*map(len, path.values())}) > 1 for path in paths), "uneven checkpoints"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),

@@ -1,6 +1,8 @@
 """How the threads of a command wait for each other."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 NUM_THREADS = "OMP_NUM_THREADS"
@@ -28,3 +30,16 @@ def one_thread_if_tiny(parameters: int) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The physics has its own threads; for tensors this small torch's only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
