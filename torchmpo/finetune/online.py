@@ -75,7 +75,7 @@ class OnlineCommandLine(CommandLine):
 
     def plain(self) -> dict[str, Any]:
         """All settings, as YAML has them."""
-        settings = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+        settings = json.loads(self.parser.dump(self.config, format="json", skip_unset=False))
         return {name: value for name, value in settings.items() if name != "config"}
 
 
@@ -447,29 +447,31 @@ class Run:
 
     def _card(self, text: str, name: str) -> str:
         """The card of the last round's training as one of all rounds."""
-        source = self.settings["model"]["model"]
-        base = Path(source).resolve().name if Path(source).exists() else source
+        source, rows = self.settings["model"]["model"], self._done()
+        here = Path(source).exists()
+        base = Path(source).resolve().name if here else source
         if self.rounds.rounds > 1:
             text = text.replace(f"# {name}, trained", f"# {base}, trained", 1)
             text = text.replace(f" `{name}`, trained", f" `{base}`, trained", 1)
-        rows = self._done()
-        judge = self.rounds.judge if self.asking is None else _named(self.asking.judge, self.rounds)
+            if not here:
+                text = text.replace("\ntags:\n", f"\nbase_model: {source}\ntags:\n", 1)
         every = self.rounds.reference_refresh
-        lines = [
-            "## Rounds",
-            "",
-            f"{sum(row['labels'] for row in rows)} labels by `{judge}`, "
-            f"{sum(row['pairs'] for row in rows)} pairs of answers of the model as it was at the "
-            "start of each round"
-            + (", but for the first round, whose pairs were given" if self.rounds.first else "")
-            + f". Reference: {'the first model' if every is None else f'new after {every} rounds'}."
-            + " The other sections are of the last round.",
-            "",
-            "| round | pairs | labels |",
-            "|---|---|---|",
-            *(f"| {row['round']} | {row['pairs']} | {row['labels']} |" for row in rows),
+        given = [row["labels"] for row in rows if self.rounds.first is not None][:1]
+        labels = sum(row["labels"] for row in rows) - sum(given)
+        sentences = [f"{sum(given)} pairs were given, for the first round."] if given else []
+        if self.asking is not None:
+            judge = str(getattr(self.asking.judge, "name", self.rounds.judge))
+            judge = Path(judge).name if Path(judge).exists() else judge
+            sentences += [f"{labels} labels by `{judge}`, of answers of the model of each round."]
+        sentences += [
+            "Reference, where the loss has one: "
+            + ("the first model." if every is None else f"another one after {every} rounds."),
+            "The other sections are of the last round.",
         ]
-        return text.replace("## Data\n", "\n".join(lines) + "\n\n## Data\n", 1)
+        table = [f"| {row['round']} | {row['pairs']} | {row['labels']} |" for row in rows]
+        lines = ["| round | pairs | labels |", "|---|---|---|", *table]
+        rounds = "\n".join(["## Rounds", "", " ".join(sentences), "", *lines])
+        return text.replace("## Data\n", f"{rounds}\n\n## Data\n", 1)
 
 
 def _check(settings: Mapping[str, Any], rounds: OnlineSettings) -> None:
@@ -524,10 +526,6 @@ def _numbers(found: Judged) -> dict[str, Any]:
 def _trained(folder: Path) -> Path | None:
     """What a training has left in its folder."""
     return next((folder / n for n in ("adapter", "model") if (folder / n / CARD).is_file()), None)
-
-
-def _named(judge: Judge, rounds: OnlineSettings) -> str:
-    return rounds.judge or getattr(judge, "name", type(judge).__name__)
 
 
 def _leaves(settings: Any, name: str = "") -> dict[str, Any]:
