@@ -16,7 +16,8 @@ rounds16          a sixteenth each of the model as it is after 0, 2, 4, … step
 
 All four are ``python -m torchmpo.finetune online``, with 1, 4, 4 and 16 rounds. Each arm has the
 same learning rates to choose from, by the annotator on prompts of its own, and is trained again
-with fresh seeds. Arms are paired: a seed has the same prompts and draws in all of them.
+with fresh seeds; and once more, with the same seeds, at the rate that offline has chosen. Arms are
+paired: a seed has the same prompts and draws in all of them.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +100,15 @@ SMOKE = OnlineStudy(
     test=12,
     new_tokens=8,
 )
-Piece = tuple[str, str, int]  # arm, trial or seed, and which
+Piece = tuple[str, str, int]  # arm; trial, or seed at its own rate or at offline's; and which
 
 
 def pieces(settings: OnlineStudy) -> Iterator[Piece]:
     """All trainings; an arm's trials come before its seeds."""
     for arm in settings.arms:
         yield from ((arm, "trial", number) for number in range(len(settings.rates)))
-        yield from ((arm, "seed", number) for number in range(1, settings.seeds + 1))
+        for what in ("seed",) if arm == "offline" else ("seed", "same_rate"):
+            yield from ((arm, what, number) for number in range(1, settings.seeds + 1))
 
 
 def piece_path(folder: Path, piece: Piece) -> Path:
@@ -233,7 +236,8 @@ def run_study(world: World, settings: OnlineStudy, lm: Path) -> None:
             rate = settings.rates[number]
             found = run_trial(world, settings, lm, arm, rate)
         else:
-            rate = best_rate(world.folder, settings, arm)
+            whose = arm if what == "seed" else "offline"
+            rate = best_rate(world.folder, settings, whose)
             found = run_seed(world, settings, lm, arm, rate, number)
         spent.append(time.perf_counter() - started)
         found = {"arm": arm, "what": what, "number": number, "rate": rate} | found
@@ -262,42 +266,55 @@ def write_results(folder: Path) -> str:
     numbers = range(1, settings["seeds"] + 1)
     wins: dict[str, np.ndarray] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for arm in settings["arms"]:
-        paths = [piece_path(folder, (arm, "seed", number)) for number in numbers]
+    for arm, what in product(settings["arms"], ("seed", "same_rate")):
+        paths = [piece_path(folder, (arm, what, number)) for number in numbers]
         if not all(path.exists() for path in paths):
             continue
+        name = arm if what == "seed" else f"{arm} at offline's rate"
         found = [_json(path) for path in paths]
-        lost = [0.0] * settings["test"]
-        wins[arm] = 100 * np.array([piece.get("preferences", lost) for piece in found])
-        done = [piece for piece in found if "error" not in piece]
-        names = ("annotator", "lc_win_rate", "kl", "ended", "distinct")
-        rows[arm] = {
-            "rate": found[0]["rate"],
-            "diverged": len(found) - len(done),
-            "win_rate": summary(wins[arm], 100.0),
-            "seeds": [round(float(x), 2) for x in wins[arm].mean(1)],
-            **{name: [round(piece[name], 4) for piece in done] for name in names},
-            "training": [piece["training"] for piece in done],
-        }
+        rows[name], wins[name] = _row(found, settings["test"])
     if not rows:
         raise UserError(f"no arm in {folder} has all its seeds yet")
     differences = {
-        f"{arm} - offline": summary(wins[arm] - wins["offline"])
-        for arm in rows
-        if arm != "offline" and "offline" in rows
+        f"{name} - offline": {
+            "win_rate": summary(wins[name] - wins["offline"]),
+            "kl": float(np.mean(rows[name]["kl"]) - np.mean(rows["offline"]["kl"])),
+        }
+        for name in rows
+        if name != "offline" and "offline" in rows
     }
     results = {"arms": rows, "differences": differences}
     write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    lines = ["| | learning rate | win rate | seeds | KL | end |", "|---" * 6 + "|"]
-    for arm, row in rows.items():
-        kl, ended = (float(np.mean(row[name] or np.nan)) for name in ("kl", "ended"))
+    lines = ["| | learning rate | win rate | seeds | KL | end | pairs of words |", "|---" * 7 + "|"]
+    for name, row in rows.items():
+        means = (float(np.mean(row[column])) for column in ("kl", "ended", "distinct"))
+        kl, ended, different = means
         shown = ", ".join(f"{x:.1f}" for x in row["seeds"])
         lines.append(
-            f"| {arm} | {row['rate']:g} | {interval_text(row['win_rate'])} | {shown} | {kl:.1f} | "
-            f"{100 * ended:.0f} % |"
+            f"| {name} | {row['rate']:g} | {interval_text(row['win_rate'])} | {shown} | {kl:.1f} | "
+            f"{100 * ended:.0f} % | {different:.2f} |"
         )
-    lines += [f"{name}: {interval_text(found)}" for name, found in differences.items()]
+    lines += [
+        f"{name}: {interval_text(found['win_rate'])}, KL {found['kl']:+.1f}"
+        for name, found in differences.items()
+    ]
     return "\n".join(lines).replace(" - ", " − ")
+
+
+def _row(found: Sequence[Any], prompts: int) -> tuple[dict[str, Any], np.ndarray]:
+    """What the seeds of an arm came to, and its wins in percent, ``[seeds, prompts]``."""
+    wins = 100 * np.array([piece.get("preferences", [0.0] * prompts) for piece in found])
+    done = [piece for piece in found if "error" not in piece]
+    names = ("annotator", "lc_win_rate", "kl", "ended", "distinct")
+    row = {
+        "rate": found[0]["rate"],
+        "diverged": len(found) - len(done),
+        "win_rate": summary(wins, 100.0),
+        "seeds": [round(float(x), 2) for x in wins.mean(1)],
+        **{name: [round(piece[name], 4) for piece in done] for name in names},
+        "training": [piece["training"] for piece in done],
+    }
+    return row, wins
 
 
 def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, OnlineStudy, Path]:

@@ -388,13 +388,13 @@ def test_online_and_offline_are_compared_at_equal_labels(smoke, tmp_path, capsys
     argv = ["--smoke", "--reviews", argv[argv.index("--reviews") + 1], "--out", f"{tmp_path}/run"]
     assert online_study.main(argv) == 0
     pieces = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
-    assert len(pieces) == 4
+    assert len(pieces) == 5
     for text in pieces.values():
         training = json.loads(text)["training"]
         assert (training["pairs"], training["steps"]) == (16, 4)
     results = json.loads((tmp_path / "run/results.json").read_text())
     wins = [results["arms"][arm]["seeds"][0] for arm in ("offline", "rounds4")]
-    gain = results["differences"]["rounds4 - offline"]["mean"]
+    gain = results["differences"]["rounds4 - offline"]["win_rate"]["mean"]
     assert gain == pytest.approx(wins[1] - wins[0], abs=0.02)
     assert "rounds4 − offline: " in capsys.readouterr().out
     (tmp_path / "run/pieces/offline-seed-1.json").unlink()
