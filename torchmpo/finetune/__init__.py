@@ -8,7 +8,8 @@ the reference's log-probabilities. :mod:`.data` serves pairs: :mod:`.sources` re
 :mod:`.chat_template` turns messages into text and :mod:`.tokenize` text into tokens;
 :mod:`.inspect` shows one of them. :mod:`.answers` lets a model answer, :mod:`.samples` does so
 while it is trained, :mod:`.moving_reference` lets the reference follow, :mod:`.early_warning` warns
-when chosen answers become unlikely, and :mod:`.model_card` says what was trained.
+when chosen answers become unlikely, and :mod:`.model_card` says what was trained. :mod:`.online`
+trains in rounds, on :mod:`.judged_pairs` of the model's own answers.
 
 Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
 :mod:`torchmpo.metrics`, :mod:`torchmpo.early_warning`, :mod:`torchmpo.winrate` and
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torchmpo.finetune.models import LoraSettings as LoraSettings
     from torchmpo.finetune.module import PreferenceModule as PreferenceModule
     from torchmpo.finetune.moving_reference import MovingReference as MovingReference
+    from torchmpo.finetune.online import train_online as train_online
     from torchmpo.finetune.samples import Samples as Samples
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "PreferenceData",
     "PreferenceModule",
     "Samples",
+    "train_online",
 ]
 _WHERE = {
     "EarlyWarning": "torchmpo.finetune.early_warning",
@@ -41,6 +44,7 @@ _WHERE = {
     "PreferenceData": "torchmpo.finetune.data",
     "PreferenceModule": "torchmpo.finetune.module",
     "Samples": "torchmpo.finetune.samples",
+    "train_online": "torchmpo.finetune.online",
 }
 
 
