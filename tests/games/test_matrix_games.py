@@ -44,7 +44,7 @@ def test_gradient_of_the_losss_of_all_pairs_is_the_step_in_closed_form():
 def test_sampled_gradients_have_the_exact_one_for_their_mean():
     game, beta = cyclic_game(0.8), 0.5
     args = START.log(), torch.tensor([0.2, 0.1, 0.7], dtype=torch.float64), UNIFORM, game
-    draw = {"pairs": 400_000, "generator": torch.Generator().manual_seed(1)}
+    draw = {"pairs": 1_000_000, "generator": torch.Generator().manual_seed(1)}
     sampled = sampled_ipo_gradient(*args, beta=beta, **draw)
     exact = ipo_gradient(*args, beta=beta)
     torch.testing.assert_close(sampled, exact, atol=0.01, rtol=0)

@@ -21,7 +21,13 @@ class _MadeOf(TypedDict):
 
 
 _Path = TypedDict(
-    "_Path", {"epoch": list[FiniteFloat], "return": list[FiniteFloat], "kl": list[FiniteFloat]}
+    "_Path",
+    {
+        "epoch": list[FiniteFloat],
+        "return": list[FiniteFloat],
+        "kl": list[FiniteFloat],
+        "learned": NotRequired[list[FiniteFloat]],
+    },
 )
 
 
@@ -40,6 +46,7 @@ class _Cell(TypedDict):
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
     components: NotRequired[list[dict[str, FiniteFloat] | None]]
     checkpoints: NotRequired[list[_Path | None]]
+    baseline: NotRequired[list[dict[str, FiniteFloat]]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
