@@ -21,7 +21,7 @@ from torchmpo.control.tuning import Protocol, best_setting, race, suited, tune
 from torchmpo.diagnose.suite import anchors, judge, run_cell
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import DRAWN, PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo_envs import ThreeLeggedAnt, expert_path
@@ -375,7 +375,7 @@ def test_a_rehearsal_passes_what_can_be_trained(bed):
 @pytest.mark.parametrize("unpaired", [False, True])
 def test_a_rehearsal_gives_what_training_gives(bed, unpaired):
     single = {"logps", "ref_logps", "desirable"}
-    own = ("mismatched", "_step_weights", "gold_")  # what no pair of robots has
+    own = ("mismatched", "_step_weights", "gold_", *DRAWN)  # what no pair of robots has
     names = [n for n in PairLogps._fields if not any(word in n for word in own)]
     names = [n for n in names if (n in single) == unpaired]
     seen = []

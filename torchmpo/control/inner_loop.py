@@ -30,7 +30,7 @@ from torchmpo.control.policy import (
 from torchmpo.control.read_pairs import by_step, pair_logps, trained_ranks
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import DRAWN, PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
@@ -487,7 +487,7 @@ def check_inputs(objective: Objective | MirrorObjective, policy: str = "gaussian
             f"{objective.name} reads {whole[0]}, which a {policy} policy does not supply: set "
             "policy to gaussian"
         )
-    absent = ("mismatched", "_step_weights")
+    absent = ("mismatched", "_step_weights", *DRAWN)
     supplied = [n for n in PairLogps._fields if not any(word in n for word in absent)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(

@@ -21,7 +21,13 @@ class _MadeOf(TypedDict):
 
 
 _Path = TypedDict(
-    "_Path", {"epoch": list[FiniteFloat], "return": list[FiniteFloat], "kl": list[FiniteFloat]}
+    "_Path",
+    {
+        "epoch": list[FiniteFloat],
+        "return": list[FiniteFloat],
+        "kl": list[FiniteFloat],
+        "learned": NotRequired[list[FiniteFloat]],
+    },
 )
 
 
@@ -45,6 +51,7 @@ class _Cell(TypedDict):
     checkpoints: NotRequired[list[_Path | None]]
     labels: NotRequired[list[_Count | None]]
     environment_steps: NotRequired[list[_Count | None]]
+    baseline: NotRequired[list[dict[str, FiniteFloat]]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 

@@ -252,7 +252,7 @@ class Command:
             known = stored[name]
             value = given.get(name, known)
             if isinstance(value, str) and value != known:
-                both = dict.fromkeys(words(name, known) + words(name, value))
+                both = dict.fromkeys((words(name, known) if known else []) + words(name, value))
                 grown[name] = ",".join(map(word, both))
             elif isinstance(value, int) and value < known:
                 raise UserError(
