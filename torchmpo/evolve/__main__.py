@@ -31,6 +31,7 @@ COMMAND = Command(
         "final_data_per_seed": False,
     },
     code=("rivals", "task"),
+    commands=("proposer",),
     headline=("task", "data"),
     profiles=PROFILES,
 )
