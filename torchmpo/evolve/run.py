@@ -47,7 +47,7 @@ from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.formulas import Formula, text
+from torchmpo.objectives.formulas import Formula
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import word
@@ -209,9 +209,8 @@ def _tell_formula(objective: Objective | MirrorObjective, out: Path) -> None:
     formula = getattr(objective, "function", None)
     if isinstance(formula, Formula):
         write_atomic(out / "formula.py", formula.source())
-        print(f"formula:         {text(formula.expression)}")
-        print(f"LaTeX:           {formula.latex()}")
-        print(f"for torch alone: {out / 'formula.py'}\n\n{formula.source()}")
+        print("\n".join(formula.described()))
+        print(f"for torch alone: {out / 'formula.py'}")
 
 
 def tune_rivals(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> dict[str, dict | None]:

@@ -12,6 +12,7 @@ from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.fitness import check_combine
 from torchmpo.evolve.optimizers import SearchConfig
+from torchmpo.evolve.programs.proposer import words_of
 from torchmpo.evolve.programs.space import program_space
 from torchmpo.evolve.searched_rate import SearchedRate
 from torchmpo.evolve.settings import EvolveConfig
@@ -151,6 +152,8 @@ def _space(config: EvolveConfig) -> SearchSpace:
     for name in ("proposer_seconds", "proposer_gib"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+    if config.proposer is not None:
+        words_of(config.proposer)
     reads = words("reads", config.reads)
     require = words("require", config.require) if config.require else []
     return program_space(reads, config.nodes, require, config.warm_start)

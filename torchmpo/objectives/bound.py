@@ -251,4 +251,6 @@ class Objective:
         return objective
 
     def __repr__(self) -> str:
+        if isinstance(self.function, Formula):
+            return f"Objective({self.function!r})"
         return f"Objective({', '.join([self.name, *(f'{k}={v}' for k, v in self.hyper.items())])})"

@@ -26,6 +26,21 @@ MOST_BYTES = 100_000  # of an answer that is read
 LIMITED = 'ulimit -f 256 && ulimit -v "$1" && ulimit -c 0 && shift && exec "$@"'
 
 
+def words_of(command: str) -> list[str]:
+    """A command as its words.
+
+    Raises:
+        UserError: it is empty, or its quotes do not match.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"proposer: {error}: {command}") from error
+    if not words:
+        raise UserError("proposer is empty: give a command")
+    return words
+
+
 class Proposer:
     """Asks a command for formulas, once a generation.
 
@@ -42,16 +57,11 @@ class Proposer:
         gib: of address space that it may use.
 
     Raises:
-        UserError: the command is empty, or its quotes do not match.
+        UserError: see :func:`words_of`.
     """
 
     def __init__(self, command: str, grammar: Grammar, folder: Path, seconds: int, gib: int):
-        try:
-            self.words = shlex.split(command)
-        except ValueError as error:
-            raise UserError(f"proposer: {error}: {command}") from error
-        if not self.words:
-            raise UserError("proposer is empty: give a command")
+        self.words = words_of(command)
         self.grammar, self.folder = grammar, folder
         self.seconds, self.gib = seconds, gib
 

@@ -15,6 +15,12 @@ from torchmpo.objectives.formulas.vocabulary import (
     nodes,
 )
 
+# What documentation calls the leaves (``torchmpo.objectives.documented.NOTATION``).
+_SYMBOLS = {
+    **{"c": "c̄", "r": "r̄", "margin": "Δ̄", "c_sum": "c", "r_sum": "r", "margin_sum": "Δ"},
+    **{"c_ref": "c̄'", "r_ref": "r̄'", "D_mean": "D̄", "c_len": "n_c", "r_len": "n_r"},
+    **{"c_min": "min c_k", "r_min": "min r_k", "c_var": "var c_k", "r_var": "var r_k"},
+}
 _HELPERS = {
     "log_odds": '''
         def log_odds(logps):
@@ -58,7 +64,8 @@ class Formula:
         self.__signature__ = inspect.Signature(
             [inspect.Parameter(name, kind) for name in self.inputs]
         )
-        self.__doc__ = f"A formula that a search found.\n\nloss = {text(self.expression)}\n"
+        equation = text(self.expression, _SYMBOLS)
+        self.__doc__ = f"A loss that is a formula.\n\nloss = {equation}\n"
 
     @property
     def leaves(self) -> list[str]:
@@ -75,6 +82,16 @@ class Formula:
 
     def __repr__(self) -> str:
         return f"Formula({text(self.expression)!r})"
+
+    def described(self) -> list[str]:
+        """The formula, its LaTeX and its Python, in lines for people."""
+        return [
+            f"formula: {text(self.expression)}",
+            f"LaTeX:   {self.latex()}",
+            "",
+            *self.source().splitlines(),
+            "",
+        ]
 
     def latex(self) -> str:
         """The equation, for a formula of LaTeX.

@@ -6,6 +6,7 @@ Text may come from anywhere. It is parsed, looked at and bounded; nothing of it 
 import ast
 import difflib
 import math
+from collections.abc import Mapping
 
 from torchmpo.objectives.formulas.ranges import interval
 from torchmpo.objectives.formulas.vocabulary import LEAVES, OPERATIONS, Expression, depth, size
@@ -133,8 +134,11 @@ def number(value: float) -> str:
     return f"{value:.10g}" if float(f"{value:.10g}") == value else repr(value)
 
 
-def text(expression: Expression) -> str:
+def text(expression: Expression, names: Mapping[str, str] | None = None) -> str:
     """The formula of an expression, which :func:`parse` reads.
+
+    Args:
+        names: what leaves are called instead, for people.
 
     >>> text(("sub", ("softplus", ("mul", -0.1, ("sub", "c", "r"))), "c"))
     'softplus(-0.1 * (c - r)) - c'
@@ -142,11 +146,15 @@ def text(expression: Expression) -> str:
     if not isinstance(expression, (tuple, str)):
         return number(expression)
     if isinstance(expression, str):
-        return expression
+        return (names or {}).get(expression, expression)
+
+    def write(part: Expression) -> str:
+        return text(part, names)
+
     name, *arguments = expression
     if name not in (*_SYMBOLS, "neg"):
-        return f"{name}({', '.join(text(argument) for argument in arguments)})"
-    parts = infix_parts(expression, text)
+        return f"{name}({', '.join(map(write, arguments))})"
+    parts = infix_parts(expression, write)
     return f"-{parts[0]}" if name == "neg" else _SYMBOLS[name].join(parts)
 
 
