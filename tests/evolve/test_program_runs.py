@@ -1,4 +1,4 @@
-"""``python -m torchmpo.evolve --space program`` from its settings to a formula, and its proposer."""
+"""``evolve --space program`` from its settings to a formula, and its proposer."""
 
 import json
 import shlex
@@ -21,6 +21,7 @@ from torchmpo.evolve.programs.space import program_space
 from torchmpo.evolve.settings import EvolveConfig
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.formulas import Formula, parse, text
+from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 from torchmpo.show import run as showing
@@ -103,7 +104,8 @@ def test_a_run_a_kill_and_what_it_found(capsys, monkeypatch, proposer):
     x, y = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -0.5])
     fields = {"chosen_mean_logps": x, "rejected_mean_logps": y, "chosen_logps": 3 * x}
     fields |= {"rejected_logps": 2 * y, "progress": torch.tensor(0.5)}
-    values = [loss.function(*[fields[name] for name in loss._inputs]) for loss in (saved, own)]
+    pair = PairLogps(**fields)
+    values = [saved(pair), own(pair)]
     torch.testing.assert_close(*values, atol=1e-6, rtol=1e-6)
 
     capsys.readouterr()

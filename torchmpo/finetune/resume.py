@@ -90,9 +90,7 @@ def loss_digest(objective: Objective | MirrorObjective) -> str:
     if isinstance(objective, MirrorObjective):
         settings = (objective.steps, objective.learn, objective.reduction, objective.initial)
         text = f"{settings} {objective.vector.tolist()}"
-    elif (
-        isinstance(objective.function, Formula) or objective.source in LOSSES.values()
-    ):  # its name tells all
+    elif objective.source in LOSSES.values() or isinstance(objective.function, Formula):
         return ""
     else:
         try:
