@@ -1,6 +1,7 @@
 """``evolve --space program`` from its settings to a formula, and its proposer."""
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fake_endpoint import completion, endpoint  # noqa: F401  (a fixture)
 from ray import cloudpickle
 from tiny_llm import QUIET, tiny_batch, tiny_llama
 
@@ -208,3 +210,33 @@ def test_a_formula_trains_a_language_model(tmp_path):
     assert loss.isfinite()
     assert module.reference == "adapter_off"
     assert loss_words(module.objective) == f"Formula({formula!r})"
+
+
+def test_the_documented_proposer_asks_an_endpoint(tmp_path, capsys, monkeypatch, endpoint):
+    page = Path(__file__).parents[2] / "docs" / "programs.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    (tmp_path / "ask_model.py").write_text(blocks[-1])
+    endpoint.answer = lambda body: completion(
+        "softplus(-2 * margin) - c\n-c + exp(r)\nThat is all."
+    )
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("MODEL", "mine")
+    propose = Proposer(f"{sys.executable} ask_model.py", grammar(), tmp_path / "kept", 60, 4)
+    found = propose(3, [(parse("-c"), 12.5, 2)])
+    assert [text(expression) for expression in found] == [
+        "softplus(-2 * margin) - c",
+        "-c + exp(r)",
+    ]
+    assert "proposer: 2 formulas, and 1 lines that are none" in capsys.readouterr().out
+    assert endpoint.bodies[0]["model"] == "mine"
+    assert "12.5  -c\n" in endpoint.bodies[0]["messages"][0]["content"]
+    assert endpoint.headers[0]["path"] == "/v1/chat/completions"
+    assert endpoint.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_the_documented_formula_is_saved(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "programs.md"
+    block = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)[0]
+    exec(block, {})
+    assert resolve(tmp_path / "my_formula").card == {"name": "by hand"}
