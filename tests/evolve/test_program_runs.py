@@ -212,7 +212,7 @@ def test_a_formula_trains_a_language_model(tmp_path):
     assert loss_words(module.objective) == f"Formula({formula!r})"
 
 
-def test_the_documented_proposer_asks_an_endpoint(tmp_path, capsys, monkeypatch, endpoint):
+def test_the_documented_proposer_asks_an_endpoint(tmp_path, capsys, monkeypatch, endpoint):  # noqa: F811
     page = Path(__file__).parents[2] / "docs" / "programs.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     (tmp_path / "ask_model.py").write_text(blocks[-1])

@@ -102,7 +102,7 @@ def program_space(
         reads: groups of leaves.
         most: nodes of a formula.
         require: properties, see :func:`torchmpo.objectives.formulas.ranges.has`.
-        start: a loss of :data:`~torchmpo.evolve.programs.starts.FORMULAS`, a saved formula, or the
+        start: a loss of ``torchmpo.evolve.programs.starts.FORMULAS``, a saved formula, or the
             text of one. ``None``: DPO with a reference, else ORPO.
 
     Raises:
