@@ -25,32 +25,31 @@ def rule(name: str) -> Balanced:
 
 
 def steps(name: str, losses, gradients, count: int = 1, **hyper: float):
-    """State and weights after ``count`` steps on the same values."""
+    """Weights after ``count`` steps on the same values."""
     balance = rule(name)
     state = balance.start(gradients[0])
     hyper = {**balance.defaults, **hyper}
     for _ in range(count):
         values = torch.tensor(losses, dtype=torch.float64)
-        state, weights = balance.step(state, values, gradients, hyper)
-    return state, weights
+        state = balance.step(state, values, gradients, hyper)
+    return state["weights"]
 
 
 def test_all_begin_with_terms_that_weigh_the_same():
     for name in RULES:
         gradients = [vector(1.0, 2.0, 3.0)] * 3
         count = 3 if name == "meta" else 2
-        _, weights = steps(name, [1.0] * 3, gradients[:count], weight_lr=0.0, entropy_coef=0.0)
+        weights = steps(name, [1.0] * 3, gradients[:count], weight_lr=0.0, entropy_coef=0.0)
         assert weights[0] == weights[1], name
 
 
 def test_an_inactive_constraint_sends_its_multiplier_to_zero():
     gradients = [vector(1.0, 0.0)] * 2
-    state, weights = steps("dual", [5.0, 0.5], gradients, 50, kappa=1.0, weight_lr=0.1)
-    assert state["multiplier"] == 0
+    weights = steps("dual", [5.0, 0.5], gradients, 50, kappa=1.0, weight_lr=0.1)
     assert weights.tolist() == [1.0, 0.0]
     # A violated one raises it, by as much as it is violated.
-    state, _ = steps("dual", [5.0, 3.0], gradients, 10, kappa=1.0, weight_lr=0.1)
-    assert state["multiplier"].item() == pytest.approx(1 + 10 * 0.1 * 2)
+    weights = steps("dual", [5.0, 3.0], gradients, 10, kappa=1.0, weight_lr=0.1)
+    assert weights[1].item() == pytest.approx(1 + 10 * 0.1 * 2)
 
 
 def test_dual_ascent_meets_the_conditions_of_karush_kuhn_and_tucker():
@@ -61,9 +60,10 @@ def test_dual_ascent_meets_the_conditions_of_karush_kuhn_and_tucker():
     hyper = {"kappa": 0.5, "weight_lr": 0.2}
     for _ in range(2000):
         losses = torch.stack([(x - 3) ** 2 / 2, x**2 / 2])
-        state, weights = balance.step(state, losses, [], hyper)
-        x = x - 0.1 * (weights[0] * (x - 3) + weights[1] * x)
-    multiplier = state["multiplier"]
+        one, multiplier = state["weights"]
+        state = balance.step(state, losses, [], hyper)
+        x = x - 0.1 * (one * (x - 3) + multiplier * x)
+    multiplier = state["weights"][1]
     assert abs((x - 3) + multiplier * x) < 1e-6  # stationary
     assert abs(multiplier * (x**2 / 2 - 0.5)) < 1e-6  # complementary
     assert (x**2 / 2 - 0.5) < 1e-6  # feasible
@@ -76,7 +76,7 @@ def test_dual_ascent_meets_the_conditions_of_karush_kuhn_and_tucker():
 )
 def test_the_shortest_vector_lengthens_neither_term(first, second):
     gradients = [vector(*first), vector(*second)]
-    _, (alpha, rest) = steps("min_norm", [1.0, 1.0], gradients)
+    alpha, rest = steps("min_norm", [1.0, 1.0], gradients)
     assert 0 < alpha < 1
     assert (alpha + rest).item() == pytest.approx(1.0)
     shortest = {name: alpha * g + rest * gradients[1][name] for name, g in gradients[0].items()}
@@ -87,19 +87,19 @@ def test_the_shortest_vector_lengthens_neither_term(first, second):
 
 def test_the_shortest_of_parallel_gradients_is_the_shorter_one():
     short, long = vector(1.0, 2.0, 0.0), vector(3.0, 6.0, 0.0)
-    assert steps("min_norm", [1.0, 1.0], [short, long])[1].tolist() == [1.0, 0.0]
-    assert steps("min_norm", [1.0, 1.0], [long, short])[1].tolist() == [0.0, 1.0]
-    assert steps("min_norm", [1.0, 1.0], [long, long])[1].tolist() == [0.5, 0.5]
-    assert steps("min_norm", [1.0, 1.0], [long, vector(float("nan"), 0.0, 0.0)])[1].isnan().all()
+    assert steps("min_norm", [1.0, 1.0], [short, long]).tolist() == [1.0, 0.0]
+    assert steps("min_norm", [1.0, 1.0], [long, short]).tolist() == [0.0, 1.0]
+    assert steps("min_norm", [1.0, 1.0], [long, long]).tolist() == [0.5, 0.5]
+    assert steps("min_norm", [1.0, 1.0], [long, vector(float("nan"), 0.0, 0.0)]).isnan().all()
 
 
 def test_dynamic_weights_move_towards_what_agrees():
     same, across = vector(2.0, 0.0, 0.0), vector(0.0, 0.0, -2.0)
     for pair in ([same, same], [same, across]):
-        assert steps("dynamic", [1.0, 1.0], pair, 20, weight_lr=0.3)[1].tolist() == [0.5, 0.5]
+        assert steps("dynamic", [1.0, 1.0], pair, 20, weight_lr=0.3).tolist() == [0.5, 0.5]
     # ⟨g_1, g_1 + g_2⟩ = 4 − 2 and ⟨g_2, g_1 + g_2⟩ = −2 + 1: log w_1/w_2 = lr·3 after a step.
     against = vector(-1.0, 0.0, 0.0)
-    _, weights = steps("dynamic", [1.0, 1.0], [same, against], weight_lr=0.1)
+    weights = steps("dynamic", [1.0, 1.0], [same, against], weight_lr=0.1)
     assert (weights[0] / weights[1]).log().item() == pytest.approx(0.3)
     assert weights.sum().item() == pytest.approx(1.0)
 
@@ -110,7 +110,7 @@ def test_the_share_of_what_validates_rises():
 
     def share(count: int, entropy_coef: float = 0.0) -> torch.Tensor:
         own = {"weight_lr": 0.01, "entropy_coef": entropy_coef}
-        return steps("meta", [1.0] * 3, gradients, count, **own)[1][1]
+        return steps("meta", [1.0] * 3, gradients, count, **own)[1]
 
     # No update comes before the first one; then μ ← μ + lr·⟨g_val, g_2 − g_1⟩ = μ + 0.01·2.
     assert [share(n).item() for n in (1, 2, 3)] == pytest.approx([0.5, 0.52, 0.54])
@@ -134,12 +134,12 @@ def test_a_population_is_its_members():
             return balance.step(state, losses, gradients, hyper | own)
 
         count = 3 if name == "meta" else 2
-        together = torch.func.vmap(step)(state, losses, gradients[:count], own)[1]
+        together = torch.func.vmap(step)(state, losses, gradients[:count], own)["weights"]
         for i in range(4):
             alone = [{key: g[key][i] for key in g} for g in gradients[:count]]
             settings = hyper | {key: value[i] for key, value in own.items()}
-            _, weights = balance.step(balance.start(alone[0]), losses[i], alone, settings)
-            torch.testing.assert_close(together[i], weights)
+            after = balance.step(balance.start(alone[0]), losses[i], alone, settings)
+            torch.testing.assert_close(together[i], after["weights"])
 
 
 @pytest.mark.parametrize("name", RULES)

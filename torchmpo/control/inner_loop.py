@@ -441,12 +441,12 @@ def _update(
         found = vjp(lambda params: loss(params, objective_params, *rest), params)
         terms, pull = found[0], found[1]
         each = torch.ones_like(terms).diag_embed()  # rows that pick one term
-        grads = [pull(row)[0] for row in each] if balance.of_gradients else []
         hyper = objective.hyper | objective_params
-        weighing, weights = balance.step(weighing, terms, grads, hyper)
-        if not grads:
-            return weighing, pull(weights)[0]
-        first, second = weights
+        if not balance.of_gradients:
+            return balance.step(weighing, terms, [], hyper), pull(weighing["weights"])[0]
+        grads = [pull(row)[0] for row in each]
+        weighing = balance.step(weighing, terms, grads, hyper)
+        first, second = weighing["weights"]
         return weighing, {n: first * g + second * grads[1][n] for n, g in grads[0].items()}
 
     def update(params, average, square, weighing, rates, objective_params, buffers, batch, clock):

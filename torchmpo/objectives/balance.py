@@ -1,6 +1,6 @@
 """Two losses whose weights follow from training: ``resolve("dpo+sft@dual", kappa=1.0)``.
 
-A sum of losses has fixed weights. Here they are a state, changed before every update by one of four
+A sum of losses has fixed weights. Here they are a state, changed at every update by one of four
 rules, from the values of the two terms on a minibatch or from their gradients over the policy. A
 term is its loss times its weight in the text; g_1 and g_2 are the gradients of the first and the
 second one.
@@ -44,18 +44,14 @@ def inner(a: Gradient, b: Gradient) -> Tensor:
     return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
 
 
-def dual(
-    state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper
-) -> tuple[State, Tensor]:
+def dual(state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper) -> State:
     """Dual ascent: λ grows while the second term is above ``kappa``, and falls to 0 below it."""
-    excess = losses[1] - hyper["kappa"]
-    multiplier = (state["multiplier"] + hyper["weight_lr"] * excess).clamp(min=0.0)
-    return {"multiplier": multiplier}, torch.stack([torch.ones_like(multiplier), multiplier])
+    one, multiplier = state["weights"]
+    multiplier = multiplier + hyper["weight_lr"] * (losses[1] - hyper["kappa"])
+    return {"weights": torch.stack([one, multiplier.clamp(min=0.0)])}
 
 
-def min_norm(
-    state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper
-) -> tuple[State, Tensor]:
+def min_norm(state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper) -> State:
     """The shortest convex combination: both inner products with it are its squared norm."""
     first, second = gradients
     across = {name: second[name] - first[name] for name in first}
@@ -64,35 +60,31 @@ def min_norm(
     apart = length > 0
     alpha = inner(across, second) / torch.where(apart, length, 1.0)
     alpha = torch.where(apart, alpha.clamp(0.0, 1.0), 0.5)
-    # A comparison with NaN is false, and would hide that a gradient is none.
-    alpha = alpha + 0.0 * length
-    return state, torch.stack([alpha, 1 - alpha])
+    alpha = alpha + 0.0 * length  # a comparison with NaN is false, and would hide that it is one
+    return {"weights": torch.stack([alpha, 1 - alpha])}
 
 
-def dynamic(
-    state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper
-) -> tuple[State, Tensor]:
+def dynamic(state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper) -> State:
     """Multiplicative weights: equal gradients, or orthogonal ones of one length, keep them."""
     whole = {name: first + gradients[1][name] for name, first in gradients[0].items()}
     agreement = torch.stack([inner(gradient, whole) for gradient in gradients])
-    log_weights = (state["log_weights"] + hyper["weight_lr"] * agreement).log_softmax(-1)
-    return {"log_weights": log_weights}, log_weights.exp()
+    weights = state["weights"]
+    logs = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+    return {"weights": (logs + hyper["weight_lr"] * agreement).softmax(-1)}
 
 
-def meta(
-    state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper
-) -> tuple[State, Tensor]:
+def meta(state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper) -> State:
     """Descend the validation loss after the last update, as a function of that update's μ."""
     first, second, validation = gradients
-    share = state["share"]
+    share = state["weights"][1]
     entropy = hyper["entropy_coef"] * ((1 - share) / share).log()
     slope = inner(validation, state["difference"])
     share = (share + hyper["weight_lr"] * slope + entropy).clamp(LEAST, 1 - LEAST)
     difference = {name: second[name] - first[name] for name in first}
-    return {"share": share, "difference": difference}, torch.stack([1 - share, share])
+    return {"weights": torch.stack([1 - share, share]), "difference": difference}
 
 
-Rule = Callable[[State, Tensor, Sequence[Gradient], Hyper], tuple[State, Tensor]]
+Rule = Callable[[State, Tensor, Sequence[Gradient], Hyper], State]
 RULES: dict[str, Rule] = {"dual": dual, "min_norm": min_norm, "dynamic": dynamic, "meta": meta}
 # The numbers of each rule, beside those of the losses.
 HYPER: dict[str, dict[str, float]] = {
@@ -101,23 +93,6 @@ HYPER: dict[str, dict[str, float]] = {
     "dynamic": {"weight_lr": 0.01},
     "meta": {"weight_lr": 0.01, "entropy_coef": 0.001},
 }
-
-
-def start(rule: str, params: Gradient) -> State:
-    """The state before the first update, in which terms weigh the same.
-
-    Args:
-        params: what is trained.
-    """
-    like = next(iter(params.values())).new_ones(())
-    if rule == "meta":
-        return {
-            "share": like / 2,
-            "difference": {n: torch.zeros_like(p) for n, p in params.items()},
-        }
-    if rule == "dynamic":
-        return {"log_weights": torch.stack([like / 2, like / 2]).log()}
-    return {"multiplier": like} if rule == "dual" else {}
 
 
 class Balanced(WeightedSum):
@@ -177,21 +152,30 @@ class Balanced(WeightedSum):
         return super().terms(*data, **hyper)
 
     def start(self, params: Gradient) -> State:
-        """The state before the first update of ``params``."""
-        return start(self.rule, params)
+        """The state before the first update, in which both terms weigh the same.
+
+        Args:
+            params: what is trained.
+
+        Returns:
+            ``weights`` ``[2]`` of the terms that are trained, and what else the rule remembers.
+        """
+        like = next(iter(params.values()))
+        weights = like.new_ones(2) * (1.0 if self.rule == "dual" else 0.5)
+        if self.rule != "meta":
+            return {"weights": weights}
+        difference = {name: torch.zeros_like(p) for name, p in params.items()}
+        return {"weights": weights, "difference": difference}
 
     def step(
         self, state: State, losses: Tensor, gradients: Sequence[Gradient], hyper: Hyper
-    ) -> tuple[State, Tensor]:
-        """Weights for this update.
+    ) -> State:
+        """The next state: weights for this update, or under ``dual`` for the next one.
 
         Args:
             state: of :meth:`start`, or of the last step.
             losses: of the terms, ``[terms]``, means over the minibatch.
             gradients: of the terms over what is trained; not read where ``of_gradients`` is false.
             hyper: numbers of the rule, by name.
-
-        Returns:
-            the next state, and the weights ``[2]`` of the two terms that are trained.
         """
         return RULES[self.rule](state, losses, gradients, hyper)
