@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchmpo.control.policy import (
@@ -29,6 +29,7 @@ from torchmpo.control.policy import (
 )
 from torchmpo.control.read_pairs import by_step, pair_logps, trained_ranks
 from torchmpo.losses import sft_loss
+from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import DRAWN, PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
@@ -328,7 +329,10 @@ class _Loop:
         pairs = self.pairs[trained_ranks(objective.inputs, len(self.pairs))]
         updates = self.count // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
-        state, update = (params, *moments), None
+        balance = _balance(objective)
+        weighing = vmap(balance.start)(params) if balance else {}
+        weighing = tree_map(Tensor.contiguous, weighing)
+        state, update = (params, *moments, weighing), None
         before = 0 if phase == "sft" else config.sft_epochs
         anchor = params if reference and config.reference_sync else None  # the reference's own
         for epoch in range(epochs):
@@ -409,6 +413,12 @@ class _Loop:
         return batch
 
 
+def _balance(objective: Objective | MirrorObjective) -> Balanced | None:
+    """What moves the weights of an objective's two terms while it trains, if anything does."""
+    source = objective.source if isinstance(objective, Objective) else None
+    return source if isinstance(source, Balanced) else None
+
+
 _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys identify
 
 
@@ -416,7 +426,7 @@ def _update(
     policy, objective, config: InnerConfig, shared: bool, responses: int, args: tuple
 ) -> Callable:
     """The update for arguments like ``args``, compiled if asked for, and then kept for reuse."""
-    module = _StepLogps(policy)
+    module, balance = _StepLogps(policy), _balance(objective)
 
     def loss(params, objective_params, buffers, batch, progress):
         args = (params, buffers, batch["whitened"], batch["action"])
@@ -428,13 +438,30 @@ def _update(
             log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
             more["log_collision"] = gaussian_log_collision(log_std)
         pair = pair_logps(objective.inputs, module.at(*args), batch, more, responses)
+        if balance:
+            return torch.stack([t.mean() for t in objective.terms(objective_params, pair)])
         return objective.apply(objective_params, pair).mean()
 
-    def update(params, average, square, rates, objective_params, buffers, batch, clock):
+    def gradient(weighing, params, objective_params, *rest):
+        """Of one member, and what the weights of its terms are from here on."""
+        if not balance:
+            return weighing, grad(loss)(params, objective_params, *rest)
+        found = vjp(lambda params: loss(params, objective_params, *rest), params)
+        terms, pull = found[0], found[1]
+        each = torch.ones_like(terms).diag_embed()  # rows that pick one term
+        hyper = objective.hyper | objective_params
+        if not balance.of_gradients:
+            return balance.step(weighing, terms, [], hyper), pull(weighing["weights"])[0]
+        grads = [pull(row)[0] for row in each]
+        weighing = balance.step(weighing, terms, grads, hyper)
+        first, second = weighing["weights"]
+        return weighing, {n: first * g + second * grads[1][n] for n, g in grads[0].items()}
+
+    def update(params, average, square, weighing, rates, objective_params, buffers, batch, clock):
         progress, correction1, correction2 = clock.unbind()
         own = {n: None if shared and not n.startswith("reference") else 0 for n in batch}
-        grads = vmap(grad(loss), in_dims=(0, 0, None, own, None))(
-            params, objective_params, buffers, batch, progress
+        weighing, grads = vmap(gradient, in_dims=(0, 0, 0, None, own, None))(
+            weighing, params, objective_params, buffers, batch, progress
         )
         squares = torch.stack([g.square().flatten(1).sum(1) for g in grads.values()])
         norm = squares.sum(0).sqrt()
@@ -449,7 +476,7 @@ def _update(
         # members share gives the bits that it gave as one number.
         rate = rates * correction1.reciprocal()  # [C]
         step = {n: rate.view(-1, *(1,) * (p.ndim - 1)) * m[n] / scale[n] for n, p in params.items()}
-        return {name: p - step[name] for name, p in params.items()}, m, v
+        return {name: p - step[name] for name, p in params.items()}, m, v, weighing
 
     if not config.compile:
         return update

@@ -15,6 +15,7 @@ from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.likelihood_weight import LikelihoodWeighted
 from torchmpo.losses.weighted_sum import WeightedSum
+from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.formulas import Formula, parse, text
 from torchmpo.objectives.inputs import PairLogps, is_unpaired, made_up, take
 from torchmpo.objectives.soundness import card_text, check_finite, check_hyper, read_card
@@ -46,6 +47,8 @@ def _form(function: Callable[..., Any]) -> dict[str, Any] | None:
     names = [next((n for n, f in LOSSES.items() if f is loss), None) for loss in _made_of(function)]
     if None in names:
         return None
+    if isinstance(function, Balanced):
+        return {"sum_of": names, "balance": function.rule}
     if isinstance(function, WeightedSum):
         return {"sum_of": names}
     if isinstance(function, LikelihoodWeighted):
@@ -176,16 +179,24 @@ class Objective:
             ValueError: a field the loss needs is ``None``.
             OwnCodeRaised: it is the user's own, and raised something.
         """
-        data = [
-            getattr(pair, name) if name in self.optional else take(pair, name, self.name)
-            for name in self._inputs
-        ]
+        data = self._data(pair)
         try:
             return self.function(*data, **{**self.hyper, **params})
         except (Exception, SystemExit) as error:
             if self.own:
                 raise own_code_raised(self.name, error) from error
             raise
+
+    def terms(self, params: dict[str, Tensor], pair: PairLogps) -> list[Tensor]:
+        """Of a sum of losses, each loss times its weight, ``[batch]`` each; see :meth:`apply`."""
+        assert isinstance(self.source, WeightedSum)
+        return self.source.terms(*self._data(pair), **{**self.hyper, **params})
+
+    def _data(self, pair: PairLogps) -> list[Tensor | None]:
+        return [
+            getattr(pair, name) if name in self.optional else take(pair, name, self.name)
+            for name in self._inputs
+        ]
 
     def save(self, folder: str | Path, card: dict) -> None:
         """Write ``objective.json``, the loss's name and hyper-parameters, and ``card.json``.
@@ -229,7 +240,8 @@ class Objective:
             if "formula" in content:
                 function = Formula(parse(content["formula"]))
             elif "sum_of" in content:
-                function = WeightedSum({part: LOSSES[part] for part in content["sum_of"]})
+                parts, rule = {p: LOSSES[p] for p in content["sum_of"]}, content.get("balance")
+                function = WeightedSum(parts) if rule is None else Balanced(parts, rule)
             elif "divergence" in content:
                 if name not in OF_THE_MARGIN:
                     raise ValueError(f"{name} has no divergence")
