@@ -28,8 +28,8 @@ class DiagnoseConfig(TestbedSettings):
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
         grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
-        baselines: contestants that are no losses, by commas: rlhf, PPO on a reward model of the same
-            pairs, tuned over four settings; with minutes of simulation for each seed; with
+        baselines: contestants that are no losses, by commas: rlhf, PPO on a reward model of the
+            same pairs, tuned over four settings, with minutes of simulation for each seed; with
             --resume, in addition to those of the run.
         rlhf_steps: steps of the environment of each training of rlhf.
         checkpoints: policies of each final training whose return is measured on the way, evenly
