@@ -15,6 +15,7 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.returns import evaluate_policies
+from torchmpo.control.rounds import Rounds
 from torchmpo.control.sample import SAMPLE_PAIRS, SAMPLE_STEPS, Sample
 from torchmpo.control.testbed import Testbed, TestbedConfig, prepare, prepare_fresh
 from torchmpo.control.tuning import Protocol, best_setting, race, suited, tune
@@ -555,3 +556,18 @@ def test_every_part_of_the_protocol_is_used(bed):
     cell = run_cell(bed, resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}], 1, protocol)
     assert [len(row) for row in cell["tuning"]] == [1, 1]
     assert [len(row) for row in cell["returns"]] == [3]
+
+
+def test_a_cell_says_what_it_has_cost(bed):
+    """Offline, the pairs and their trajectories; in rounds as many pairs of others."""
+    objective = resolve("orpo")
+    setting = {"po_coef": 0.1}
+    own = bed.dataset
+    steps = int(own.lengths[torch.cat([own.chosen, own.rejected])].sum())
+    found = judge(bed, objective, setting, [0, 1], PROTOCOL)
+    assert (found["labels"], found["environment_steps"]) == ([PAIRS] * 2, [steps] * 2)
+    several = replace(bed, config=replace(bed.config, rounds=Rounds(3)))
+    found = judge(several, objective, setting, [0, 1], PROTOCOL)
+    assert found["labels"] == [PAIRS] * 2
+    assert all(0 < steps <= 2 * PAIRS * STEPS for steps in found["environment_steps"])
+    assert found["curves"]["epoch"] == list(range(3 * EPOCHS + 1))

@@ -51,6 +51,10 @@ def protocol(run: Run) -> Markup:
     epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
+    if (rounds := config.get("rounds", 1)) > 1:
+        start += (
+            f", in {number(rounds)} rounds, all but the first on trajectories of its own policy"
+        )
     again = run.board.get("auto_reset")
     what = say(
         "{} on {} of preference data ({}{}) from {}.",
