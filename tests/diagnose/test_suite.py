@@ -248,6 +248,7 @@ def test_a_cell_is_what_its_parts_give(bed):
     cell = run_cell(bed, objective, GRID, 2, PROTOCOL)
     keys = {"loss", "task", "data", "grid", "tuning", "best", "edge"}
     keys |= {"returns", "components", "other_returns", "curves", "margins", "why"}
+    keys |= {"labels", "environment_steps"}
     assert cell.keys() == keys
     assert (cell["loss"], cell["task"], cell["data"]) == ("simpo", "tla", "base")
     assert cell["grid"] == GRID
