@@ -3,14 +3,14 @@
     python experiments/programs.py [--out experiments/results/programs] [--part KIND]
     python experiments/programs.py --report
 
-On each of three kinds of data of the three-legged ant, ``python -m torchmpo.evolve --space program``
-searches formulas of at most twelve nodes, for as many generations as take about an hour on two
-cores. Hand-made losses are tuned on the data of the search, their learning rate too, with the same
-number of trainings, shared out among them. Everyone is judged on fresh data, a set for every seed.
+On each of three kinds of data of the three-legged ant, ``torchmpo evolve --space program`` searches
+formulas of at most twelve nodes, for as many generations as take about an hour on two cores.
+Hand-made losses are tuned on the data of the search, their learning rate too, with the same number
+of trainings, shared out among them. Everyone is judged on fresh data, a set for every seed.
 
 What decides, with a score of 0 for the original agent and 1 for the target: the difference of the
 found formula to the best hand-made loss on the fresh data, paired by seed, with its 95 % interval.
-The goal is an interval above −0.02 on two of the three kinds, and above 0 on one. The best of several
+The goal is an interval above −0.02 on two of the three kinds, above 0 on one. The best of several
 rivals on the data on which it is then compared is flattered; nothing is done about that, and it is
 against the formula. One search a kind: what another would find is not known from it.
 

@@ -104,15 +104,8 @@ class Formula:
     def source(self) -> str:
         """The same loss as a file of Python that needs torch only; its function is ``loss``.
 
-        >>> print(Formula(("neg", "c")).source())
-        \"""-c\"""
-        <BLANKLINE>
-        <BLANKLINE>
-        def loss(chosen_mean_logps):
-            \"""One value per pair.\"""
-            c = chosen_mean_logps
-            return -c
-        <BLANKLINE>
+        >>> print(Formula(("neg", "c")).source().splitlines()[-1].strip())
+        return -c
         """
         body = _code(self.expression)
         lets = "".join(f"    {name} = {LEAVES[name].code}\n" for name in self.leaves)
