@@ -173,6 +173,14 @@ PARTS: dict[str, Part] = {
         0.0,
         1.0,
     ),
+    "pairs": Part(
+        "pairs:N",
+        "pairs:32",
+        "the first N pairs only: a smaller budget of labels, from the same trajectories",
+        "budget",
+        1.0,
+        whole=True,
+    ),
     "noisy": Part(
         "noisy:P", "noisy:0.3", "every label flipped with probability P", "flips", 0.0, 1.0
     ),
@@ -257,7 +265,27 @@ class Kind:
         Args:
             pool: trajectories by name, of the pool of this kind.
             config: of that pool.
+
+        Raises:
+            UserError: a budget of more labels than there are pairs.
         """
+        rest = dict(self.modifiers)
+        budget = int(rest.pop("pairs", 0))
+        found = replace(self, modifiers=tuple(rest.items()))._annotated(pool, config)
+        if not budget:
+            return found
+        if budget > len(found.chosen):
+            raise UserError(
+                f"data pairs:{budget} is a part of {len(found.chosen)} pairs: raise pairs to "
+                f"{budget} at least"
+            )
+        first = {
+            name: None if value is None or name == "rewards" else value[:budget]
+            for name, value in found._asdict().items()
+        }
+        return Pairs(**first | {"rewards": found.rewards})
+
+    def _annotated(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
         modifiers, seed = dict(self.modifiers), config.seed
         lists = self._lists(pool, config)
         if lists is not None and not modifiers:  # of a file
