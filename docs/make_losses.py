@@ -23,7 +23,7 @@ from torch import Tensor
 import torchmpo.losses
 from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import is_unpaired
+from torchmpo.objectives.inputs import DRAWN, is_unpaired
 from torchmpo.runs.files import write_atomic
 
 PAGE = Path(__file__).resolve().parent / "losses.md"
@@ -46,6 +46,9 @@ FIXED = {
     "rejected_rewards": 0.0,
     "preference_probs": 0.8,
     "gold_mean_logps": -0.5,
+    "own_logps": -14.0,
+    "ref_own_logps": -16.0,
+    "calibration_logps": -16.0,
     "chosen_step_kl": 0.05,
     "rejected_step_kl": 0.2,
     "chosen_step_weights": 0.5,
@@ -193,6 +196,8 @@ nats per step |
 | R_c, R_r | `chosen_rewards`, `rejected_rewards` | scores of a reward model or a judge |
 | s_i | `list_logps`, `ref_list_logps` | β times the log-ratio of response i of a ranked list |
 | ḡ | `gold_mean_logps` | of a third response |
+| y_i | `own_logps`, `ref_own_logps`, `calibration_logps` | responses drawn while a policy learns: \
+its own, and others |
 | h_t | `chosen_step_logps`, `ref_chosen_step_logps`, … | the log-ratio of a single step |
 | K_t | `chosen_step_kl`, … | KL(π_ref ‖ π) of a step's whole distribution |
 | p | `preference_probs` | probability that the chosen response is the better one |
@@ -445,6 +450,8 @@ def surface(
             batch[field] = mean[..., None].expand(*mean.shape, STEPS)
         for field in (f"{side}_step_kl", f"{side}_step_weights"):
             batch[field] = batch[field][..., None].expand(*batch[field].shape, STEPS)
+    for field in DRAWN:
+        batch[field] = batch[field][..., None].expand(*batch[field].shape, 2)
     for prefix, third in (("", -1.4), ("ref_", -1.0)):
         sides = [batch[f"{prefix}{side}_mean_logps"] for side in ("chosen", "rejected")]
         listed = torch.stack([*sides, torch.full_like(sides[0], third)], -1)

@@ -365,3 +365,19 @@ def choose_pairs_of(returns, kind, config):
     pool = made_up(returns, observation=nothing, action=nothing, lengths=nothing[:, 0, 0].long())
     found = choose_pairs(pool, config, kind)
     return found.chosen.tolist(), found.rejected.tolist()
+
+
+# --- fewer labels
+
+
+def test_a_budget_of_labels_is_the_first_pairs():
+    whole = pick("mixed+noisy:0.3+votes:5", gaps(40))
+    part = pick("mixed+noisy:0.3+votes:5+pairs:12", gaps(40))
+    for name in ("chosen", "rejected", "preference_probs"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[:12]), name
+    assert len(pick("pairs:40", gaps(40)).chosen) == 40
+    lists = pick("graded:0-0.4+list:3+pairs:7", torch.randn(3, 40)).lists
+    assert lists is not None
+    assert lists.shape == (7, 3)
+    with pytest.raises(UserError, match="data pairs:41 is a part of 40 pairs: raise pairs to 41"):
+        pick("base+pairs:41", gaps(40))

@@ -84,6 +84,7 @@ OWN: dict[str, dict[str, Range]] = {
     "cpo_ipo": {"beta": Range(0.03, 30.0)},
     "tdpo": {"alpha": Range(0.0, 2.0, log=False)},
     "vpo_offline": {"alpha": Range(0.01, 100.0)},
+    "vpo_online": {"alpha": Range(0.01, 100.0)},
     "modpo": {"po_coef": Range(0.1, 1.0)},
     "madpo": {
         "max_coef": Range(1.1, 8.0),
@@ -101,6 +102,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 # Of a loss in a sum of several.
 WEIGHT = Range(0.01, 10.0)
+# Of what moves the weights, see `torchmpo.objectives.balance`; kappa is of the second term.
+BALANCE = {
+    "kappa": Range(0.0, 5.0, log=False),
+    "weight_lr": Range(1e-4, 1.0),
+    "entropy_coef": Range(1e-5, 0.1),
+}
 # The factor up and down from the default of a hyper-parameter that no table knows.
 SPREAD = 100.0
 # What the step size of training is called among the settings of a loss, where it is tuned, where it
@@ -125,7 +132,7 @@ def ranges(objective: Objective) -> dict[str, Range]:
             part = ranges(Objective(loss, name=name, **own))
             found[f"{name}_weight"] = WEIGHT
             found |= {f"{name}_{key}": span for key, span in part.items()}
-        return found
+        return found | {name: BALANCE[name] for name in BALANCE if name in objective.hyper}
     own_table = OWN.get(objective.name.partition("@")[0], {})
     unit = _unit(objective)
     for name, default in objective.hyper.items():

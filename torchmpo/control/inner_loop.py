@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchmpo.control.policy import (
@@ -29,8 +29,9 @@ from torchmpo.control.policy import (
 )
 from torchmpo.control.read_pairs import by_step, pair_logps, trained_ranks
 from torchmpo.losses import sft_loss
+from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import DRAWN, PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
@@ -111,6 +112,7 @@ def train_policies(
     *,
     learning_rates: Tensor | None = None,
     on_epoch: OnEpoch | None = None,
+    reference_params: Params | None = None,
 ) -> Params:
     """Train a population of policies on preference pairs.
 
@@ -130,6 +132,7 @@ def train_policies(
         on_epoch: called for each chunk before the first epoch and after every one, with the number
             of epochs done (SFT included), the chunk's members, and their parameters ``{name: [C,
             ...]}``. Of an SFT phase that all members share, only its end is reported.
+        reference_params: ``{name: [P, ...]}``, other references than the members themselves.
 
     Returns:
         ``{name: [P, ...]}`` with dtype and device of ``init_params``.
@@ -146,14 +149,18 @@ def train_policies(
     else:
         loop = _Loop(policy, [dataset], config, like)
 
-    def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
+    def start(
+        params: Params, own: Tensor, stream: Seed, watch: Watch = None, other: Params | None = None
+    ) -> _Started:
         if config.sft_epochs:
             params = loop.train("sft", params, own, _SFT, {}, {}, stream, watch)
-        return params, loop.reference(objective, params) if objective.needs_reference else {}
+        if not objective.needs_reference:
+            return params, {}
+        return params, loop.reference(objective, params if other is None else other)
 
     # Equal members on one stream stay equal through SFT: prepare one of them for all.
     equal = all(bool((x == x[:1]).all()) for x in (*init_params.values(), rates))
-    alike = equal and isinstance(seed, int)
+    alike = equal and isinstance(seed, int) and reference_params is None
     if alike:
         first = {name: value[:1] for name, value in init_params.items()}
         params, reference = start(first, rates[:1], seed)
@@ -168,7 +175,9 @@ def train_policies(
         if isinstance(dataset, Sequence):
             loop = _Loop(policy, [dataset[i] for i in members], config, like)
         if not alike:
-            params, reference = start(_rows(init_params, members), rates[members], stream, watch)
+            other = reference_params and _rows(reference_params, members)
+            own = _rows(init_params, members), rates[members]
+            params, reference = start(*own, stream, watch, other)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
         prior = {n: v.expand(size, *v.shape[1:]) for n, v in reference.items()}
         own = _rows(objective_params, members)
@@ -320,7 +329,10 @@ class _Loop:
         pairs = self.pairs[trained_ranks(objective.inputs, len(self.pairs))]
         updates = self.count // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
-        state, update = (params, *moments), None
+        balance = _balance(objective)
+        weighing = vmap(balance.start)(params) if balance else {}
+        weighing = tree_map(Tensor.contiguous, weighing)
+        state, update = (params, *moments, weighing), None
         before = 0 if phase == "sft" else config.sft_epochs
         anchor = params if reference and config.reference_sync else None  # the reference's own
         for epoch in range(epochs):
@@ -401,6 +413,12 @@ class _Loop:
         return batch
 
 
+def _balance(objective: Objective | MirrorObjective) -> Balanced | None:
+    """What moves the weights of an objective's two terms while it trains, if anything does."""
+    source = objective.source if isinstance(objective, Objective) else None
+    return source if isinstance(source, Balanced) else None
+
+
 _PROGRAMS: dict[tuple, tuple] = {}  # the compiled updates, with what their keys identify
 
 
@@ -408,7 +426,7 @@ def _update(
     policy, objective, config: InnerConfig, shared: bool, responses: int, args: tuple
 ) -> Callable:
     """The update for arguments like ``args``, compiled if asked for, and then kept for reuse."""
-    module = _StepLogps(policy)
+    module, balance = _StepLogps(policy), _balance(objective)
 
     def loss(params, objective_params, buffers, batch, progress):
         args = (params, buffers, batch["whitened"], batch["action"])
@@ -420,13 +438,30 @@ def _update(
             log_std = params["log_std"] if "log_std" in params else buffers["log_std"]
             more["log_collision"] = gaussian_log_collision(log_std)
         pair = pair_logps(objective.inputs, module.at(*args), batch, more, responses)
+        if balance:
+            return torch.stack([t.mean() for t in objective.terms(objective_params, pair)])
         return objective.apply(objective_params, pair).mean()
 
-    def update(params, average, square, rates, objective_params, buffers, batch, clock):
+    def gradient(weighing, params, objective_params, *rest):
+        """Of one member, and what the weights of its terms are from here on."""
+        if not balance:
+            return weighing, grad(loss)(params, objective_params, *rest)
+        found = vjp(lambda params: loss(params, objective_params, *rest), params)
+        terms, pull = found[0], found[1]
+        each = torch.ones_like(terms).diag_embed()  # rows that pick one term
+        hyper = objective.hyper | objective_params
+        if not balance.of_gradients:
+            return balance.step(weighing, terms, [], hyper), pull(weighing["weights"])[0]
+        grads = [pull(row)[0] for row in each]
+        weighing = balance.step(weighing, terms, grads, hyper)
+        first, second = weighing["weights"]
+        return weighing, {n: first * g + second * grads[1][n] for n, g in grads[0].items()}
+
+    def update(params, average, square, weighing, rates, objective_params, buffers, batch, clock):
         progress, correction1, correction2 = clock.unbind()
         own = {n: None if shared and not n.startswith("reference") else 0 for n in batch}
-        grads = vmap(grad(loss), in_dims=(0, 0, None, own, None))(
-            params, objective_params, buffers, batch, progress
+        weighing, grads = vmap(gradient, in_dims=(0, 0, 0, None, own, None))(
+            weighing, params, objective_params, buffers, batch, progress
         )
         squares = torch.stack([g.square().flatten(1).sum(1) for g in grads.values()])
         norm = squares.sum(0).sqrt()
@@ -441,7 +476,7 @@ def _update(
         # members share gives the bits that it gave as one number.
         rate = rates * correction1.reciprocal()  # [C]
         step = {n: rate.view(-1, *(1,) * (p.ndim - 1)) * m[n] / scale[n] for n, p in params.items()}
-        return {name: p - step[name] for name, p in params.items()}, m, v
+        return {name: p - step[name] for name, p in params.items()}, m, v, weighing
 
     if not config.compile:
         return update
@@ -479,7 +514,7 @@ def check_inputs(objective: Objective | MirrorObjective, policy: str = "gaussian
             f"{objective.name} reads {whole[0]}, which a {policy} policy does not supply: set "
             "policy to gaussian"
         )
-    absent = ("mismatched", "_step_weights")
+    absent = ("mismatched", "_step_weights", *DRAWN)
     supplied = [n for n in PairLogps._fields if not any(word in n for word in absent)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(

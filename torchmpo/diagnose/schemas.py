@@ -21,8 +21,17 @@ class _MadeOf(TypedDict):
 
 
 _Path = TypedDict(
-    "_Path", {"epoch": list[FiniteFloat], "return": list[FiniteFloat], "kl": list[FiniteFloat]}
+    "_Path",
+    {
+        "epoch": list[FiniteFloat],
+        "return": list[FiniteFloat],
+        "kl": list[FiniteFloat],
+        "learned": NotRequired[list[FiniteFloat]],
+    },
 )
+
+
+_Count = Annotated[int, Field(ge=0)]
 
 
 class _Cell(TypedDict):
@@ -40,6 +49,9 @@ class _Cell(TypedDict):
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
     components: NotRequired[list[dict[str, FiniteFloat] | None]]
     checkpoints: NotRequired[list[_Path | None]]
+    labels: NotRequired[list[_Count | None]]
+    environment_steps: NotRequired[list[_Count | None]]
+    baseline: NotRequired[list[dict[str, FiniteFloat]]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
@@ -62,6 +74,8 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
         (len(cell.get("components", returns)) != len(returns), "components of other seeds"),
         (len(cell.get("checkpoints", returns)) != len(returns), "checkpoints of other seeds"),
+        (len(cell.get("labels", returns)) != len(returns), "labels of other seeds"),
+        (len(cell.get("environment_steps", returns)) != len(returns), "steps of other seeds"),
         (any(len({*map(len, path.values())}) > 1 for path in paths), "uneven checkpoints"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),

@@ -7,6 +7,7 @@ each trained policy is the fitness of its loss; an evolution strategy moves towa
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import fields
 
 from torchmpo.control.settings import OLDER, PROFILES
 from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
@@ -29,8 +30,15 @@ COMMAND = Command(
         "streams": "shared",
         "search_rate": False,
         "final_data_per_seed": False,
+        # Of formulas, which no older run has.
+        **{
+            field.name: field.default
+            for field in fields(EvolveConfig)
+            if field.name in ("nodes", "reads", "require") or field.name.startswith("proposer")
+        },
     },
     code=("rivals", "task"),
+    commands=("proposer",),
     headline=("task", "data"),
     profiles=PROFILES,
 )

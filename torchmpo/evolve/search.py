@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.evolve.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from torchmpo.evolve.optimizers import SearchConfig, State, optimizer_of
+from torchmpo.evolve.optimizers import Optimizer, SearchConfig, State, optimizer_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import naming, write_atomic
 
@@ -43,6 +43,7 @@ def search(
     on_generation: Callable[[dict, float], None] = lambda row, seconds: None,
     held_out: Callable[[Tensor, int], float] | None = None,
     every: int = 10,
+    optimizer: Optimizer | None = None,
 ) -> Found:
     """Search from ``centre``, or go on from the newest checkpoint in ``folder``, beyond the end of
     a shorter search, too.
@@ -60,6 +61,7 @@ def search(
         on_generation: called with each new row of the log and the seconds it took.
         held_out: a score of the centre ``[dim]`` in a generation that the search does not see; the
             log gets a column ``held_out`` for it, ``None`` where it was not asked.
+        optimizer: how it moves; by default the one that ``config`` names.
         every: generations from one ``held_out`` to the next (≥ 1); the final centre has one, too.
 
     Raises:
@@ -67,7 +69,7 @@ def search(
     """
     if every < 1:
         raise UserError(f"every must be at least 1; got {every}")
-    folder, optimizer = Path(folder), optimizer_of(config)
+    folder, optimizer = Path(folder), optimizer or optimizer_of(config)
     state, log = _newest(folder, optimizer.start(centre))
     if log and log[-1]["mean"] is None and log[-1]["generation"] < config.generations:
         log.pop()  # the end of a shorter search; the state is that before it

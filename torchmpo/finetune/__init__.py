@@ -7,9 +7,10 @@ the reference's log-probabilities. :mod:`.data` serves pairs: :mod:`.sources` re
 :mod:`.pairs` finds the pairs in them, :mod:`.mixture` puts several sources together,
 :mod:`.chat_template` turns messages into text and :mod:`.tokenize` text into tokens;
 :mod:`.inspect` shows one of them. :mod:`.answers` lets a model answer, :mod:`.samples` does so
-while it is trained, :mod:`.moving_reference` lets the reference follow, :mod:`.early_warning` warns
-when chosen answers become unlikely, and :mod:`.model_card` says what was trained. :mod:`.online`
-trains in rounds, on :mod:`.judged_pairs` of the model's own answers.
+while it is trained, :mod:`.moving_reference` lets the reference follow, :mod:`.term_weights` weighs
+the two terms of a loss, :mod:`.early_warning` warns when chosen answers become unlikely, and
+:mod:`.model_card` says what was trained. :mod:`.online` trains in rounds, on :mod:`.judged_pairs`
+of the model's own answers.
 
 Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
 :mod:`torchmpo.metrics`, :mod:`torchmpo.early_warning`, :mod:`torchmpo.winrate` and

@@ -33,6 +33,7 @@ from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
+from torchmpo.runs.threads import one_thread_if_tiny
 from torchmpo.runs.trackers import FILES, start_trackers, trackers_of
 from torchmpo.runs.yaml_text import check_yaml, parse_yaml
 
@@ -226,6 +227,10 @@ class CommandLine(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with naming(self.out):  # a full disk is told by whoever met it, often without a path
             super()._run_subcommand(subcommand)
+
+    def before_fit(self):
+        if self.trainer.strategy.root_device.type == "cpu":
+            one_thread_if_tiny(sum(p.numel() for p in self.model.policy.parameters()))
 
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:

@@ -44,8 +44,10 @@ from torchmpo.finetune.models import (
     lora_settings,
     model_digest,
 )
+from torchmpo.finetune.schedule import check_numbers, rate
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
 from torchmpo.finetune.supply import check_cache, supply
+from torchmpo.finetune.term_weights import TermWeights, term_weights
 from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
 from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
@@ -63,7 +65,6 @@ except ModuleNotFoundError as error:
 
 Batch = dict[str, Tensor]
 REFERENCES = ("adapter_off", "copy", "cache")
-SCHEDULES = ("constant", "linear", "cosine")
 # |D| that an untrained policy may show, per 100 nats of log-probability: what float32 sums lose,
 # and what bfloat16 does when a batch is padded differently than it was for a cache.
 START_TOLERANCE = 1e-4
@@ -150,12 +151,13 @@ class PreferenceModule(LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        _check_numbers(lr, warmup, schedule, weight_decay)
+        check_numbers(lr, warmup, schedule, weight_decay)
         lora = lora_settings(lora)
         self.lr, self.warmup, self.schedule, self.weight_decay = lr, warmup, schedule, weight_decay
         self.allow_coupled, self.seed = allow_coupled, seed
         # Before the model: a misspelt loss should not have to wait for 17 GB of weights.
         self.objective = _objective(loss, loss_args or {})
+        self.term_weights = term_weights(self.objective)
         self.source = model if isinstance(model, (str, Path)) else None
         if quantization is not None and lora is None:
             raise UserError("quantization is of frozen weights: set lora, and train adapters")
@@ -290,6 +292,8 @@ class PreferenceModule(LightningModule):
         try:
             # Autocast would round the matrix products of a loss that has any.
             with torch.autocast(self.device.type, enabled=False):
+                if self.term_weights is not None:
+                    return self.term_weights.losses(PairLogps(**asked), self)
                 return self.objective(PairLogps(**asked))
         except ValueError as error:
             absent = sorted(name for name, value in asked.items() if value is None)
@@ -359,6 +363,10 @@ class PreferenceModule(LightningModule):
             + (f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet")
             + "; a smaller lr or gradient_clip_val may help"
         )
+
+    def configure_callbacks(self) -> list[TermWeights]:
+        """What moves the weights of a loss's terms, where it has such."""
+        return [] if self.term_weights is None else [self.term_weights]
 
     def setup(self, stage: str) -> None:
         """Refuse a strategy that cannot be followed."""
@@ -475,13 +483,7 @@ class PreferenceModule(LightningModule):
 
     def _rate(self, step: int, total: int) -> float:
         """Factor of the learning rate in the step after ``step`` steps."""
-        warm = round(self.warmup * total)
-        if step < warm:
-            return (step + 1) / warm
-        if self.schedule == "constant":
-            return 1.0
-        left = max(0.0, (total - step) / max(1, total - warm))
-        return left if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+        return rate(step, total, self.warmup, self.schedule)
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -583,17 +585,3 @@ def _objective(loss: Any, loss_args: dict[str, Any]) -> Objective | MirrorObject
     if isinstance(objective, MirrorObjective):
         objective = copy.deepcopy(objective).requires_grad_(False)
     return objective
-
-
-MOST_RATE = 1e6  # beyond any use; AdamW's own arithmetic overflows at some point
-
-
-def _check_numbers(lr: float, warmup: float, schedule: str, weight_decay: float) -> None:
-    if not 0 < lr <= MOST_RATE:
-        raise UserError(f"lr must be positive, and at most {MOST_RATE:g}; got {lr}")
-    if not 0 <= warmup < 1:
-        raise UserError(f"warmup is a share of all steps, in [0, 1); got {warmup}")
-    if schedule not in SCHEDULES:
-        raise UserError(f"unknown schedule {schedule!r}: {nearest(schedule, SCHEDULES)}")
-    if not 0 <= weight_decay < math.inf:
-        raise UserError(f"weight_decay must be zero or positive; got {weight_decay}")

@@ -72,6 +72,14 @@ class WeightedSum:
         Raises:
             ValueError: as a part does, or a weight is not finite.
         """
+        return functools.reduce(torch.add, self.terms(*data, **hyper))
+
+    def terms(self, *data: Tensor | None, **hyper: Any) -> list[Tensor]:
+        """Each loss times its weight, ``[batch]`` each; see the call.
+
+        Raises:
+            ValueError: as a part does, or a weight is not finite.
+        """
         hyper = self.defaults | hyper
         fields = dict(zip(self.inputs, (*data, *[None] * (len(self.inputs) - len(data)))))
         terms = []
@@ -80,4 +88,4 @@ class WeightedSum:
             check_finite(**{f"{name}_weight": weight})
             own = [fields[field] for field in self._own[name][0]]
             terms.append(weight * loss(*own, **self.own_hyper(name, hyper)))
-        return functools.reduce(torch.add, terms)
+        return terms

@@ -15,6 +15,8 @@ from torchmpo.losses import COUPLED, LOSSES
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.likelihood_weight import LikelihoodWeighted
 from torchmpo.losses.weighted_sum import WeightedSum
+from torchmpo.objectives.balance import Balanced
+from torchmpo.objectives.formulas import Formula, parse, text
 from torchmpo.objectives.inputs import PairLogps, is_unpaired, made_up, take
 from torchmpo.objectives.soundness import card_text, check_finite, check_hyper, read_card
 from torchmpo.runs.errors import one_line
@@ -40,9 +42,13 @@ def _made_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 def _form(function: Callable[..., Any]) -> dict[str, Any] | None:
     """How a file says which function it is; None if a file cannot."""
+    if isinstance(function, Formula):
+        return {"formula": text(function.expression)}
     names = [next((n for n, f in LOSSES.items() if f is loss), None) for loss in _made_of(function)]
     if None in names:
         return None
+    if isinstance(function, Balanced):
+        return {"sum_of": names, "balance": function.rule}
     if isinstance(function, WeightedSum):
         return {"sum_of": names}
     if isinstance(function, LikelihoodWeighted):
@@ -173,16 +179,24 @@ class Objective:
             ValueError: a field the loss needs is ``None``.
             OwnCodeRaised: it is the user's own, and raised something.
         """
-        data = [
-            getattr(pair, name) if name in self.optional else take(pair, name, self.name)
-            for name in self._inputs
-        ]
+        data = self._data(pair)
         try:
             return self.function(*data, **{**self.hyper, **params})
         except (Exception, SystemExit) as error:
             if self.own:
                 raise own_code_raised(self.name, error) from error
             raise
+
+    def terms(self, params: dict[str, Tensor], pair: PairLogps) -> list[Tensor]:
+        """Of a sum of losses, each loss times its weight, ``[batch]`` each; see :meth:`apply`."""
+        assert isinstance(self.source, WeightedSum)
+        return self.source.terms(*self._data(pair), **{**self.hyper, **params})
+
+    def _data(self, pair: PairLogps) -> list[Tensor | None]:
+        return [
+            getattr(pair, name) if name in self.optional else take(pair, name, self.name)
+            for name in self._inputs
+        ]
 
     def save(self, folder: str | Path, card: dict) -> None:
         """Write ``objective.json``, the loss's name and hyper-parameters, and ``card.json``.
@@ -192,8 +206,8 @@ class Objective:
             card: how the objective was found and what it scores; anything JSON can hold.
 
         Raises:
-            ValueError: the function is none of ``LOSSES`` itself, nor one made of them: a
-                file can hold no other; or the card is no dictionary that JSON can hold.
+            ValueError: the function is none of ``LOSSES`` itself, nor one made of them, nor a
+                formula: a file can hold no other; or the card is no dictionary that JSON can hold.
         """
         form = _form(self.function)
         if form is None:
@@ -223,8 +237,11 @@ class Objective:
         try:
             content = parse_json((folder / "objective.json").read_bytes())
             name, hyper = content["loss"], content["hyper"]
-            if "sum_of" in content:
-                function = WeightedSum({part: LOSSES[part] for part in content["sum_of"]})
+            if "formula" in content:
+                function = Formula(parse(content["formula"]))
+            elif "sum_of" in content:
+                parts, rule = {p: LOSSES[p] for p in content["sum_of"]}, content.get("balance")
+                function = WeightedSum(parts) if rule is None else Balanced(parts, rule)
             elif "divergence" in content:
                 if name not in OF_THE_MARGIN:
                     raise ValueError(f"{name} has no divergence")
@@ -246,4 +263,6 @@ class Objective:
         return objective
 
     def __repr__(self) -> str:
+        if isinstance(self.function, Formula):
+            return f"Objective({self.function!r})"
         return f"Objective({', '.join([self.name, *(f'{k}={v}' for k, v in self.hyper.items())])})"

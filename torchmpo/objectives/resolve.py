@@ -111,9 +111,10 @@ def resolve(
     Args:
         loss: a name in ``torchmpo.losses.LOSSES`` or in :func:`discovered`,
             another tool's name for one, as in ``"trl:sigmoid_norm"``, with that tool's defaults,
-            a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``, a loss of a margin in another
-            f-divergence, as in ``"hinge_dpo@js"``, a loss of pairs weighed by their likelihood,
-            as in ``"simpo@wpo"``,
+            a sum of losses, as in ``"0.8*dpo+0.2*bco_pair+sft"``, one whose weights follow from
+            training, as in ``"dpo+sft@dual"``, a loss of a margin in another f-divergence,
+            as in ``"hinge_dpo@js"``, a loss of pairs weighed by their likelihood, as in
+            ``"simpo@wpo"``,
             ``"package.module:function"`` for one's own, the folder of a saved objective, a
             function, or an objective.
         **hyper: hyper-parameters of the loss; a saved or bound objective takes none.
@@ -146,15 +147,17 @@ def resolve(
         if colon and tool in LOSSES_OF and not path.exists():
             name, defaults = known_to(tool, theirs)
             return resolve(name, **{**defaults, **hyper})
-        base, at, divergence = text.partition("@")
-        if at and base in LOSSES and divergence == "wpo" and not path.exists():
+        base, at, modifier = text.partition("@")
+        if at and base in LOSSES and modifier == "wpo" and not path.exists():
             if base in NOT_BY_PAIR:
                 raise ValueError(f"{base} has no value of each pair that wpo could weigh")
             return Objective(LikelihoodWeighted(LOSSES[base]), name=text, **hyper)
         if at and base in LOSSES and not path.exists():
             if base not in OF_THE_MARGIN:
                 raise ValueError(f"{base} is no loss of a margin, so it takes no divergence")
-            return Objective(InDivergence(LOSSES[base], divergence), name=text, **hyper)
+            return Objective(InDivergence(LOSSES[base], modifier), name=text, **hyper)
+        if at and is_sum(base) and not path.exists():
+            return weighted_sum(parse(base), modifier, **hyper)
         if is_sum(text) and not path.exists():
             return weighted_sum(parse(text), **hyper)
         if text in discovered():

@@ -6,21 +6,28 @@ from typing import Any
 
 from torchmpo.losses import LOSSES
 from torchmpo.losses.weighted_sum import WeightedSum
+from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
 from torchmpo.runs.errors import nearest
 
 TERM = re.compile(r"(?:(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\*)?([a-z]\w*)")
 
 
-def weighted_sum(weights: Mapping[str, float], **hyper: Any) -> Objective:
+def weighted_sum(
+    weights: Mapping[str, float], balance: str | None = None, **hyper: Any
+) -> Objective:
     """Σ_k w_k·loss_k, which can be saved, tuned, searched and trained with like any loss.
 
     Args:
         weights: by the names of losses in ``torchmpo.losses.LOSSES``.
-        **hyper: the losses' own hyper-parameters, with the loss's name before them: ``dpo_beta``.
+        balance: the rule by which training moves the weights, see
+            :mod:`torchmpo.objectives.balance`; by default they stay as they are.
+        **hyper: the losses' own hyper-parameters, with the loss's name before them: ``dpo_beta``;
+            and those of the rule.
 
     Raises:
-        ValueError: no losses, an unknown one, or a hyper-parameter that its loss refuses.
+        ValueError: no losses, an unknown one, an unknown rule, or a hyper-parameter that is
+            refused.
 
     >>> weighted_sum({"dpo": 0.8, "sft": 1.0}, dpo_beta=0.2).hyper["dpo_beta"]
     0.2
@@ -30,8 +37,10 @@ def weighted_sum(weights: Mapping[str, float], **hyper: Any) -> Objective:
     for name in weights:
         if name not in LOSSES:
             raise ValueError(f"unknown loss {name!r} in a sum: {nearest(name, LOSSES)}")
-    function = WeightedSum({name: LOSSES[name] for name in weights})
+    losses = {name: LOSSES[name] for name in weights}
+    function = WeightedSum(losses) if balance is None else Balanced(losses, balance)
     name = "+".join(f"{weight:g}*{name}" for name, weight in weights.items())
+    name += "" if balance is None else f"@{balance}"
     own = {f"{name}_weight": float(weight) for name, weight in weights.items()}
     return Objective(function, name=name, **{**own, **hyper})
 

@@ -62,6 +62,8 @@ def full_table(run: Run) -> Markup:
     other = "mean-action" if run.config.get("sample") else "sampled"
     twice = any(cell.get("other_returns") for cell in run.cells.values())
     head += [*[f"#{other} return"] * twice, "best setting", "#trials", "#seeds", "#diverged"]
+    costs = run.config.get("rounds", 1) > 1
+    head += ["#labels", "#environment steps"] * costs
     lines = []
     for kind in run.kinds:
         for row in run.on(kind):
@@ -84,6 +86,7 @@ def full_table(run: Run) -> Markup:
                 Cell(chosen, setting(row["best"]), "text"),
                 *(amount(row[k]) for k in ("trials", "seeds")),
                 Cell(number(row["diverged"]), row["diverged"], f"number{lost}"),
+                *[amount(row.get(k)) for k in ("labels", "environment_steps") if costs],
             ]
             lines.append(columns)
     return table(head, lines, "Every loss on every kind of data")
