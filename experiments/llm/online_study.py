@@ -336,7 +336,9 @@ def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, On
         new_tokens=settings.new_tokens,
     )
     world = World(of_world, out, lm, judges, parts["prompts"], vader=False)
-    about = {"settings": asdict(settings), "arms": ARMS, "lm": _json(lm / "card.json")}
+    card = _json(lm / "card.json")
+    del card["seconds"]  # which it took to make it here
+    about = {"settings": asdict(settings), "arms": ARMS, "lm": card}
     (out / "pieces").mkdir(parents=True, exist_ok=True)
     path, text = out / "study.json", json.dumps(about, indent=1) + "\n"
     if path.exists() and path.read_text("utf-8") != text:
