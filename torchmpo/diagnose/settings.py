@@ -28,8 +28,8 @@ class DiagnoseConfig(TestbedSettings):
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
         grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
-        baselines: contestants that are no losses, by commas: rlhf, PPO on a reward model of the same
-            pairs, tuned over four settings; with minutes of simulation for each seed; with
+        baselines: contestants that are no losses, by commas: rlhf, PPO on a reward model of the
+            same pairs, tuned over four settings, with minutes of simulation for each seed; with
             --resume, in addition to those of the run.
         rlhf_steps: steps of the environment of each training of rlhf.
         checkpoints: policies of each final training whose return is measured on the way, evenly
@@ -68,6 +68,7 @@ PRESETS: dict[str, dict] = {
         "tuning_seeds": 1,
         "tuning_episodes": 2,
         "episodes": 2,
+        "rlhf_steps": 2048,
         **SMALLEST,
     },
     # arXiv 2411.06568, section 4.1; its Table 2, and CoLPO.

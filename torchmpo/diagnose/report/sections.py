@@ -222,6 +222,19 @@ def margins(run: Run) -> Section:
     return Section("Margins", note, parts)
 
 
+def baselines(run: Run) -> Section:
+    """What was compared with the losses and is none."""
+    note = (
+        "rlhf trains a reward model on the pairs that losses are given (Bradley–Terry over sums of "
+        "learned rewards per step), and then a policy on that by PPO, with KL to the start. Losses "
+        "need no steps of the environment to train; it does. Held-out accuracy: the share of pairs "
+        "that the reward model has not seen and ranks as their labels do. Its true return on the "
+        "way, against KL, is under Over-optimisation."
+    )
+    found = tables.baselines(run)
+    return Section("Baselines", note, [found] if found else [])
+
+
 def tuning(run: Run) -> Section:
     """What was tried, and what of it was best."""
     note = "The search that came before the fresh seeds."
@@ -276,6 +289,7 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     training,
     margins,
     overoptimisation,
+    baselines,
     effects,
     scaling,
     tuning,
