@@ -56,8 +56,8 @@ def test_a_seed_added_later_is_that_of_a_longer_run_and_the_same_again(bed, cell
     both = baselines.run_baseline(bed, 2, PROTOCOL, PPO, done=one, reward=REWARD)
     assert both["tuning"] == cell["tuning"]
     for name in ("returns", "margins"):
-        close = {"atol": 1e-2, "rtol": 0.0}
-        torch.testing.assert_close(torch.tensor(both[name]), torch.tensor(cell[name]), **close)
+        one, other = torch.tensor(both[name]), torch.tensor(cell[name])
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=0.0)
     assert both["baseline"] == cell["baseline"]
 
 

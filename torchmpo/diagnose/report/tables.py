@@ -22,6 +22,7 @@ from torchmpo.diagnose.report.html import (
     table,
 )
 from torchmpo.diagnose.report.words import listed, setting
+from torchmpo.diagnose.win_rates import Tournament
 from torchmpo.statistics import shown
 
 
@@ -180,6 +181,17 @@ def rankings(run: Run, kind: str) -> Markup:
     if not lines:
         return Markup()
     return table(["loss", *(title for title, _ in titles.values())], lines, "How pairs were ranked")
+
+
+def win_rates(found: Tournament) -> Markup:
+    """Everybody against everybody, and the weights with which nobody wins."""
+    names, weights = found.losses, found.mixture.tolist()
+    lines = [
+        [_loss(name), *map(_share, row), amount(gap, 2), _share(weight)]
+        for name, row, gap, weight in zip(names, found.rates.tolist(), found.gaps, weights)
+    ]
+    head = ["loss", *(f"#against {name}" for name in names), "#gap", "#Nash weight"]
+    return table(head, lines, "Win rates of rows against columns, means over seeds")
 
 
 def baselines(run: Run) -> Markup:
