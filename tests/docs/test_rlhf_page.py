@@ -12,4 +12,4 @@ def test_the_python_of_the_page(capsys):
     for block in blocks:
         exec(compile(block, "rlhf.md", "exec"), {})
         printed.append(capsys.readouterr().out.split())
-    assert printed == [["tensor(True)"], ["0.40", "0.00"]]
+    assert printed == [["2", "0"], ["0.4", "0.0"]]
