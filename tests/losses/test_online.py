@@ -31,13 +31,14 @@ def test_the_surrogates_gradient_is_the_gradient_of_the_kl_over_all_draws(count)
 
 
 def test_hypo_is_dpo_and_lambda_times_the_surrogate_and_dpo_at_the_start():
-    data = make_inputs("hypo")
-    pair, (own, ref) = list(data.values())[:4], list(data.values())[4:]
-    loss = L.hypo_loss(*pair, own, ref, beta=0.3, kl_coef=0.5)
-    expected = L.dpo_loss(*pair, beta=0.3) + 0.5 * kl_surrogate(own, ref)
+    c, r, rc, rr, own, ref = make_inputs("hypo").values()
+    loss = L.hypo_loss(c, r, rc, rr, own, ref, beta=0.3, kl_coef=0.5)
+    expected = L.dpo_loss(c, r, rc, rr, beta=0.3) + 0.5 * kl_surrogate(own, ref)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(L.hypo_loss(*pair, own, own), L.dpo_loss(*pair))
-    torch.testing.assert_close(L.hypo_loss(*pair, own, ref, kl_coef=0.0), L.dpo_loss(*pair))
+    torch.testing.assert_close(L.hypo_loss(c, r, rc, rr, own, own), L.dpo_loss(c, r, rc, rr))
+    torch.testing.assert_close(
+        L.hypo_loss(c, r, rc, rr, own, ref, kl_coef=0.0), L.dpo_loss(c, r, rc, rr)
+    )
 
 
 def test_vpo_online_has_the_other_sign_than_offline():

@@ -57,6 +57,16 @@ class PPOConfig:
     warm_up: float = 0.05
     looks: int = 8
 
+    @staticmethod
+    def of(steps: int) -> "PPOConfig":
+        """Of so many steps in at least eight batches: few robots where there are few steps.
+
+        >>> PPOConfig.of(2048).num_envs, PPOConfig.of(1_000_000).num_envs
+        (8, 256)
+        """
+        horizon = PPOConfig.horizon
+        return PPOConfig(steps, num_envs=max(1, min(PPOConfig.num_envs, steps // (8 * horizon))))
+
 
 @dataclass(frozen=True)
 class Optimised:

@@ -22,6 +22,7 @@ from torchmpo.control.tuning import Protocol, best_setting
 from torchmpo.diagnose.behaviour import Visited, behaviour
 from torchmpo.diagnose.checkpoints import measure
 from torchmpo.diagnose.leaderboard import plain
+from torchmpo.diagnose.win_rates import judged_returns
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.seeding import derive_seed
 
@@ -82,7 +83,7 @@ def run_baseline(
         best = cell["grid"][cell["best"]]
         new = _judge(testbed, best, missing, protocol, ppo, reward, own, datasets is not None)
         for name, values in new.items():
-            cell[name] = cell[name] + values
+            cell[name] = cell.get(name, []) + values
     cell = plain(cell)
     for name in ("returns", "other_returns", "margins"):
         cell[name] = [None if not row or None in row else row for row in cell[name]]
@@ -137,7 +138,8 @@ def _judge(
         for i, place in enumerate(runs[0].steps)
     }
     paths = measure(testbed, kept, few, states)
-    return {
+    order = [judged_returns(testbed.config.data, data) for data in datasets]
+    return ({} if order[0] is None else {"judged_returns": order}) | {
         "returns": returns.tolist(),
         "other_returns": other.tolist(),
         "components": parts.means(returns),

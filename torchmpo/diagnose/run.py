@@ -195,7 +195,7 @@ def _cell(
 ) -> dict:
     seeds = setup.config.seeds
     if loss in setup.baselines:
-        ppo = PPOConfig(steps=setup.config.rlhf_steps)
+        ppo = PPOConfig.of(setup.config.rlhf_steps)
         return run_baseline(testbed, seeds, setup.protocol, ppo, done, datasets)
     objective = setup.objectives[loss]
     rest = setup.protocol, done, datasets, setup.config.checkpoints
@@ -232,6 +232,8 @@ def _summary(cell: dict, agents: dict) -> str:
     low, high = (st.mean(agents[role]) for role in ("original", "target"))
     score = f" score {(mean - low) / (high - low):6.2f}" if low < high else ""
     note = f", {diverged} diverged" if diverged else ""
+    if about := cell.get("baseline"):
+        note += f", held-out accuracy {st.mean(s['held_out_accuracy'] for s in about):.2f}"
     return f"return {mean:7.0f}{error}{score}{note}"
 
 

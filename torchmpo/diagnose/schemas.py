@@ -51,6 +51,7 @@ class _Cell(TypedDict):
     checkpoints: NotRequired[list[_Path | None]]
     labels: NotRequired[list[_Count | None]]
     environment_steps: NotRequired[list[_Count | None]]
+    judged_returns: NotRequired[list[Row | None]]
     baseline: NotRequired[list[dict[str, FiniteFloat]]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
@@ -69,6 +70,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (best < 0 and returns, "returns of no setting"),
         (best > 0 and not tuning, "the best of settings that were not tried"),
         (len({frozenset(setting) for setting in grid}) > 1, "settings of different numbers"),
+        (len(cell.get("judged_returns", returns)) != len(returns), "judged returns of other seeds"),
         (len({len(row) for row in returns if row}) > 1, "seeds differ in episodes"),
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),

@@ -68,6 +68,7 @@ PRESETS: dict[str, dict] = {
         "tuning_seeds": 1,
         "tuning_episodes": 2,
         "episodes": 2,
+        "rlhf_steps": 2048,
         **SMALLEST,
     },
     # arXiv 2411.06568, section 4.1; its Table 2, and CoLPO.

@@ -35,6 +35,7 @@ from torchmpo.diagnose.behaviour import Visited, behaviour
 from torchmpo.diagnose.checkpoints import chosen_epochs, measure
 from torchmpo.diagnose.leaderboard import plain
 from torchmpo.diagnose.rankings import rankings
+from torchmpo.diagnose.win_rates import judged_returns
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -68,6 +69,8 @@ def judge(
         :class:`torchmpo.control.components.EpisodeComponents`.
         ``labels`` and ``environment_steps``, per seed the pairs that were compared and the length
         of their trajectories.
+        ``judged_returns``, where preferences go in a circle, see
+        :func:`torchmpo.diagnose.win_rates.judged_returns`.
         ``checkpoints``, if asked for, a dictionary per seed, see
         :func:`torchmpo.diagnose.checkpoints.measure`; a quarter of the episodes.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
@@ -154,7 +157,12 @@ def judge(
         logps[:, first:],
     )
     why = [own and own | other for own, other in zip(why, more, strict=True)]
-    path = {"checkpoints": measure(testbed, kept, few, states)} if checkpoints else {}
+    path: dict[str, Any] = {}
+    if checkpoints:
+        path["checkpoints"] = measure(testbed, kept, few, states)
+    order = [judged_returns(testbed.config.data, data) for data in all_data]
+    if order[0] is not None:
+        path["judged_returns"] = order * (len(seeds) if datasets is None else 1)
     return path | {
         "why": why,
         "returns": returns.tolist(),
@@ -251,6 +259,7 @@ def run_cell(
         }
         kinds = ["why", "components", "other_returns", "labels", "environment_steps"]
         kinds += ["checkpoints"] if checkpoints else []
+        kinds += ["judged_returns"] if "judged_returns" in new else []
         for name in kinds:
             cell[name] = cell.get(name, unknown) + new[name]
         cell["returns"] = cell["returns"] + new["returns"]
