@@ -324,6 +324,7 @@ def test_smoke_run_on_two_actors_gives_the_same_bytes(tmp_path):
     """Real data, training and simulation, in this process and in Ray actors (in a process of its
     own, which Ray may fill with threads and files as it likes)."""
     flags = ["--preset", "smoke", "--pairs", "2", "--episode_steps", "10", "--chunk_size", "3"]
+    flags += ["--data", "noisy:0.3,mixed", "--curriculum", "regret"]
     for actors in ("0", "2"):
         where = ["--num_actors", actors, "--num_threads", "1", "--out", actors]
         command = [sys.executable, "-m", "torchmpo.evolve", *flags, *where]

@@ -29,8 +29,10 @@ COMMAND = Command(
         "streams": "shared",
         "search_rate": False,
         "final_data_per_seed": False,
+        "curriculum": "off",
+        "antagonist": "slic_hf",
     },
-    code=("rivals", "task"),
+    code=("rivals", "antagonist", "task"),
     headline=("task", "data"),
     profiles=PROFILES,
 )

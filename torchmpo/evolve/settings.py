@@ -13,6 +13,9 @@ class EvolveConfig(TestbedSettings):
         data: kinds of preference data, by commas, as in noisy:0.3,graded:0-0.4+votes:5; all of
             them: python -m torchmpo.diagnose --data list.
         combine: mean or worst: what counts of the returns on several kinds of data.
+        curriculum: off: every generation trains on all kinds of data. regret: on one, drawn by how
+            far the search is behind the antagonist there.
+        antagonist: the hand-made loss of a curriculum, tuned on each kind like a rival.
         space: network (mirror losses of learned functions), closed_form (the eight numbers of
             closed_form_loss) or hyper (the hyper-parameters of the loss that warm_start names).
         warm_start: where the search begins: a loss in the space, or the folder of a saved
@@ -53,6 +56,8 @@ class EvolveConfig(TestbedSettings):
 
     data: str = "noisy:0.3"
     combine: str = "mean"
+    curriculum: str = "off"
+    antagonist: str = "slic_hf"
     space: str = "network"
     warm_start: str | None = None
     steps: str = "one"
