@@ -101,7 +101,7 @@ def one_line_error(capsys, argv):
         ("--rivals ,", "rivals is empty: name at least one"),
         ("--streams own", "streams must be pairs or shared; got 'own'"),
         ("--combine max", "combine must be mean or worst; got 'max'"),
-        ("--optimizer adam", "optimizer must be es or cmaes; got 'adam'"),
+        ("--optimizer adam", "optimizer must be es, cmaes or snes; got 'adam'"),
         ("--space networks", "'networks'"),
         ("--space hyper", "start"),
         ("--warm_start simpo", "a one-step network holds orpo, sft, cpo"),

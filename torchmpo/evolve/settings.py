@@ -26,7 +26,7 @@ class EvolveConfig(TestbedSettings):
             learning_rate, or at the tuned one.
         learn: functions of the network, among psi (one step only), phi_inv and g; null for all.
         temporal: let the network depend on the progress of training.
-        optimizer: es (OpenAI-ES) or cmaes (for spaces of few dimensions).
+        optimizer: es (OpenAI-ES), cmaes (for spaces of few dimensions) or snes.
         population: losses per generation, an even number.
         generations: updates of the search; --resume may raise their number.
         episodes: per trained policy.
