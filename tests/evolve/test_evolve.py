@@ -101,7 +101,7 @@ def one_line_error(capsys, argv):
         ("--rivals ,", "rivals is empty: name at least one"),
         ("--streams own", "streams must be pairs or shared; got 'own'"),
         ("--combine max", "combine must be mean or worst; got 'max'"),
-        ("--optimizer adam", "optimizer must be es or cmaes; got 'adam'"),
+        ("--optimizer adam", "optimizer must be es, cmaes or snes; got 'adam'"),
         ("--space networks", "'networks'"),
         ("--space hyper", "start"),
         ("--warm_start simpo", "a one-step network holds orpo, sft, cpo"),
@@ -324,7 +324,7 @@ def test_smoke_run_on_two_actors_gives_the_same_bytes(tmp_path):
     """Real data, training in two rounds and simulation, in this process and in Ray actors (in a
     process of its own, which Ray may fill with threads and files as it likes)."""
     flags = ["--preset", "smoke", "--pairs", "4", "--episode_steps", "10", "--chunk_size", "3"]
-    flags += ["--rounds", "2"]
+    flags += ["--rounds", "2", "--data", "noisy:0.3,mixed", "--curriculum", "regret"]
     for actors in ("0", "2"):
         where = ["--num_actors", actors, "--num_threads", "1", "--out", actors]
         command = [sys.executable, "-m", "torchmpo.evolve", *flags, *where]

@@ -279,11 +279,12 @@ class Kind:
                 f"data pairs:{budget} is a part of {len(found.chosen)} pairs: raise pairs to "
                 f"{budget} at least"
             )
-        first = {
-            name: None if value is None or name == "rewards" else value[:budget]
-            for name, value in found._asdict().items()
-        }
-        return Pairs(**first | {"rewards": found.rewards})
+        probs, lists = (
+            None if value is None else value[:budget]
+            for value in (found.preference_probs, found.lists)
+        )
+        ends = found.chosen[:budget], found.rejected[:budget]
+        return Pairs(*ends, probs, found.rewards, lists)
 
     def _annotated(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
         modifiers, seed = dict(self.modifiers), config.seed

@@ -197,8 +197,8 @@ def own_pairs(
         a data set per member.
     """
     kind = parse_kind(bed.config.data)
-    judged = Kind("base", (), kind.modifiers)
-    modifiers = dict(kind.modifiers)
+    modifiers = {name: value for name, value in kind.modifiers if name != "pairs"}
+    judged = Kind("base", (), tuple(modifiers.items()))
     per_start = int(modifiers.get("best_of", modifiers.get("list", 2)))
     found = []
     rows = own_rows(bed, params, pairs, per_start, seed)

@@ -30,6 +30,8 @@ COMMAND = Command(
         "streams": "shared",
         "search_rate": False,
         "final_data_per_seed": False,
+        "curriculum": "off",
+        "antagonist": "slic_hf",
         # Of formulas, which no older run has.
         **{
             field.name: field.default
@@ -37,7 +39,7 @@ COMMAND = Command(
             if field.name in ("nodes", "reads", "require") or field.name.startswith("proposer")
         },
     },
-    code=("rivals", "task"),
+    code=("rivals", "antagonist", "task"),
     commands=("proposer",),
     headline=("task", "data"),
     profiles=PROFILES,

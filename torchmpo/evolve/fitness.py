@@ -1,7 +1,7 @@
 """What a vector is worth: the returns of policies trained under the objective it stands for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -96,6 +96,10 @@ class ObjectiveFitness:
             return derive_seed(self.seed, what, generation)
         return [derive_seed(self.seed, what, generation, stream) for stream in streams]
 
+    def on(self, kind: int) -> "ObjectiveFitness":
+        """The same on one kind of data, by number; −1: on all."""
+        return self if kind < 0 else replace(self, testbeds=[self.testbeds[kind]])
+
     def share(self, put: Callable[[Mapping[str, Tensor]], Read]) -> "FitnessElsewhere":
         """The same fitness for other processes.
 
@@ -139,3 +143,32 @@ class FitnessElsewhere:
     ) -> Tensor:
         """As :class:`ObjectiveFitness`; the first call prepares the testbeds."""
         return self._fitness(vectors, generation, streams)
+
+    def on(self, kind: int) -> ObjectiveFitness:
+        """See :meth:`ObjectiveFitness.on`."""
+        return self._fitness.on(kind)
+
+
+@dataclass(frozen=True)
+class OneOfKinds:
+    """Fitness on the one kind of data whose number is the last of a vector; −1 is all of them.
+
+    So the kind travels with the work, and an actor has nothing else to be told.
+
+    Args:
+        fitness: on all kinds.
+    """
+
+    fitness: ObjectiveFitness | FitnessElsewhere
+
+    def __call__(
+        self, vectors: Tensor, generation: int, streams: Sequence[int] | None = None
+    ) -> Tensor:
+        """``[chunk, dim + 1] → [chunk]``."""
+        own = self.fitness.on(int(vectors[0, -1]))
+        return own(vectors[:, :-1].contiguous(), generation, streams)
+
+    def share(self, put: Callable[[Mapping[str, Tensor]], Read]) -> "OneOfKinds":
+        """The same for other processes."""
+        assert isinstance(self.fitness, ObjectiveFitness)
+        return OneOfKinds(self.fitness.share(put))

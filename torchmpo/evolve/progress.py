@@ -28,7 +28,8 @@ class Progress:
 
     def __call__(self, row: dict, seconds: float) -> None:
         generation = row["generation"]
-        numbers = {k: v for k, v in row.items() if k != "generation" and v is not None}
+        words = ("generation", "regime")  # which are no numbers to draw
+        numbers = {k: v for k, v in row.items() if k not in words and v is not None}
         for logger in self.loggers:
             logger.log_metrics(numbers | {"seconds": seconds}, generation)
         if row["mean"] is None:
@@ -39,12 +40,18 @@ class Progress:
             line = (
                 f"generation {generation + 1:>3}/{self.generations}  centre {row['centre']:8.1f}  "
                 f"mean {row['mean']:8.1f}  best {row['best']:8.1f}  σ {row['sigma']:.4f}  "
-                f"failed {row['nan']}{_held_out(row)}  {seconds:.1f} s  ETA {duration(left)}"
+                f"failed {row['nan']}{_held_out(row)}{_regime(row)}  {seconds:.1f} s  "
+                f"ETA {duration(left)}"
             )
         self.bar.initial = self.bar.n = generation  # after a resume, too
         self.bar.update()
         self.bar.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+
+def _regime(row: dict) -> str:
+    kind = row.get("regime")
+    return "" if kind is None else f"  on {kind}"
 
 
 def _held_out(row: dict) -> str:

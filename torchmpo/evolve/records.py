@@ -1,7 +1,7 @@
 """What the JSON files of a search hold, and what in it is not of this package."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -23,6 +23,11 @@ class _Tuned(TypedDict):
     setting: dict[str, FiniteFloat]
     score_in_tuning: FiniteFloat | None
     trials: Annotated[int, Field(ge=0)]
+
+
+class _Against(TypedDict):
+    setting: dict[str, FiniteFloat]
+    mean_return: FiniteFloat
 
 
 class _LearningRate(TypedDict):
@@ -88,6 +93,20 @@ def read_learning_rate(path: Path) -> float:
     return read_json(path, _LearningRate)[RATE]
 
 
+def read_antagonist(path: Path, kinds: Sequence[str]) -> dict[str, float]:
+    """``antagonist.json``: the mean return of the tuned antagonist, on some of the kinds of data.
+
+    Raises:
+        UserError: it is damaged, or of other kinds.
+    """
+    if not path.exists():
+        return {}
+    known = read_json(path, dict[str, _Against])
+    if other := sorted(known.keys() - set(kinds)):
+        raise UserError(f"{path} is of {other[0]}, too: delete it and --resume")
+    return {kind: known[kind]["mean_return"] for kind in known}
+
+
 def check_records(setup: Setup, out: Path) -> None:
     """Refuse files in the folder of a run that it could not go on with, before it does.
 
@@ -99,6 +118,8 @@ def check_records(setup: Setup, out: Path) -> None:
         read_comparison(path, setup.config.final_seeds)
     if (path := out / "learning_rate.json").exists():
         read_learning_rate(path)
+    if setup.antagonist is not None:
+        read_antagonist(out / "antagonist.json", [bed.data for bed in setup.testbeds])
 
 
 def fingerprints(setup: Setup) -> dict[str, str | None]:
@@ -108,6 +129,8 @@ def fingerprints(setup: Setup) -> dict[str, str | None]:
     files of data, and of a task and agents of one's own.
     """
     named: dict[str, Any] = dict(setup.rivals)
+    if setup.antagonist is not None:
+        named[setup.config.antagonist] = setup.antagonist
     if setup.config.warm_start is not None:
         named[setup.config.warm_start] = setup.space.objective
     files = (bed.data_pool.rollouts for bed in setup.testbeds)

@@ -1,6 +1,7 @@
 """A search from its first generation to the figures: what ``python -m torchmpo.evolve`` does."""
 
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -26,9 +27,10 @@ from torchmpo.evolve.comparison import (
     tune_over,
     tune_rival,
 )
+from torchmpo.evolve.curriculum import Curriculum
 from torchmpo.evolve.extension import check_longer, check_not_shorter, forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
-from torchmpo.evolve.fitness import ObjectiveFitness, combined
+from torchmpo.evolve.fitness import ObjectiveFitness, OneOfKinds, combined
 from torchmpo.evolve.optimizers import Optimizer, optimizer_of
 from torchmpo.evolve.programs.genetic import GeneticProgramming
 from torchmpo.evolve.programs.proposer import Proposer
@@ -37,6 +39,7 @@ from torchmpo.evolve.progress import Progress
 from torchmpo.evolve.records import (
     check_records,
     fingerprints,
+    read_antagonist,
     read_comparison,
     read_learning_rate,
     read_rivals,
@@ -94,9 +97,10 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
         tracked(setup.trackers, out, asdict(config), online) as loggers,
         ray_actors(config.num_actors, setup.num_threads, config.ray_address),
     ):
+        curriculum = curriculum_of(setup, testbeds, out)
         problem = VectorProblem(
-            evaluate,
-            space.dim,
+            evaluate if curriculum is None else OneOfKinds(evaluate),
+            space.dim + (curriculum is not None),
             chunk=chunk_rows(config.population, config.chunk_size),
             num_actors=config.num_actors,
             num_threads=setup.num_threads,
@@ -111,6 +115,7 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
                 held_out=held_out,
                 every=max(1, config.held_out_every),
                 optimizer=_optimizer(setup, out),
+                curriculum=curriculum,
             )
     return testbeds, found
 
@@ -125,6 +130,40 @@ def _optimizer(setup: Setup, out: Path) -> Optimizer:
         limits = config.proposer_seconds, config.proposer_gib
         propose = Proposer(config.proposer, space.grammar, out / "proposals", *limits)
     return GeneticProgramming(setup.search, space, propose)
+
+
+def curriculum_of(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> Curriculum | None:
+    """What draws the kind of each generation, where there is a choice.
+
+    The antagonist is tuned on each kind, and trained again on seeds that are nobody else's, before
+    the search; what it scores is kept in ``antagonist.json``.
+
+    Raises:
+        UserError: it diverged at every setting, or on one of those seeds.
+    """
+    config, path = setup.config, out / "antagonist.json"
+    if setup.antagonist is None:
+        return None
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for bed in testbeds:
+        kind = bed.config.data
+        if kind in known:
+            continue
+        print(f"tuning the antagonist {config.antagonist} on {kind} …", flush=True)
+        args = setup.antagonist, setup.rival_trials, setup.protocol, config.combine
+        tuned = tune_rival([bed], *args, rate=config.learning_rate is None)
+        if tuned is None:
+            raise UserError(f"{config.antagonist} diverged at every setting on {kind}")
+        one = {"antagonist": contestant(setup.antagonist, tuned.setting)}
+        how = config.held_out_seeds, config.episodes, setup.protocol, "antagonist"
+        score = float(seed_returns([bed], one, *how)["antagonist"].mean())
+        if not math.isfinite(score):
+            raise UserError(f"{config.antagonist} diverged on {kind}: take another antagonist")
+        known[kind] = {"setting": tuned.setting, "mean_return": score}
+        write_atomic(path, json.dumps(known, indent=2) + "\n")
+    kinds = [bed.config.data for bed in testbeds]
+    rival = read_antagonist(path, kinds)
+    return Curriculum({kind: rival[kind] for kind in kinds}, config.seed)
 
 
 def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbed]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.evolve.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from torchmpo.evolve.curriculum import ALL, Curriculum
 from torchmpo.evolve.optimizers import Optimizer, SearchConfig, State, optimizer_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import naming, write_atomic
@@ -44,6 +45,7 @@ def search(
     held_out: Callable[[Tensor, int], float] | None = None,
     every: int = 10,
     optimizer: Optimizer | None = None,
+    curriculum: Curriculum | None = None,
 ) -> Found:
     """Search from ``centre``, or go on from the newest checkpoint in ``folder``, beyond the end of
     a shorter search, too.
@@ -62,6 +64,8 @@ def search(
         held_out: a score of the centre ``[dim]`` in a generation that the search does not see; the
             log gets a column ``held_out`` for it, ``None`` where it was not asked.
         optimizer: how it moves; by default the one that ``config`` names.
+        curriculum: draws the kind of data of each generation, for a fitness that takes it; the log
+            gets a column ``regime``, and the final centre is judged on all kinds.
         every: generations from one ``held_out`` to the next (≥ 1); the final centre has one, too.
 
     Raises:
@@ -76,18 +80,23 @@ def search(
     columns = LOG_COLUMNS
     if held_out is not None or any("held_out" in row for row in log):
         columns += ("held_out",)
+    if curriculum is not None:
+        columns += ("regime",)
     log = [{column: row.get(column) for column in columns} for row in log]
     _write_log(folder, columns, log)
     for generation in range(len(log), config.generations + 1):
         began = time.perf_counter()
         centre = state["centre"]
         row = {"generation": generation, "sigma": optimizer.sigma(state)}
-        last = generation == config.generations
+        last, judge = generation == config.generations, fitness
+        if curriculum is not None:
+            row["regime"] = ALL if last else curriculum.choose(log, generation)
+            judge = curriculum.on(row["regime"], fitness)
         if last:
-            row["centre"] = float(fitness(centre[None], generation)[0])
+            row["centre"] = float(judge(centre[None], generation)[0])
         else:
             members = optimizer.ask(state, generation)
-            scores = fitness(torch.cat([centre[None], members]), generation)
+            scores = judge(torch.cat([centre[None], members]), generation)
             state = optimizer.tell(state, generation, members, scores[1:])
             row |= {"centre": float(scores[0]), **_summary(scores[1:])}
         if held_out is not None and (last or generation % every == 0):

@@ -13,6 +13,9 @@ class EvolveConfig(TestbedSettings):
         data: kinds of preference data, by commas, as in noisy:0.3,graded:0-0.4+votes:5; all of
             them: python -m torchmpo.diagnose --data list.
         combine: mean or worst: what counts of the returns on several kinds of data.
+        curriculum: off: every generation trains on all kinds of data. regret: on one, drawn by how
+            far the search is behind the antagonist there.
+        antagonist: the hand-made loss of a curriculum, tuned on each kind like a rival.
         space: network (mirror losses of learned functions), closed_form (the eight numbers of
             closed_form_loss), hyper (the hyper-parameters of the loss that warm_start names) or
             program (short formulas, by genetic programming).
@@ -31,7 +34,8 @@ class EvolveConfig(TestbedSettings):
             line; only with space program.
         proposer_seconds: after which the command is stopped.
         proposer_gib: of memory that it may use.
-        optimizer: es (OpenAI-ES) or cmaes (for spaces of few dimensions); not of space program.
+        optimizer: es (OpenAI-ES), cmaes (for spaces of few dimensions) or snes; not of space
+            program.
         population: losses per generation, an even number.
         generations: updates of the search; --resume may raise their number.
         episodes: per trained policy.
@@ -61,6 +65,8 @@ class EvolveConfig(TestbedSettings):
 
     data: str = "noisy:0.3"
     combine: str = "mean"
+    curriculum: str = "off"
+    antagonist: str = "slic_hf"
     space: str = "network"
     warm_start: str | None = None
     steps: str = "one"

@@ -10,6 +10,7 @@ from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
+from torchmpo.evolve.curriculum import CURRICULA
 from torchmpo.evolve.fitness import check_combine
 from torchmpo.evolve.optimizers import SearchConfig
 from torchmpo.evolve.programs.proposer import words_of
@@ -36,6 +37,7 @@ class Setup:
     protocol: Protocol
     num_threads: int
     trackers: dict[str, str]
+    antagonist: Objective | None = None
 
     @staticmethod
     def of(config: EvolveConfig) -> "Setup":
@@ -76,20 +78,25 @@ class Setup:
                 seed=config.seed,
             )
             check_combine(config.combine)
+            if config.curriculum not in CURRICULA:
+                raise UserError(
+                    f"curriculum must be {' or '.join(CURRICULA)}; got {config.curriculum!r}"
+                )
             rivals = {}
             for name in words("rivals", config.rivals):
-                rivals[name] = rival = resolve(name)
-                if not isinstance(rival, Objective):
-                    raise UserError(f"rivals: {name} is learned, it cannot be tuned")
-                check_inputs(rival, config.policy)
+                rivals[name] = _tunable("rivals", name, config.policy)
             kinds = words("data", config.data)
+            antagonist = None
+            if config.curriculum != "off" and len(kinds) > 1:
+                antagonist = _tunable("antagonist", config.antagonist, config.policy)
+            hand_made = [*rivals.values(), *([antagonist] if antagonist else [])]
             for kind in kinds:
-                for objective in (space.objective, *rivals.values()):
+                for objective in (space.objective, *hand_made):
                     check_kind(objective, kind)
             # While this process works, in the final comparison, the actors are idle.
             testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
             testbed.load_policy()  # a damaged file shows here
-            for rival in rivals.values():
+            for rival in hand_made:
                 rehearse(rival, [start_setting(rival)], testbed)
             pools = 1 + config.final_seeds * config.final_data_per_seed
             data_pools = [replace(testbed, data=kind).data_pool for kind in kinds]
@@ -105,7 +112,8 @@ class Setup:
             seed=config.seed,
         )
         testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
-        setup = Setup(config, space, search, testbeds, rivals, protocol, num_threads, trackers)
+        parts = (search, testbeds, rivals, protocol, num_threads, trackers)
+        setup = Setup(config, space, *parts, antagonist)
         if setup.rival_trials > MOST_AT_ONCE:
             raise UserError(
                 f"as many trials as the search makes are {setup.rival_trials} for each rival: give "
@@ -157,6 +165,15 @@ def _space(config: EvolveConfig) -> SearchSpace:
     reads = words("reads", config.reads)
     require = words("require", config.require) if config.require else []
     return program_space(reads, config.nodes, require, config.warm_start)
+
+
+def _tunable(option: str, name: str, policy: str) -> Objective:
+    """A hand-made loss by its name."""
+    objective = resolve(name)
+    if not isinstance(objective, Objective):
+        raise UserError(f"{option}: {name} is learned, it cannot be tuned")
+    check_inputs(objective, policy)
+    return objective
 
 
 def _threads(config: EvolveConfig) -> int:

@@ -1,6 +1,6 @@
-"""How a search moves: OpenAI-ES (:mod:`.openai_es`) or CMA-ES (:mod:`.cmaes`).
+"""How a search moves: OpenAI-ES (:mod:`.openai_es`), CMA-ES (:mod:`.cmaes`) or SNES (:mod:`.snes`).
 
-Both are pure functions of an explicit state, the interface of :mod:`.protocol`.
+All are pure functions of an explicit state, the interface of :mod:`.protocol`.
 """
 
 from torchmpo.evolve.optimizers.cmaes import CMAES
@@ -11,10 +11,12 @@ from torchmpo.evolve.optimizers.protocol import (
     State,
     shape_fitness,
 )
+from torchmpo.evolve.optimizers.snes import SNES
 
 __all__ = [
     "CMAES",
     "OPTIMIZERS",
+    "SNES",
     "Optimizer",
     "SearchConfig",
     "State",
@@ -27,6 +29,8 @@ def optimizer_of(config: SearchConfig) -> Optimizer:
     """The optimizer that ``config`` names."""
     if config.optimizer == "cmaes":
         return CMAES(config)
+    if config.optimizer == "snes":
+        return SNES(config)
     # Here, because EvoTorch is slow to import, and settings are checked without it.
     from torchmpo.evolve.optimizers.openai_es import OpenAIES
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchmpo.evolve.optimizers.protocol import SearchConfig, State, shape_fitness
+from torchmpo.evolve.optimizers.protocol import SearchConfig, State, by_member, shape_fitness
 from torchmpo.runs.seeding import generator
 
 
@@ -57,7 +57,7 @@ class CMAES:
         population, dim = z.shape
         k = Constants.of(population, dim, z.dtype)
 
-        weights = _by_member(k.weights_of_mean, shaped)
+        weights = by_member(k.weights_of_mean, shaped)
         best = weights.argsort(descending=True)[: int((weights > 0).sum())]
         z_mean = (weights[best, None] * z[best]).sum(0)
         y_mean = (weights[best, None] * y[best]).sum(0)
@@ -72,7 +72,7 @@ class CMAES:
         c_1 = k.c_1 * (1 - k.c_c * (2 - k.c_c)) if waits else k.c_1  # p_c lacks so much variance
 
         # Negative weights are for members of the expected length, or C might not stay positive.
-        weights = _by_member(k.weights_of_covariance, shaped)
+        weights = by_member(k.weights_of_covariance, shaped)
         weights = torch.where(weights > 0, weights, dim * weights / torch.norm(z, dim=1).pow(2))
         path = (k.c_1 / c_1) ** 0.5 * p_c
         rank_one = c_1 * (torch.outer(path, path) - state["C"])
@@ -155,14 +155,6 @@ class Constants(NamedTuple):
             expected_norm=math.sqrt(dim) * (1 - 1 / (4 * dim) + 1 / (21 * dim**2)),
             factorise_every=max(1, int(1 / (10 * dim * (c_1 + c_mu)))),
         )
-
-
-def _by_member(weights: Tensor, fitness: Tensor) -> Tensor:
-    """``weights [population]`` by rank → by member; equal members share those of their ranks."""
-    by_member = torch.empty_like(weights)
-    by_member[fitness.argsort(descending=True)] = weights
-    equal = (fitness[:, None] == fitness[None, :]).to(weights.dtype)
-    return (equal / equal.sum(1, keepdim=True)) @ by_member
 
 
 def _factorised(state: State) -> State:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchmpo.runs.errors import UserError
 
-OPTIMIZERS = ("es", "cmaes")
+OPTIMIZERS = ("es", "cmaes", "snes")
 SHAPINGS = ("centered", "raw")
 
 # All that an optimizer knows between two generations; "centre" [dim] is among it.
@@ -22,14 +22,14 @@ class SearchConfig:
 
     Args:
         population: members per generation: ``"es"`` an even number ≥ 2, antithetic pairs;
-            ``"cmaes"`` ≥ 4.
+            ``"cmaes"`` and ``"snes"`` ≥ 4.
         generations: updates of the centre (≥ 1).
-        sigma: standard deviation of the perturbations (> 0); ``"cmaes"`` adapts it from there.
+        sigma: standard deviation of the perturbations (> 0); the others adapt it from there.
         sigma_decay: ``"es"`` multiplies σ by this after every generation, in (0, 1].
         learning_rate: ``"es"``: Adam's step size for the centre (> 0).
         fitness_shaping: ``"es"``: ``"centered"`` ranks in [−½, ½], or ``"raw"`` fitness.
         seed: of the perturbations.
-        optimizer: ``"es"`` (OpenAI-ES) or ``"cmaes"`` (CMA-ES).
+        optimizer: ``"es"`` (OpenAI-ES), ``"cmaes"`` (CMA-ES) or ``"snes"`` (SNES).
 
     Raises:
         UserError: a setting out of its range.
@@ -46,13 +46,16 @@ class SearchConfig:
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"optimizer must be {' or '.join(OPTIMIZERS)}; got {self.optimizer!r}")
+            names = ", ".join(OPTIMIZERS[:-1]) + f" or {OPTIMIZERS[-1]}"
+            raise UserError(f"optimizer must be {names}; got {self.optimizer!r}")
         if self.optimizer == "es" and (self.population < 2 or self.population % 2):
             raise UserError(
                 f"population must be even and at least 2 (antithetic pairs); got {self.population}"
             )
-        if self.optimizer == "cmaes" and self.population < 4:
-            raise UserError(f"population must be at least 4 for cmaes; got {self.population}")
+        if self.optimizer != "es" and self.population < 4:
+            raise UserError(
+                f"population must be at least 4 for {self.optimizer}; got {self.population}"
+            )
         if self.generations < 1:
             raise UserError(f"generations must be at least 1; got {self.generations}")
         for name in ("sigma", "learning_rate"):
@@ -91,6 +94,14 @@ def shape_fitness(fitness: Tensor, shaping: str = "centered") -> Tensor:
     equal = (values[None, :] == values[:, None]).sum(1)
     ranks = below + (equal - 1) / 2
     return (ranks / (len(fitness) - 1) - 0.5).to(fitness.dtype)
+
+
+def by_member(weights: Tensor, fitness: Tensor) -> Tensor:
+    """``weights [population]`` by rank → by member; equal members share those of their ranks."""
+    found = torch.empty_like(weights)
+    found[fitness.argsort(descending=True)] = weights
+    equal = (fitness[:, None] == fitness[None, :]).to(weights.dtype)
+    return (equal / equal.sum(1, keepdim=True)) @ found
 
 
 class Optimizer(Protocol):

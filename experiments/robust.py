@@ -1,0 +1,94 @@
+"""Is there one loss that is first on every kind of data, untuned? A search by regret over kinds.
+
+    python experiments/robust.py [--out experiments/results/robust]
+    python experiments/robust.py --report
+
+Two arms with the same number of trainings and the same seeds: every generation on one kind, drawn
+by regret (``curriculum``), and every generation on all kinds (``mean``). What each search found, as
+it is, is then judged by a diagnosis on every kind against tuned rivals. The plan is in
+``experiments/HISTORY.md`` and was written before the first result.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from torchmpo.diagnose.__main__ import main as diagnose
+from torchmpo.evolve.__main__ import main as evolve
+
+REGIMES = "base", "mixed", "noisy:0.3", "graded:0-0.4", "best_of:4", "noisy:0.3+pairs:64"
+RIVALS = "sft,rrhf,slic_hf,lpo,cpo,orpo,colpo,dpo,ipo"
+SEARCHES = range(3)
+TURNS = 12  # generations that a kind has on average, as many as the default search on one kind
+SETTINGS = {"held_out_every": 12, "final_seeds": 8, "rivals": "slic_hf"}
+SMOKE = {"preset": "smoke", "pairs": 4, "episode_steps": 20, "num_threads": 1}
+
+
+def arms(smoke):
+    """What the two ways to search differ in."""
+    turns = 1 if smoke else TURNS
+    return {
+        "curriculum": {"curriculum": "regret", "generations": turns * len(kinds(smoke))},
+        "mean": {"combine": "mean", "generations": turns},
+    }
+
+
+def kinds(smoke):
+    """Of data."""
+    return ("base", "noisy:0.3+pairs:2") if smoke else REGIMES
+
+
+def words_of(settings):
+    """A command line."""
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def begun(folder):
+    """To go on with what is there."""
+    return ["--resume"] if (folder / "config.yaml").exists() else []
+
+
+def collect(args):
+    """All searches, the arms of one seed before the next seed; then one diagnosis."""
+    found, data = [], ",".join(kinds(args.smoke))
+    for seed in range(1) if args.smoke else SEARCHES:
+        for arm, own in arms(args.smoke).items():
+            folder = args.out / f"{arm}_{seed}"
+            settings = (SMOKE if args.smoke else SETTINGS) | own | {"data": data, "seed": seed}
+            if not (folder / "objective" / "card.json").exists():
+                code = evolve(["--out", str(folder), *words_of(settings), *begun(folder)])
+                if code:
+                    return code
+            found.append(str(folder / "objective"))
+    folder = args.out / "diagnosis"
+    settings = {"losses": ",".join([*found, "sft" if args.smoke else RIVALS]), "data": data}
+    settings |= SMOKE if args.smoke else {"trials": 24, "seeds": 16}
+    return diagnose(["--out", str(folder), *words_of(settings), *begun(folder)])
+
+
+def report(args):
+    """The rank of everyone on every kind: 1 is whom nobody is shown to be better than."""
+    path = args.out / "diagnosis" / "leaderboard.json"
+    if not path.exists():
+        return
+    rows = json.loads(path.read_text())["rows"]
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        own = {row["data"]: row for row in rows if row["loss"] == loss}
+        ranks = ", ".join(f"{kind} {row['rank']['rank']}" for kind, row in own.items())
+        first = all(row["rank"]["rank"] == 1 for row in own.values())
+        yield f"{loss:<48}{'first on all: ' if first else ''}{ranks}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/robust"))
+    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
+    parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
+    args = parser.parse_args()
+    failed = 0 if args.report else collect(args)
+    print("\n".join(report(args)))
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

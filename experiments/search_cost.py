@@ -1,0 +1,136 @@
+"""Which search improves most per second of CPU? OpenAI-ES as it is, cheaper ones, and others.
+
+    python experiments/search_cost.py [--out experiments/results/search_cost]
+    python experiments/search_cost.py --report
+
+Every arm searches on the data of the five searches of ``search_study.py``, at the learning rates
+that were tuned there, on one thread, and its centre is scored on held-out seeds after each
+generation. CPU seconds are those of the generations alone, without the held-out score. A finished
+search is a file; a second start goes on. The plan is in ``experiments/HISTORY.md`` and was written
+before the first result.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import search_study as study
+import torch
+
+from torchmpo.control.testbed import prepare
+from torchmpo.control.tuning import suited
+from torchmpo.evolve.fitness import ObjectiveFitness
+from torchmpo.evolve.run import held_out_score
+from torchmpo.evolve.search import search
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows
+from torchmpo.objectives.resolve import DISCOVERED
+from torchmpo.runs.files import write_atomic
+from torchmpo.statistics import mean_of
+
+TODAY = "es"
+ARMS = {
+    TODAY: {},
+    "es, 6 episodes": {"episodes": 6, "generations": 16},
+    "es, 6 episodes, 16 members": {"episodes": 6, "population": 16, "generations": 32},
+    "es, half the epochs": {"epochs": 6, "generations": 20},
+    "snes": {"optimizer": "snes"},
+    "cmaes, closed form": {"space": "closed_form", "optimizer": "cmaes", "sigma": 0.1},
+    "snes, closed form": {"space": "closed_form", "optimizer": "snes", "sigma": 0.1},
+    "es, from what mixed data gave": {"warm_start": str(DISCOVERED / "tla_mixed_v1")},
+}
+
+
+def searched(arm, seed, args):
+    """CPU seconds of every generation, and the held-out score before each and after the last."""
+
+    def make():
+        settings = {"learning_rate": study.rate_of(seed, args.study)} | ARMS[arm]
+        if args.smoke:
+            settings.pop("generations", None)
+        setup = study.setup_of(seed, args, held_out_every=1, **settings)
+        folder = args.out / "running" / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        config, space, log = setup.config, setup.space, folder / "cpu.json"
+        testbeds = prepare(setup.testbeds)
+        own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
+        evaluate = ObjectiveFitness(own, space, config.episodes, config.seed, config.combine)
+        chunk = chunk_rows(config.population, config.chunk_size)
+        fitness = Fitness(VectorProblem(evaluate, space.dim, chunk=chunk), setup.streams)
+        spent = json.loads(log.read_text()) if log.exists() else {}
+
+        def timed(vectors, generation):
+            began = time.process_time()
+            scores = fitness(vectors, generation)
+            spent[str(generation)] = time.process_time() - began
+            write_atomic(log, json.dumps(spent))
+            return scores
+
+        # What a default search scores its centre on, whatever the arm's own settings are.
+        usual = study.setup_of(seed, args, learning_rate=settings["learning_rate"])
+        usual_beds = [bed.changed(inner=usual.testbeds[0].inner) for bed in testbeds]
+        score = partial(held_out_score, _at(setup, usual), usual_beds)
+        found = search(timed, space.start, setup.search, folder, held_out=score, every=1)
+        seconds = [spent[str(generation)] for generation in range(config.generations)]
+        return {"cpu": seconds, "held_out": [row["held_out"] for row in found.log]}
+
+    path = path_of(arm, seed, args)
+    return study.piece(path, make)
+
+
+def _at(setup, usual):
+    """The setup of an arm, judged by the numbers of a default search."""
+    episodes = usual.config.episodes
+    return replace(setup, config=replace(setup.config, episodes=episodes), protocol=usual.protocol)
+
+
+def improvement(found, seconds):
+    """Of the centre over its start, at so many CPU seconds, and on average until then."""
+    at = [0.0, *itertools.accumulate(found["cpu"])]
+    gain = [score - found["held_out"][0] for score in found["held_out"]]
+    ends = [min(end, seconds) for end in (*at[1:], float("inf"))]
+    held = [max(0.0, end - start) for start, end in zip(at, ends, strict=True)]
+    area = sum(g * h for g, h in zip(gain, held, strict=True)) / seconds
+    return max(zip(at, gain, strict=True), key=lambda p: p[0] if p[0] <= seconds else -1)[1], area
+
+
+def report(args):
+    """Each arm's area under the held-out score until today's end, and what a third of it gives."""
+    for arm in ARMS:
+        areas, thirds = [], []
+        for seed in study.SEARCHES:
+            if all(path_of(name, seed, args).exists() for name in (arm, TODAY)):
+                own, today = searched(arm, seed, args), searched(TODAY, seed, args)
+                whole = sum(today["cpu"])
+                areas.append(improvement(own, whole)[1] - improvement(today, whole)[1])
+                thirds.append(improvement(own, whole / 3)[0] - improvement(today, whole)[0])
+        if len(areas) > 1:
+            area, third = map(study.interval, (mean_of(areas), mean_of(thirds)))
+            yield f"{arm:<32} area {area:<24} a third of the CPU {third} ({len(areas)} searches)"
+
+
+def path_of(arm, seed, args):
+    """Of a finished search."""
+    return args.out / f"{f'{arm}_{seed}'.replace(' ', '_').replace(',', '')}.json"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/search_cost"))
+    parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
+    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
+    parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not args.report:
+        for seed in study.SEARCHES[: 2 if args.smoke else None]:
+            for arm in ARMS:
+                searched(arm, seed, args)
+    print("\n".join(report(args)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""A curriculum: which kind of data a generation is on, and a search that forgets nothing of it."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from torchmpo.control.inner_loop import InnerConfig
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.testbed import TestbedConfig, prepare
+from torchmpo.evolve import run as evolve
+from torchmpo.evolve.curriculum import ALL, STALENESS, Curriculum
+from torchmpo.evolve.fitness import ObjectiveFitness, OneOfKinds
+from torchmpo.evolve.optimizers import SearchConfig
+from torchmpo.evolve.search import search
+from torchmpo.evolve.settings import PRESETS, EvolveConfig
+from torchmpo.evolve.setup import Setup
+from torchmpo.evolve.spaces import space_of
+from torchmpo.runs.errors import UserError
+
+RIVAL = {"base": 100.0, "mixed": 80.0, "noisy:0.3": 60.0}
+
+
+def row(generation, regime, mean):
+    return {"generation": generation, "regime": regime, "mean": mean}
+
+
+LOG = [row(0, "base", 95.0), row(1, "mixed", 40.0), row(2, "noisy:0.3", 50.0)]
+
+
+def test_every_kind_has_its_turn_before_any_has_another():
+    curriculum = Curriculum(RIVAL, seed=0)
+    assert [curriculum.choose(LOG[:n], n) for n in range(3)] == [*RIVAL]
+
+
+def test_chances_are_by_rank_of_regret_and_by_age():
+    """Regrets 5, 40 and 10: ranks 3, 1 and 2. Ages 3, 2 and 1 in generation 3."""
+    chances = Curriculum(RIVAL, seed=0).chances({r["regime"]: r for r in LOG}, 3)
+    ranks = {"base": 1 / 3, "mixed": 1.0, "noisy:0.3": 1 / 2}
+    ages = {"base": 3, "mixed": 2, "noisy:0.3": 1}
+    for kind, chance in chances.items():
+        by_rank, by_age = ranks[kind] / sum(ranks.values()), ages[kind] / 6
+        assert chance == pytest.approx((1 - STALENESS) * by_rank + STALENESS * by_age)
+    assert sum(chances.values()) == pytest.approx(1.0)
+
+
+def test_draws_follow_their_chances():
+    curriculum = Curriculum(RIVAL, seed=3)
+    drawn = Counter(curriculum.choose(LOG, generation) for generation in range(3, 3003))
+    # Far from the turns all are equally old, nearly.
+    expected = curriculum.chances({r["regime"]: r for r in LOG}, 1500)
+    for kind, chance in expected.items():
+        assert drawn[kind] / 3000 == pytest.approx(chance, abs=0.03)
+
+
+def test_the_last_turn_counts_and_one_of_failures_only_comes_first():
+    later = [*LOG, row(3, "mixed", 79.0), row(4, "base", float("nan"))]
+    chances = Curriculum(RIVAL, seed=0).chances({r["regime"]: r for r in later}, 5)
+    ages = 1 + 2 + 3
+    rank = {"base": 1.0, "noisy:0.3": 1 / 2, "mixed": 1 / 3}
+    assert chances["mixed"] == pytest.approx(
+        (1 - STALENESS) * rank["mixed"] / sum(rank.values()) + STALENESS * 2 / ages
+    )
+    assert max(chances, key=lambda kind: chances[kind] if kind != "noisy:0.3" else 0) == "base"
+
+
+class Quadratics:
+    """−(x − target)² of the kind that the last coordinate names; of all where it names none."""
+
+    targets = torch.tensor([-1.0, 0.0, 2.0])
+
+    def __init__(self, fails_in=None):
+        self.fails_in, self.asked = fails_in, []
+
+    def __call__(self, vectors, generation):
+        if generation == self.fails_in:
+            raise KeyboardInterrupt
+        kind = int(vectors[0, -1])
+        assert (vectors[:, -1] == kind).all()
+        self.asked.append(kind)
+        targets = self.targets if kind < 0 else self.targets[kind : kind + 1]
+        return -(vectors[:, :1] - targets).square().mean(1)
+
+
+def searched(fitness, folder):
+    folder.mkdir(exist_ok=True)
+    config = SearchConfig(population=4, generations=12, sigma=0.1, learning_rate=0.1)
+    curriculum = Curriculum(dict.fromkeys(RIVAL, 0.0), seed=1)
+    return search(fitness, torch.zeros(1), config, folder, curriculum=curriculum)
+
+
+def test_a_search_that_is_interrupted_goes_on_to_the_same_bits(tmp_path):
+    fitness = Quadratics()
+    whole = searched(fitness, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        searched(Quadratics(fails_in=7), tmp_path / "halves")
+    rest = searched(Quadratics(), tmp_path / "halves")
+    assert torch.equal(whole.vector, rest.vector)
+    assert whole.log == rest.log
+    logs = [(tmp_path / name / "log.csv").read_bytes() for name in ("whole", "halves")]
+    assert logs[0] == logs[1]
+    assert [r["regime"] for r in whole.log[:3]] == [*RIVAL]
+    assert whole.log[-1]["regime"] == ALL
+    assert fitness.asked[-1] == -1
+    counts = Counter(r["regime"] for r in whole.log)
+    assert counts["noisy:0.3"] > counts["mixed"]  # the furthest behind
+
+
+@pytest.fixture(scope="module")
+def beds(tmp_path_factory):
+    pool = PoolConfig(pairs=4, max_steps=20)
+    inner = InnerConfig(epochs=1, compile=False, steps_per_trajectory=4)
+    cache = str(tmp_path_factory.mktemp("cache"))
+    config = TestbedConfig(pool=pool, inner=inner, num_threads=1, cache_dir=cache)
+    return prepare([replace(config, data=kind) for kind in ("base", "mixed")])
+
+
+def test_fitness_on_one_kind_is_that_of_a_search_on_it(beds):
+    space = space_of("closed_form")
+    vectors = 0.1 * torch.randn(3, space.dim, generator=torch.Generator().manual_seed(0))
+    marked = OneOfKinds(ObjectiveFitness(beds, space, 2, seed=7))
+    for k, kinds in ((0, beds[:1]), (1, beds[1:]), (-1, beds)):
+        rows = torch.cat([vectors, torch.full((3, 1), float(k))], dim=1)
+        alone = ObjectiveFitness(kinds, space, 2, seed=7)(vectors, 5, [1, 2, 2])
+        assert torch.equal(marked(rows, 5, [1, 2, 2]), alone)
+
+
+def setup_of(**settings):
+    small = {"pairs": 4, "episode_steps": 10, "num_threads": 1, "rivals": "sft", "seed": 1}
+    return Setup.of(EvolveConfig(**PRESETS["smoke"] | small | settings))
+
+
+def test_one_kind_alone_is_the_search_without_a_curriculum(tmp_path):
+    logs = []
+    for curriculum in ("off", "regret"):
+        setup = setup_of(
+            data="mixed", curriculum=curriculum, learning_rate=1e-3, cache_dir=str(tmp_path / "c")
+        )
+        (tmp_path / curriculum).mkdir()
+        found = evolve.explore(setup, tmp_path / curriculum)[1]
+        logs.append((tmp_path / curriculum / "log.csv").read_bytes())
+        assert "regime" not in found.log[0]
+    assert logs[0] == logs[1]
+
+
+def test_the_antagonist_is_tuned_once_on_each_kind(tmp_path, capsys):
+    settings = {"data": "base,noisy:0.3+pairs:2", "curriculum": "regret", "antagonist": "orpo"}
+    setup = setup_of(**settings, learning_rate=1e-3, cache_dir=str(tmp_path / "c"))
+    (tmp_path / "run").mkdir()
+    found = evolve.explore(setup, tmp_path / "run")[1]
+    assert [r["regime"] for r in found.log] == ["base", "noisy:0.3+pairs:2", ALL]
+    assert all(r["held_out"] is not None for r in found.log)
+    known = json.loads((tmp_path / "run/antagonist.json").read_text())
+    assert known.keys() == {"base", "noisy:0.3+pairs:2"}
+    told = capsys.readouterr().out
+    assert told.count("tuning the antagonist orpo on") == 2
+    assert "on noisy:0.3+pairs:2" in told
+    evolve.explore(setup, tmp_path / "run")
+    assert "antagonist" not in capsys.readouterr().out
+    (tmp_path / "run/antagonist.json").write_text('{"other": {}}')
+    with pytest.raises(UserError, match=r"antagonist\.json"):
+        evolve.check(setup, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"curriculum": "regrets"}, "curriculum must be off or regret; got 'regrets'"),
+        (
+            {"curriculum": "regret", "data": "base,mixed", "antagonist": "tla_noisy"},
+            "antagonist: tla_noisy is learned, it cannot be tuned",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(settings, message):
+    with pytest.raises(UserError, match=message):
+        setup_of(**settings)
