@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # What is tuned. A reward has a standard deviation of 1 over trajectories, per step; KL is in nats
 # per step at the noise of acting.
 GRID = [
-    {"learning_rate": rate, "kl_coef": weight} for rate in (1e-4, 5e-4) for weight in (0.001, 0.03)
+    {"learning_rate": rate, "kl_coef": weight} for rate in (3e-5, 3e-4) for weight in (1.0, 30.0)
 ]
 CRITIC_RATE = 1e-3  # the critic's learning rate, which falls to 0 too
 
