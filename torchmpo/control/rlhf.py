@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 # What is tuned. A reward has a standard deviation of 1 over trajectories, per step; KL is in nats
 # per step at the noise of acting.
 GRID = [
-    {"learning_rate": rate, "kl_coef": weight} for rate in (1e-4, 5e-4) for weight in (0.001, 0.03)
+    {"learning_rate": rate, "kl_coef": weight} for rate in (3e-5, 3e-4) for weight in (1.0, 30.0)
 ]
+CRITIC_RATE = 1e-3  # the critic's learning rate, which falls to 0 too
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class PPOConfig:
     gamma: float = 0.985
     lmbda: float = 0.95
     std: float = 0.1
-    warm_up: float = 0.05
+    warm_up: float = 0.1
     looks: int = 8
 
     @staticmethod
@@ -189,8 +190,10 @@ def _ppo(
         normalize_advantage=True,
     )
     advantage = GAE(gamma=config.gamma, lmbda=config.lmbda, value_network=critic)
-    weights = [*policy.layers.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=setting["learning_rate"], eps=1e-5)
+    parts = [*policy.layers.parameters()], [*critic.parameters()]
+    rates = setting["learning_rate"], CRITIC_RATE
+    groups = [{"params": own, "lr": rate} for own, rate in zip(parts, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups, eps=1e-5)
     size = config.num_envs * config.horizon
     batches = math.ceil(config.steps / size)
     looks = {round(k * batches / (config.looks - 1)) for k in range(config.looks)}
@@ -205,12 +208,13 @@ def _ppo(
         auto_register_policy_transforms=False,  # a policy without a state needs none
     )
     for done, batch in enumerate(collector, 1):
-        for group in optimizer.param_groups:
-            group["lr"] = setting["learning_rate"] * (1 - (done - 1) / batches)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - (done - 1) / batches)
         with torch.no_grad():
             learned = reward.rewards(batch["observation"], batch["action"])
             away = gaussian_step_kl(batch["loc"], log_std, start(batch["observation"]), log_std)
-            batch["next", "reward"] = (learned - setting["kl_coef"] * away).unsqueeze(-1)
+            paid = (learned - setting["kl_coef"] * away) * (1 - config.gamma)  # values near 1
+            batch["next", "reward"] = paid.unsqueeze(-1)
             advantage(batch)
         names = "observation", "action", "action_log_prob", "advantage", "value_target"
         rows = batch.reshape(-1).select(*names)
@@ -222,7 +226,8 @@ def _ppo(
                     loss = loss + losses["loss_objective"]
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(weights, 0.5)
+                for own in parts:
+                    nn.utils.clip_grad_norm_(own, 0.5)
                 optimizer.step()
         if done == 1 or done in looks:
             rewards.append(learned.mean().item())
