@@ -474,6 +474,18 @@ def tpo(c, r, gold_mean, beta=0.01, sft_coef=1.0, gamma=0.0):
     return -logsigmoid(beta * (c - r) - gamma) - sft_coef * gold_mean
 
 
+def hypo(c, r, rc, rr, own, ref_own, beta=0.1, kl_coef=0.01):
+    ratio = (own - ref_own).detach()
+    n = own.shape[-1]
+    others = (ratio.sum(-1, keepdim=True) - ratio) / (n - 1)
+    kl = ((ratio - others) * own).mean(-1)
+    return -logsigmoid(beta * ((c - rc) - (r - rr))) + kl_coef * kl
+
+
+def vpo_online(c, r, rc, rr, drawn, beta=0.1, alpha=0.1):
+    return -logsigmoid(beta * ((c - rc) - (r - rr))) + alpha * beta * drawn.mean(-1)
+
+
 BY_HAND = {
     name: function
     for name, function in list(globals().items())

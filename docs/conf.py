@@ -59,7 +59,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(torch|numpy|mujoco|gymnasium|torchrl|lightning|evotorch|matplotlib|pathlib|multiprocessing|collections|argparse|jsonargparse|jinja2|markupsafe)\..*|Figure|Axes|MinariDataset|Logger",
+        r"(torch|numpy|mujoco|gymnasium|torchrl|lightning|evotorch|matplotlib|pathlib|random|multiprocessing|collections|argparse|jsonargparse|jinja2|markupsafe|typing_extensions)\..*|Figure|Axes|MinariDataset|Logger",
     ),
     (r"py:class", r"needs_reference"),  # one of several names in an entry of Attributes
 ]

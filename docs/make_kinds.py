@@ -7,7 +7,7 @@ minutes the first time, because trajectories are rolled out; afterwards they are
 
 from pathlib import Path
 
-from torchmpo.control.kinds import PARTS, parse_kind
+from torchmpo.control.kinds import FILES, PARTS, parse_kind
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import preference_data
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
@@ -18,7 +18,7 @@ from torchmpo.runs.files import slug
 PICTURES = Path(__file__).parent / "figures" / "kinds"
 # Actions of little noise, so that episodes do not end early and returns are those of the agents.
 POOL = PoolConfig(pairs=256, behaviour_std=0.05)
-KINDS = [part.example for part in PARTS.values() if part.form != "FILE"]
+KINDS = [part.example for name, part in PARTS.items() if name not in FILES]
 
 
 def main() -> None:

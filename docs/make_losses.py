@@ -58,6 +58,7 @@ SHOWN: dict[str, dict] = {
     "closed_form": {"sigmoid_coef": 0.5, "beta": 4.0, "softplus_coef": 0.5, "threshold": 1.0},
     "robust_dpo": {"label_smoothing": 0.2},
     "dpo_gamma": {"ref_coef": 0.5},
+    "hypo": {"kl_coef": 0.3},
     "f_dpo": {"divergence": "js"},
     "mix_dpo": {"threshold": 1.0},
     "offset_dpo": {"target_margin": 2.0},
@@ -193,6 +194,8 @@ nats per step |
 | R_c, R_r | `chosen_rewards`, `rejected_rewards` | scores of a reward model or a judge |
 | s_i | `list_logps`, `ref_list_logps` | β times the log-ratio of response i of a ranked list |
 | ḡ | `gold_mean_logps` | of a third response |
+| y_i | `own_logps`, `ref_own_logps`, `calibration_logps` | responses drawn while a policy learns: \
+its own, and others; in pictures those of the pair |
 | h_t | `chosen_step_logps`, `ref_chosen_step_logps`, … | the log-ratio of a single step |
 | K_t | `chosen_step_kl`, … | KL(π_ref ‖ π) of a step's whole distribution |
 | p | `preference_probs` | probability that the chosen response is the better one |
@@ -449,6 +452,8 @@ def surface(
         sides = [batch[f"{prefix}{side}_mean_logps"] for side in ("chosen", "rejected")]
         listed = torch.stack([*sides, torch.full_like(sides[0], third)], -1)
         batch[f"{prefix}list_logps"] = listed * STEPS
+        batch[f"{prefix}own_logps"] = torch.stack(sides, -1) * STEPS  # drawn: those of the pair
+    batch["calibration_logps"] = batch["own_logps"]
     # An input that may be left out is.
     data = {field: batch[field] for field in inputs(function) if field in batch}
     value = torch.vmap(lambda pairs: function(**pairs, **hyper).sum())(data)

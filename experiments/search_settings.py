@@ -16,8 +16,10 @@ from pathlib import Path
 
 import search_study as study
 import torch
+from scipy.stats import ttest_1samp
 
 from torchmpo.statistics import mean_of
+from torchmpo.statistics.pairwise import holm
 
 ARMS = {
     "searched rate": {"search_rate": True},
@@ -47,7 +49,7 @@ def collect(args):
 
 
 def report(args):
-    """Each arm minus the default search, by seed and over seeds."""
+    """Each arm minus the default search, by seed and over seeds, and Holm's p over the arms."""
     of = {"default": args.study, **dict.fromkeys(ARMS, args.out)}
 
     def returns(arm, seed):
@@ -55,8 +57,9 @@ def report(args):
         path = of[arm] / f"final__{name.replace(' ', '_')}.json"
         return json.loads(path.read_text())["returns"] if path.exists() else None
 
+    differences = {}
     for arm in ARMS:
-        means = []
+        differences[arm] = means = []
         for seed in study.SEARCHES:
             ours, default = returns(arm, seed), returns("default", seed)
             if ours and default:
@@ -65,6 +68,9 @@ def report(args):
                 yield f"{name_of(arm, seed):<28}{study.interval(d)}"
         if len(means) > 1:
             yield f"{arm:<28}{study.interval(mean_of(means))} over {len(means)} searches"
+    told = {arm: means for arm, means in differences.items() if len(means) > 1}
+    p = holm([ttest_1samp(means, 0).pvalue for means in told.values()]) if told else []
+    yield from (f"{arm:<28}corrected p {value:.3f}" for arm, value in zip(told, p, strict=True))
 
 
 def main():

@@ -5,6 +5,7 @@ import inspect
 import torch
 
 from torchmpo.losses import LOSSES
+from torchmpo.objectives.inputs import DRAWN
 
 # Every loss by name, with settings away from its defaults. The first changes every numeric
 # hyper-parameter, and stays in range when they are all multiplied by anything from 0.5 to 1.4.
@@ -55,6 +56,8 @@ SETTINGS = {
     ],
     "modpo": [{"beta": 0.3, "po_coef": 0.7, "reward_coef": 0.2}],
     "vpo_offline": [{"beta": 0.3, "alpha": 0.4}],
+    "vpo_online": [{"beta": 0.3, "alpha": 0.4}],
+    "hypo": [{"beta": 0.3, "kl_coef": 0.4}],
     "ipo": [{"beta": 0.3}, {"reduction": "sum"}],
     "hinge_dpo": [{"beta": 0.3}],
     "nca_pair": [{"beta": 0.3}],
@@ -131,15 +134,17 @@ CASES = [
 ]
 # A part of these depends on the policy and sends no gradient into it: the function of that name in
 # oracles.py with ``_held`` behind it.
-STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired", "wpo")
+STOPPED = ("beta_dpo", "alpha_dpo", "bco_unpaired", "wpo", "hypo")
 # Losses of steps; the divergences of steps are looked at in test_losses_of_steps.py.
 OF_STEPS = ("ld_dpo", "bvpo", "tdpo", "tb_po", "sparse_po")
 OF_LISTS = ("plackett_luce", "self_po", "lambda_po")
+OF_DRAWN = ("hypo", "vpo_online")
 STEPS = 6
 RESPONSES = 4
 POLICY = (
     *("chosen_logps", "rejected_logps", "chosen_mean_logps", "rejected_mean_logps", "logps"),
     *("chosen_step_logps", "rejected_step_logps", "list_logps", "gold_mean_logps"),
+    *("own_logps", "calibration_logps"),
 )
 
 
@@ -163,7 +168,7 @@ def make_inputs(name, batch=6, seed=0, dtype=torch.float64, spread=3.0, device="
     data = {}
     for field in input_names(name):
         shape = (batch, STEPS) if "_step_" in field else (batch,)
-        shape = (batch, RESPONSES) if "list_" in field else shape
+        shape = (batch, RESPONSES) if "list_" in field or field in DRAWN else shape
         if field.endswith("_lengths"):
             values = torch.randint(1, 9, (batch,), generator=gen)
         elif field.endswith("_mask"):  # made below, of the lengths
@@ -202,4 +207,16 @@ def policy_gradients(name, data, **hyper):
     data = {k: v.detach().clone().requires_grad_(k in free) for k, v in data.items()}
     loss = call(name, data, **hyper)
     grads = torch.autograd.grad(loss.sum(), [data[field] for field in policy_fields(data)])
-    return loss.detach(), torch.stack(grads)
+    return loss.detach(), stacked(grads)
+
+
+def stacked(values):
+    """One tensor; where some have a dimension more, the others are its first place, and 0 after."""
+    widest = max(values, key=lambda x: x.dim())
+    pad = torch.nn.functional.pad
+    return torch.stack(
+        [
+            x if x.dim() == widest.dim() else pad(x[..., None], (0, widest.shape[-1] - 1))
+            for x in values
+        ]
+    )

@@ -193,6 +193,24 @@ def vpo_offline(c, r, rc, rr, *, beta, alpha):
     return -log_sigmoid(beta * margin(c, r, rc, rr)) - alpha * beta * (c - rc)
 
 
+def vpo_online(c, r, rc, rr, drawn, *, beta, alpha):
+    return -log_sigmoid(beta * margin(c, r, rc, rr)) + alpha * beta * sum(drawn) / len(drawn)
+
+
+def hypo_held(c, r, rc, rr, own, ref_own, **hyper):
+    h, weights = [a - b for a, b in zip(own, ref_own, strict=True)], []
+    for i, ratio in enumerate(h):
+        others = h[:i] + h[i + 1 :]
+        weights.append(ratio - sum(others) / len(others))
+    return weights
+
+
+def hypo(c, r, rc, rr, own, ref_own, *, held=None, beta, kl_coef):
+    weights = hypo_held(c, r, rc, rr, own, ref_own) if held is None else held
+    term = math.fsum(w * logp for w, logp in zip(weights, own, strict=True)) / len(own)
+    return -log_sigmoid(beta * margin(c, r, rc, rr)) + kl_coef * term
+
+
 # Other functions of the implicit rewards.
 
 

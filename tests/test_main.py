@@ -8,11 +8,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import torchmpo
 from torchmpo.__main__ import COMMANDS, main
 from torchmpo.finetune.__main__ import COMMANDS as FINETUNE
 from torchmpo.runs.extras import EXTRAS
+from torchmpo.runs.threads import TINY, one_thread_if_tiny
 from torchmpo.winrate import __main__ as winrate
 
 ROOT = Path(__file__).parents[1]
@@ -207,6 +209,23 @@ def test_threads_wait_asleep_unless_told_otherwise(words, given, seen, tmp_path,
     code = "import sys; from torchmpo.__main__ import main; sys.exit(main(sys.argv[1:]))"
     done = python(code, *words.split(), folder=tmp_path)
     assert (done.returncode, done.stderr) == (9, seen)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "given", "threads"),
+    [(TINY - 1, None, 1), (TINY, None, 2), (TINY - 1, "2", 2)],
+)
+def test_a_tiny_model_is_computed_in_one_thread(parameters, given, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one_thread_if_tiny(parameters)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 # Packages that are missing

@@ -97,7 +97,7 @@ OF_SUMS = """
     cell pfl aot aot_unpaired aql aqfl dbaql dpo_shift minor_dpo bpo_min cal_dpo c2_dpo mix_dpo gpo
     sym_po bregman_po focal_po offset_dpo dr_dpo beta_dpo kto_pair kto bco_unpaired
     apo_zero_unpaired wpo samdpo ld_dpo bvpo tdpo tb_po sparse_po spo_silu
-    plackett_luce self_po lambda_po
+    plackett_luce self_po lambda_po hypo vpo_online
 """
 REWARDS |= {name: of_sums(0.1) for name in OF_SUMS.split()}
 

@@ -1,6 +1,7 @@
 """Data sets of Minari in and out, against what Minari itself reads."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from torch.testing import assert_close
 
+from torchmpo.control.kinds import PARTS, describe, parse_kind
 from torchmpo.control.minari_data import from_minari, to_minari
-from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.preferences import PreferenceDataset, preference_data
+from torchmpo.diagnose.__main__ import main
 from torchmpo.runs.errors import UserError
 
 minari = pytest.importorskip("minari")
 pytest.importorskip("h5py")
+KIND = "minari:test/episodes-v0"
 LOW, HIGH = np.float32([-2, 0]), np.float32([2, 0.5])
 
 
@@ -131,3 +136,33 @@ def test_mistakes_are_told_in_one_line():
     stored("test/equal-v0", equal=True)
     with pytest.raises(UserError, match=r"there is nothing to compare"):
         from_minari("test/equal-v0", 3)
+
+
+def test_a_data_set_is_a_kind_of_data():
+    stored()
+    rows = {seed: preference_data(PoolConfig(pairs=9, seed=seed), KIND) for seed in (0, 1)}
+    assert torch.equal(rows[1].chosen, from_minari("test/episodes-v0", 9, seed=1).chosen)
+    assert not torch.equal(rows[0].chosen, rows[1].chosen)  # pairs of their own
+    flipped = preference_data(PoolConfig(pairs=9), f"{KIND}+noisy:1")
+    assert torch.equal(flipped.chosen, rows[0].rejected)
+    assert describe(f"{KIND}+noisy:0.1")[0] == (KIND, PARTS["minari"].meaning)
+
+
+def test_the_key_of_a_data_set_is_of_its_contents_and_of_the_choice():
+    stored()
+    config = parse_kind(KIND).pool(PoolConfig(pairs=9))
+    others = [replace(config, pairs=8), replace(config, seed=1)]
+    minari.delete_dataset("test/episodes-v0")
+    stored(equal=True)
+    others.append(parse_kind(KIND).pool(PoolConfig(pairs=9)))
+    assert config.key() not in [other.key() for other in others]
+
+
+def test_a_diagnosis_of_a_data_set(tmp_path, capsys):
+    data = preference_data(PoolConfig(pairs=6, max_steps=9), "base", cache_dir=tmp_path)
+    to_minari(data, "test/ants-v0")
+    args = f"--preset smoke --losses sft --data minari:test/ants-v0 --out {tmp_path / 'run'}"
+    assert main([*args.split(), "--episode_steps", "9", "--seeds", "1"]) == 0
+    assert "minari:test/ants-v0" in (tmp_path / "run" / "report.html").read_text()
+    assert main(["--data", "minari:test/none-v0", "--out", str(tmp_path / "none")]) == 2
+    assert "minari download test/none-v0" in capsys.readouterr().err.splitlines()[-1]

@@ -910,3 +910,25 @@ def test_a_best_value_at_the_end_of_its_range_is_named(tmp_path):
     assert "Best at the end of a range:" in text
     assert "<code>orpo</code> on base (learning_rate)" in text
     assert "<code>sft</code> on base (" not in text
+
+
+def test_where_imitation_alone_ends_is_said(tmp_path):
+    cells = [make_cell("orpo", "base", 0.5), make_cell("sft", "base", 0.4)]
+    make_folder(tmp_path, [*cells, make_cell("orpo", "mixed", 0.5)])
+    text = write_page(tmp_path).read_text()
+    assert "Imitation alone:</b> sft, which never sees what was rejected, 0.40 [" in text
+    make_folder(tmp_path, cells[:1])
+    assert "Imitation alone" not in write_page(tmp_path).read_text()
+
+
+def test_rounds_and_what_they_cost_are_said(tmp_path):
+    cell = make_cell("orpo", "base", 0.5)
+    seeds = len(cell["returns"])
+    cell |= {"labels": [128] * seeds, "environment_steps": [250_000] * seeds}
+    make_folder(tmp_path, [cell], {"rounds": 4})
+    page = page_of(tmp_path)
+    assert "in 4 rounds, all but the first on trajectories of its own policy" in page.visible
+    assert page.row("orpo", "base").endswith("0 128 250,000")
+    with (tmp_path / "leaderboard.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert (float(row["labels"]), float(row["environment_steps"])) == (128, 250_000)

@@ -15,13 +15,14 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.rehearsal import rehearse
 from torchmpo.control.returns import evaluate_policies
+from torchmpo.control.rounds import Rounds
 from torchmpo.control.sample import SAMPLE_PAIRS, SAMPLE_STEPS, Sample
 from torchmpo.control.testbed import Testbed, TestbedConfig, prepare, prepare_fresh
 from torchmpo.control.tuning import Protocol, best_setting, race, suited, tune
 from torchmpo.diagnose.suite import anchors, judge, run_cell
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import DRAWN, PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo_envs import ThreeLeggedAnt, expert_path
@@ -247,6 +248,7 @@ def test_a_cell_is_what_its_parts_give(bed):
     cell = run_cell(bed, objective, GRID, 2, PROTOCOL)
     keys = {"loss", "task", "data", "grid", "tuning", "best", "edge"}
     keys |= {"returns", "components", "other_returns", "curves", "margins", "why"}
+    keys |= {"labels", "environment_steps"}
     assert cell.keys() == keys
     assert (cell["loss"], cell["task"], cell["data"]) == ("simpo", "tla", "base")
     assert cell["grid"] == GRID
@@ -375,7 +377,7 @@ def test_a_rehearsal_passes_what_can_be_trained(bed):
 @pytest.mark.parametrize("unpaired", [False, True])
 def test_a_rehearsal_gives_what_training_gives(bed, unpaired):
     single = {"logps", "ref_logps", "desirable"}
-    own = ("mismatched", "_step_weights", "gold_")  # what no pair of robots has
+    own = ("mismatched", "_step_weights", "gold_", *DRAWN)  # what no pair of robots has
     names = [n for n in PairLogps._fields if not any(word in n for word in own)]
     names = [n for n in names if (n in single) == unpaired]
     seen = []
@@ -555,3 +557,18 @@ def test_every_part_of_the_protocol_is_used(bed):
     cell = run_cell(bed, resolve("ipo"), [{"beta": 0.1}, {"beta": 1.0}], 1, protocol)
     assert [len(row) for row in cell["tuning"]] == [1, 1]
     assert [len(row) for row in cell["returns"]] == [3]
+
+
+def test_a_cell_says_what_it_has_cost(bed):
+    """Offline, the pairs and their trajectories; in rounds as many pairs of others."""
+    objective = resolve("orpo")
+    setting = {"po_coef": 0.1}
+    own = bed.dataset
+    steps = int(own.lengths[torch.cat([own.chosen, own.rejected])].sum())
+    found = judge(bed, objective, setting, [0, 1], PROTOCOL)
+    assert (found["labels"], found["environment_steps"]) == ([PAIRS] * 2, [steps] * 2)
+    several = replace(bed, config=replace(bed.config, rounds=Rounds(3)))
+    found = judge(several, objective, setting, [0, 1], PROTOCOL)
+    assert found["labels"] == [PAIRS] * 2
+    assert all(0 < steps <= 2 * PAIRS * STEPS for steps in found["environment_steps"])
+    assert found["curves"]["epoch"] == list(range(3 * EPOCHS + 1))

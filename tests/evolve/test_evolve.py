@@ -321,10 +321,10 @@ def test_smoke_run_killed_again_and_again_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.skipif(CORES < 2, reason="two actors need two cores")
 def test_smoke_run_on_two_actors_gives_the_same_bytes(tmp_path):
-    """Real data, training and simulation, in this process and in Ray actors (in a process of its
-    own, which Ray may fill with threads and files as it likes)."""
-    flags = ["--preset", "smoke", "--pairs", "2", "--episode_steps", "10", "--chunk_size", "3"]
-    flags += ["--data", "noisy:0.3,mixed", "--curriculum", "regret"]
+    """Real data, training in two rounds and simulation, in this process and in Ray actors (in a
+    process of its own, which Ray may fill with threads and files as it likes)."""
+    flags = ["--preset", "smoke", "--pairs", "4", "--episode_steps", "10", "--chunk_size", "3"]
+    flags += ["--rounds", "2", "--data", "noisy:0.3,mixed", "--curriculum", "regret"]
     for actors in ("0", "2"):
         where = ["--num_actors", actors, "--num_threads", "1", "--out", actors]
         command = [sys.executable, "-m", "torchmpo.evolve", *flags, *where]

@@ -45,6 +45,7 @@ def pairs(count=40, seed=0):
     for side in ("chosen", "rejected"):
         values[f"{side}_step_kl"] = values[f"{side}_step_weights"] = torch.ones(count, 1)
         values[f"{side}_mask"] = torch.ones(count, 1, dtype=torch.bool)
+    values["calibration_logps"] = values["rejected_logps"][:, None]
     values["desirable"] = torch.arange(2 * count) < count
     return PairLogps(**values, progress=torch.tensor(0.5))
 
@@ -56,6 +57,7 @@ def of_other_forms(chosen, rejected):
         "chosen_step_logps": chosen[:, None],
         "rejected_step_logps": rejected[:, None],
         "list_logps": torch.stack([chosen, rejected], -1),
+        "own_logps": torch.stack([chosen, rejected], -1),
     }
 
 

@@ -5,14 +5,22 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from tiny_llm import QUIET
 
+from experiments.llm import (
+    online_study,
+    sampling,
+    sentiment,
+    sentiment_report,
+    sentiment_study,
+    small_lm,
+)
 from experiments.llm import reviews as reviews_module
-from experiments.llm import sampling, sentiment, sentiment_report, sentiment_study, small_lm
 from experiments.llm.reviews import Review, load_reviews, sentences, splits
 from experiments.llm.sentiment import SentimentClassifier, bradley_terry, classifier, examples
 from torchmpo import resolve
@@ -369,3 +377,27 @@ def test_errors_of_known_values():
     both = sentiment_report._over_seeds([1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
     assert both["se"] == pytest.approx((1 / 3 + 4) ** 0.5)
     assert sentiment_report._over_seeds([1.0])["se"] is None
+
+
+# LightningCLI says so whenever it is called from Python, and calls jsonargparse by an old name.
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_online_and_offline_are_compared_at_equal_labels(smoke, tmp_path, capsys):
+    folder, argv = smoke
+    shutil.copytree(folder / "models", tmp_path / "run/models")
+    argv = ["--smoke", "--reviews", argv[argv.index("--reviews") + 1], "--out", f"{tmp_path}/run"]
+    assert online_study.main(argv) == 0
+    pieces = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
+    assert len(pieces) == 5
+    for text in pieces.values():
+        training = json.loads(text)["training"]
+        assert (training["pairs"], training["steps"]) == (16, 4)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    wins = [results["arms"][arm]["seeds"][0] for arm in ("offline", "rounds4")]
+    gain = results["differences"]["rounds4 - offline"]["win_rate"]["mean"]
+    assert gain == pytest.approx(wins[1] - wins[0], abs=0.02)
+    assert "rounds4 − offline: " in capsys.readouterr().out
+    (tmp_path / "run/pieces/offline-seed-1.json").unlink()
+    assert online_study.main(argv) == 0  # what is missing is made again, with the same numbers
+    again = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
+    assert again == pieces

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tiny_llm import QUIET, save_tiny, tiny_gemma, tiny_llama, tiny_pairs, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from torchmpo.finetune import command_line
 from torchmpo.finetune.__main__ import MORE_OPTIONS, OPTIONS, main
 from torchmpo.finetune.data import PreferenceData, StepSampler
 from torchmpo.finetune.models import LoraSettings
@@ -28,6 +29,7 @@ from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.options import GROUPS
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.threads import TINY
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -193,9 +195,12 @@ def test_the_merged_model_loads(config, tmp_path, base):
     assert len(names) == 14  # seven linear layers in each of two blocks
 
 
-def test_full_training_leaves_a_model(config, tmp_path):
+def test_full_training_leaves_a_model(config, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(command_line, "one_thread_if_tiny", sizes.append)
     assert run("fit", config, "--model.lora", "null", "--trainer.max_epochs", "1") == 0
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert 0 < sizes[0] < TINY
 
 
 def test_a_run_that_went_on_after_a_stop_in_mid_epoch_ends_in_the_same_bits(config, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loss_cases import (
     CASES,
+    OF_DRAWN,
     OF_LISTS,
     OF_STEPS,
     POLICY,
@@ -21,10 +22,12 @@ from loss_cases import (
     make_inputs,
     policy_fields,
     policy_gradients,
+    stacked,
 )
 
 from torchmpo import Objective, PairLogps, losses, resolve
 from torchmpo.losses import COUPLED, LOSSES
+from torchmpo.objectives.inputs import DRAWN
 
 SUMS = ("chosen_logps", "rejected_logps")
 MEANS = ("chosen_mean_logps", "rejected_mean_logps")
@@ -150,6 +153,8 @@ SIGNATURES = {
     ),
     "tb_po": ((*BY_STEP, *STEP_KL, *MASKS, *LENGTHS), {"beta": 0.1}),
     "sparse_po": ((*BY_STEP, *STEP_KL, *STEP_WEIGHTS, *MASKS, *LENGTHS), {"beta": 0.1}),
+    "hypo": ((*PAIR, "own_logps", "ref_own_logps"), {"beta": 0.1, "kl_coef": 0.01}),
+    "vpo_online": ((*PAIR, "calibration_logps"), {"beta": 0.1, "alpha": 0.1}),
     "bco_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
     "apo_zero_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
     "alpha_dpo": ((*MEANS, *REF_MEANS), {"beta": 2.5, "alpha": 0.2, "target_margin": 1.5}),
@@ -158,7 +163,7 @@ SIGNATURES = {
 OF_A_MEAN = ("slic_hf", "lpo", "ipo", "cpl", "tpo")
 OPTIONAL = dict.fromkeys(OF_A_MEAN, LENGTHS) | {"kto": MISMATCHED, "wpo": COLLISION}
 NAMES = list(SIGNATURES)
-FLAT = [name for name in NAMES if name not in (*OF_STEPS, *OF_LISTS)]  # all [batch]
+FLAT = [name for name in NAMES if name not in (*OF_STEPS, *OF_LISTS, *OF_DRAWN)]  # all [batch]
 FIRST = {name: SETTINGS[name][0] for name in NAMES}
 NUMERIC = {n: {k: v for k, v in FIRST[n].items() if not isinstance(v, str)} for n in NAMES}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -296,9 +301,10 @@ MEAN_EXTREMES = (-50.0, -10.0, -1.0, -1e-3, -1e-6, 0.0, 5.0)
 def extreme_inputs(name, dtype):
     """Every combination of extreme log-probabilities; extreme values of whatever else is asked."""
     fields = input_names(name)
-    if name in (*OF_STEPS, *OF_LISTS):
+    if name in (*OF_STEPS, *OF_LISTS, *OF_DRAWN):
         data, gen = make_inputs(name, batch=400, dtype=dtype), torch.Generator().manual_seed(0)
-        for field in (field for field in fields if "_step_" in field or "list_" in field):
+        wide = [f for f in fields if "_step_" in f or "list_" in f or f in DRAWN]
+        for field in wide:
             values = torch.tensor(SUM_EXTREMES if "logps" in field else (0.0, 1e-6, 1.0, 1e3))
             drawn = torch.randint(len(values), data[field].shape, generator=gen)
             data[field] = values[drawn].to(dtype)
@@ -381,7 +387,7 @@ def value_and_gradient(name, data, hyper):
 
     policy = [data[field] for field in fields]
     grads, loss = torch.func.grad(total, tuple(range(len(fields))), has_aux=True)(*policy)
-    return loss, torch.stack(grads)
+    return loss, stacked(grads)
 
 
 def member(data, i):
@@ -438,6 +444,7 @@ def test_tensors_as_hyper_parameters_equal_numbers(name, hyper, dtype):
 
 # Integers, where a hyper-parameter has one in its range; others keep their defaults.
 INTEGERS = {
+    "kl_coef": 1,
     **dict.fromkeys(("beta", "sft_coef", "po_coef", "delta", "ref_coef", "scale", "eta"), 2),
     **dict.fromkeys(("margin_coef", "reward_coef", "sharpness", "tau", "target_margin"), 1),
     **dict.fromkeys(("sigmoid_coef", "linear_coef", "softplus_coef"), 2),
@@ -538,7 +545,7 @@ def test_pairs_influence_each_other_only_in_coupled_losses(name):
         lambda *policy: call(name, data | dict(zip(fields, policy, strict=True)), **hyper),
         tuple(range(len(fields))),
     )(*(data[field] for field in fields))
-    others = torch.stack(jacobian)[:, ~torch.eye(8, dtype=torch.bool)]
+    others = stacked(jacobian)[:, ~torch.eye(8, dtype=torch.bool)]
     if name in COUPLED:
         assert (whole - alone).abs().max() > 1e-6
         assert others.any() == (name not in (*STOPPED, "kto"))  # z₀ has no gradient
@@ -583,7 +590,7 @@ def extreme_losses(name, extent):
         x = torch.rand(4000, generator=gen, dtype=torch.float64) ** 3
         corner = torch.randint(0, 3, (4000,), generator=gen)
         x = torch.where(corner == 0, 0.0, torch.where(corner == 1, 1.0, x))
-        if field == "list_logps":
+        if field in ("list_logps", "own_logps", "calibration_logps"):
             x = x[torch.randint(4000, data[field].shape, generator=gen)]
         data[field] = -extent * x.reshape(len(x), -1).expand_as(data[field].reshape(len(x), -1))
         data[field] = data[field].squeeze(-1)
@@ -634,11 +641,12 @@ def test_shapes_that_differ_are_refused_with_both_printed(name, wrong):
         assert any(field in str(caught.value) for field in odd)
 
 
-@pytest.mark.parametrize("name", [*OF_STEPS, *OF_LISTS, "wpo"])
+@pytest.mark.parametrize("name", [*OF_STEPS, *OF_LISTS, *OF_DRAWN, "wpo"])
 def test_one_input_of_another_shape_is_refused_by_name(name):
     right = make_inputs(name)
     for field, value in right.items():
-        shorter = (value[:, :1],) if value.dim() == 2 else ()
+        fewer = value.dim() == 2 and name != "vpo_online"  # one response is enough there
+        shorter = (value[:, :1],) if fewer else ()
         for wrong in (value[:5], value[..., None], *shorter):
             with pytest.raises(ValueError, match=r"has shape|must be \[batch") as caught:
                 call(name, right | {field: wrong}, **FIRST[name])
@@ -753,6 +761,8 @@ RANGES = {
     **{"label_smoothing": "below ½", "max_coef": "above 1", "min_coef": "in [0, 1)"},
     ("r_dpo", "alpha"): "non-negative",
     ("vpo_offline", "alpha"): "non-negative",
+    ("vpo_online", "alpha"): "non-negative",
+    "kl_coef": "non-negative",
     ("alpha_po", "alpha"): "finite",
     ("f_dpo", "alpha"): "finite",
     ("h_dpo", "alpha"): "positive",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from loss_cases import make_inputs
+from loss_cases import OF_DRAWN, make_inputs
 
 from torchmpo import PairLogps, resolve
 from torchmpo.control.grids import check_grid, grid, ranges
@@ -48,8 +48,9 @@ def test_every_other_loss_asks_for_more_than_the_margin(name):
         return
     lowered = data | {f: data[f] - 3.0 for f in ("chosen_logps", "rejected_logps")}
     moved = [LOSSES[name](*x.values()) for x in (data, lowered)]
-    # They weigh the reference's margin, look at c > r, have a divergence of their own, or means.
-    others = {"dpo_gamma", "dpo_positive_reference", "h_dpo", "pfl", "f_dpo", "wpo"}
+    # They weigh the reference's margin, look at c > r, have a divergence of their own, or means, or
+    # read drawn responses besides.
+    others = {"dpo_gamma", "dpo_positive_reference", "h_dpo", "pfl", "f_dpo", "wpo", *OF_DRAWN}
     assert name in others or not torch.allclose(*moved)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import torchmpo
 from torchmpo import MirrorObjective, Objective, PairLogps, resolve
 from torchmpo.losses import LOSSES, cpo_loss, dpo_loss, orpo_loss, simpo_loss
+from torchmpo.objectives.inputs import DRAWN
 
 SEEDS = st.integers(0, 10_000)
 
@@ -34,7 +35,7 @@ def make_pair(batch=5, seed=0, dtype=torch.float32, low=-6.0, high=-0.01):
         for name in (f"{side}_step_kl", f"{side}_step_weights"):
             fields[name] = torch.rand(batch, 4, generator=gen).to(dtype)
         fields[f"{side}_mask"] = torch.ones(batch, 4, dtype=torch.bool)
-    for name in ("list_logps", "ref_list_logps"):
+    for name in ("list_logps", "ref_list_logps", *DRAWN):
         fields[name] = (low + (high - low) * torch.rand(batch, 3, generator=gen)).to(dtype)
     fields["gold_mean_logps"] = fields["chosen_mean_logps"]
     fields["desirable"] = torch.arange(batch) < 2

@@ -334,6 +334,8 @@ TRL_HAS_NONE = {
     "wpo": "use_weighting is inside the trainer's step; held in tests/finetune/test_steps.py",
     "spo_silu": "no SiLU",
     "cpo_ipo": "its SFT term is one of a batch; the square is held as ipo without a reference",
+    "hypo": "no responses drawn while it learns",
+    "vpo_online": "no responses drawn while it learns",
     "plackett_luce": "no lists",
     "self_po": "no lists",
     "lambda_po": "no lists",

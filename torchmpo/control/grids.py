@@ -84,6 +84,7 @@ OWN: dict[str, dict[str, Range]] = {
     "cpo_ipo": {"beta": Range(0.03, 30.0)},
     "tdpo": {"alpha": Range(0.0, 2.0, log=False)},
     "vpo_offline": {"alpha": Range(0.01, 100.0)},
+    "vpo_online": {"alpha": Range(0.01, 100.0)},
     "modpo": {"po_coef": Range(0.1, 1.0)},
     "madpo": {
         "max_coef": Range(1.1, 8.0),

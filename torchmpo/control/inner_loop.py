@@ -31,7 +31,7 @@ from torchmpo.control.read_pairs import by_step, pair_logps, trained_ranks
 from torchmpo.losses import sft_loss
 from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
-from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.inputs import DRAWN, PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
@@ -112,6 +112,7 @@ def train_policies(
     *,
     learning_rates: Tensor | None = None,
     on_epoch: OnEpoch | None = None,
+    reference_params: Params | None = None,
 ) -> Params:
     """Train a population of policies on preference pairs.
 
@@ -131,6 +132,7 @@ def train_policies(
         on_epoch: called for each chunk before the first epoch and after every one, with the number
             of epochs done (SFT included), the chunk's members, and their parameters ``{name: [C,
             ...]}``. Of an SFT phase that all members share, only its end is reported.
+        reference_params: ``{name: [P, ...]}``, other references than the members themselves.
 
     Returns:
         ``{name: [P, ...]}`` with dtype and device of ``init_params``.
@@ -147,14 +149,18 @@ def train_policies(
     else:
         loop = _Loop(policy, [dataset], config, like)
 
-    def start(params: Params, own: Tensor, stream: Seed, watch: Watch = None) -> _Started:
+    def start(
+        params: Params, own: Tensor, stream: Seed, watch: Watch = None, other: Params | None = None
+    ) -> _Started:
         if config.sft_epochs:
             params = loop.train("sft", params, own, _SFT, {}, {}, stream, watch)
-        return params, loop.reference(objective, params) if objective.needs_reference else {}
+        if not objective.needs_reference:
+            return params, {}
+        return params, loop.reference(objective, params if other is None else other)
 
     # Equal members on one stream stay equal through SFT: prepare one of them for all.
     equal = all(bool((x == x[:1]).all()) for x in (*init_params.values(), rates))
-    alike = equal and isinstance(seed, int)
+    alike = equal and isinstance(seed, int) and reference_params is None
     if alike:
         first = {name: value[:1] for name, value in init_params.items()}
         params, reference = start(first, rates[:1], seed)
@@ -169,7 +175,9 @@ def train_policies(
         if isinstance(dataset, Sequence):
             loop = _Loop(policy, [dataset[i] for i in members], config, like)
         if not alike:
-            params, reference = start(_rows(init_params, members), rates[members], stream, watch)
+            other = reference_params and _rows(reference_params, members)
+            own = _rows(init_params, members), rates[members]
+            params, reference = start(*own, stream, watch, other)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
         prior = {n: v.expand(size, *v.shape[1:]) for n, v in reference.items()}
         own = _rows(objective_params, members)
@@ -506,7 +514,7 @@ def check_inputs(objective: Objective | MirrorObjective, policy: str = "gaussian
             f"{objective.name} reads {whole[0]}, which a {policy} policy does not supply: set "
             "policy to gaussian"
         )
-    absent = ("mismatched", "_step_weights")
+    absent = ("mismatched", "_step_weights", *DRAWN)
     supplied = [n for n in PairLogps._fields if not any(word in n for word in absent)]
     if unknown := objective.inputs - objective.optional - set(supplied):
         raise UserError(

@@ -27,13 +27,14 @@ from torchmpo.control.annotators import (
     vote_shares,
 )
 from torchmpo.control.components import TASTE, effort, return_components
-from torchmpo.control.pair_files import file_of
+from torchmpo.control.pair_files import MINARI, file_of
 from torchmpo.control.pools import ROLES, PoolConfig
 from torchmpo.control.rollouts import FileRows, LineRollouts
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.seeding import generator
 
 HIGHEST_ALPHA = 2.0  # on the line, beyond the target agent
+FILES = {"FILE", "minari"}  # parts that are written as a path or an id
 VOTE_TEMPERATURE = 0.4  # of voters, in mean margins: they err on about 8 % of pairs at that margin
 
 
@@ -95,6 +96,12 @@ PARTS: dict[str, Part] = {
         "FILE",
         "pairs.npz",
         "pairs of one's own from a .npz or .safetensors file, with the labels they have there",
+        "source",
+    ),
+    "minari": Part(
+        "minari:ID",
+        "minari:mujoco/walker2d/medium-v0",
+        "episodes of a data set of Minari, paired at random, or in the pairs noted there",
         "source",
     ),
     "best_of": Part(
@@ -477,8 +484,8 @@ def parse_kind(kind: str) -> Kind:
 def _part(text: str) -> tuple[str, tuple[float, ...]]:
     """Name and numbers of one part."""
     name, colon, written = text.partition(":")
-    if name not in PARTS or name == "FILE":
-        raise UserError(f"unknown data {text!r}: {nearest(name, PARTS.keys() - {'FILE'})}")
+    if name not in PARTS or name in FILES:
+        raise UserError(f"unknown data {text!r}: {nearest(name, PARTS.keys() - FILES)}")
     part = PARTS[name]
     if part.low is None:
         if colon:
@@ -503,7 +510,9 @@ def _part(text: str) -> tuple[str, tuple[float, ...]]:
 def describe(kind: str) -> list[tuple[str, str]]:
     """What a kind consists of: its parts as they are written, each with its meaning."""
     parsed = parse_kind(kind)
-    source = parsed.source if parsed.source in PARTS else "FILE"
+    source = parsed.source
+    if source not in PARTS:
+        source = "minari" if source.startswith(MINARI) else "FILE"
     numbers = "-".join(f"{number:g}" for number in parsed.numbers)
     written = f"{parsed.source}:{numbers}" if numbers else parsed.source
     found = [(written, PARTS[source].meaning)]

@@ -1,26 +1,17 @@
-"""Data sets of Minari as preference data, and preference data as one of them.
-
-Nothing is downloaded: ``minari download ID`` does that. Actions are in units of the range that the
-data set's action space gives, −1 to 1, as everywhere here.
-"""
+"""Data sets of Minari as preference data, and preference data as one of them."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from torchmpo.control.minari_pairs import PAIRS, action_range, minari_arrays
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.runs.errors import UserError, missing_package, one_line
-from torchmpo.runs.seeding import generator
 
 if TYPE_CHECKING:
     from minari import MinariDataset
-
-PAIRS = "torchmpo_pairs"  # in the metadata of a data set that `to_minari` wrote
 
 
 def from_minari(
@@ -41,29 +32,7 @@ def from_minari(
         UserError: there is no such data set, it has no pairs of its own and ``pairs`` is None, its
             actions are no real numbers, or all of its episodes have one return.
     """
-    found = _opened(dataset)
-    known = found.storage.metadata.get(PAIRS)
-    if pairs is None and known is None:
-        raise UserError(f"{found.id} has no pairs of its own: say how many to draw, pairs=1000")
-    low, high = _range(found.action_space, found.id)
-    returns = [float(np.sum(episode.rewards)) for episode in found]
-    if pairs is not None:
-        chosen, rejected = _drawn(torch.tensor(returns), pairs, seed, found.id)
-        known = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
-    assert known is not None
-    lists = known.get("lists") or list(zip(known["chosen"], known["rejected"], strict=True))
-    used = sorted({episode for row in lists for episode in row})
-    place = {episode: row for row, episode in enumerate(used)}
-    trajectories = []
-    for index in used:
-        episode = found[index]
-        steps = len(episode.rewards)
-        action = np.asarray(episode.actions, np.float64).reshape(steps, -1)
-        observation = _flat(found.observation_space, episode.observations, found.id)[:steps]
-        unit = np.where(np.isfinite(high - low), 2 * (action - low) / (high - low) - 1, action)
-        trajectories.append({"observation": observation, "action": unit, "return": returns[index]})
-    places = [[place[episode] for episode in row] for row in lists]
-    return PreferenceDataset.from_trajectories(trajectories, places, known.get("preference_probs"))
+    return PreferenceDataset(**minari_arrays(dataset, pairs, seed=seed))
 
 
 def to_minari(
@@ -110,7 +79,7 @@ def to_minari(
                 f"{env.action_space.shape}; the data has {sizes[0]} and {sizes[1]} numbers"
             )
         done = env.action_space
-    bounds = _range(done, dataset_id)
+    bounds = action_range(done, dataset_id)
     time = data.observation.shape[1]
     buffers = [
         _buffer(EpisodeBuffer, index, row, time, *bounds) for index, row in enumerate(_rows(data))
@@ -118,7 +87,9 @@ def to_minari(
     spaces = {"observation_space": seen, "action_space": done}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`\\w+` is set to None")  # who made it, and by what
+            warnings.filterwarnings(
+                "ignore", "(`\\w+` is set to|env_spec is) None"
+            )  # who made it, and by what
             made = create(dataset_id, buffers, env=environment, **spaces, **about)
     except ValueError as error:
         raise UserError(f"{dataset_id}: {one_line(error)}") from error
@@ -129,68 +100,6 @@ def to_minari(
         known["preference_probs"] = data.preference_probs.tolist()
     made.storage.update_metadata({PAIRS: known})
     return made
-
-
-def _opened(dataset: Any) -> "MinariDataset":
-    try:
-        import h5py  # noqa: F401, what minari reads its files with
-        import minari
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "minari") from error
-    if isinstance(dataset, minari.MinariDataset):
-        return dataset
-    folder = Path(dataset) / "data"
-    try:
-        return (
-            minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(str(dataset))
-        )
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise UserError(
-            f"{dataset} is no data set of Minari on this machine ({one_line(error)}); "
-            f"minari download {dataset}"
-        ) from error
-
-
-def _range(space: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each action, infinite for none."""
-    from gymnasium.spaces import Box
-
-    if not isinstance(space, Box):
-        raise UserError(f"{name} has actions of {space}: policies here act by real numbers (Box)")
-    low, high = (np.asarray(bound, np.float64).reshape(-1) for bound in (space.low, space.high))
-    return low, high
-
-
-def _flat(space: Any, values: Any, name: str) -> np.ndarray:
-    """Observations of an episode as numbers ``[time, size]``, in the order of Gymnasium's own."""
-    from gymnasium.spaces import Box, Dict
-
-    if isinstance(space, Dict):
-        parts = [_flat(part, values[key], name) for key, part in space.spaces.items()]
-        return np.concatenate(parts, 1)
-    if not isinstance(space, Box):
-        raise UserError(f"{name} has observations of {space}: they must be real numbers")
-    return np.asarray(values, np.float32).reshape(len(values), -1)
-
-
-def _drawn(returns: Tensor, pairs: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """The better and the worse episode of each pair."""
-    count = len(returns)
-    if count < 2 or pairs < 1 or bool((returns == returns[0]).all()):
-        raise UserError(
-            f"{name} has {count} episodes, all of one return, or no pair was asked for: there is "
-            "nothing to compare"
-        )
-    draw = generator(seed, "minari pairs")
-    first, second = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    while len(first) < pairs:  # those of equal returns are drawn again
-        one = torch.randint(count, (pairs,), generator=draw)
-        other = (one + 1 + torch.randint(count - 1, (pairs,), generator=draw)) % count
-        differ = returns[one] != returns[other]
-        first, second = torch.cat([first, one[differ]]), torch.cat([second, other[differ]])
-    first, second = first[:pairs], second[:pairs]
-    better = returns[first] > returns[second]
-    return torch.where(better, first, second), torch.where(better, second, first)
 
 
 def _rows(data: PreferenceDataset) -> Sequence[Mapping[str, Any]]:

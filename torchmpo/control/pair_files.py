@@ -17,17 +17,18 @@ from torch import Tensor
 from torchmpo.runs.errors import UserError, one_line
 
 SUFFIXES = (".npz", ".safetensors")
+MINARI = "minari:"  # how a kind of data names a data set of Minari
 _WHOLE = ("lengths", "chosen", "rejected", "lists")
 _REQUIRED = ("observation", "action", "lengths", "returns", "chosen", "rejected")
 
 
 def file_of(kind: str) -> tuple[str, str]:
-    """The path that a kind of data begins with, if any, and the rest of it.
+    """The file, or data set of Minari, that a kind of data begins with, if any, and the rest of it.
 
-    >>> file_of("my+own/pairs.npz+noisy:0.1"), file_of("noisy:0.1")
-    (('my+own/pairs.npz', '+noisy:0.1'), ('', 'noisy:0.1'))
+    >>> file_of("my+own/pairs.npz+noisy:0.1"), file_of("minari:a/b-v0"), file_of("noisy:0.1")
+    (('my+own/pairs.npz', '+noisy:0.1'), ('minari:a/b-v0', ''), ('', 'noisy:0.1'))
     """
-    found = re.match(r"(.+?\.(?:npz|safetensors))(?=$|\+)", kind)
+    found = re.match(rf"({MINARI}[^+]+|.+?\.(?:npz|safetensors))(?=$|\+)", kind)
     return (found[1], kind[found.end() :]) if found else ("", kind)
 
 

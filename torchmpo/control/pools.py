@@ -32,7 +32,8 @@ from torchmpo.control.environments import (
     make_environment,
     simulations,
 )
-from torchmpo.control.pair_files import read_pair_file
+from torchmpo.control.minari_pairs import minari_rows
+from torchmpo.control.pair_files import MINARI, read_pair_file
 from torchmpo.control.policy import GaussianPolicy
 from torchmpo.control.restarts import Restarts
 from torchmpo.control.rollouts import FileRows, LineRollouts, check_line, line_agents
@@ -118,7 +119,8 @@ class PoolConfig:
     def key(self) -> str:
         """A hash of settings, agents' weights and physics: the name of the pool's folder."""
         if isinstance(self.rollouts, FileRows):
-            return f"file-{self.rollouts.digest}"
+            drawn = f"-{self.pairs}-{self.seed}" if self.rollouts.path.startswith(MINARI) else ""
+            return f"file-{self.rollouts.digest}{drawn}"
         digests = [
             hashlib.blake2b(agent_path(agent).read_bytes()).hexdigest()
             for agent in (self.original, self.target)
@@ -148,7 +150,9 @@ def pool_of(
         UserError: a damaged store or file, or too little disk.
     """
     if isinstance(config.rollouts, FileRows):
-        return read_pair_file(config.rollouts.path)
+        if (path := config.rollouts.path).startswith(MINARI):
+            return minari_rows(path, config.pairs, config.seed)
+        return read_pair_file(path)
     folder = pool_folder(config, cache_dir)
     if not folder.exists():
         check_space([config], cache_dir)
@@ -195,12 +199,14 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             for first in range(0, count, batch):
                 rows = torch.arange(first, min(first + batch, count))
                 padded = torch.arange(first, first + batch).clamp(max=count - 1)
-                noise = generator(config.seed, "actions", first)
+                draw = generator(config.seed, "actions", first)
+                shape = len(padded), env.action_size
+                noise = functools.partial(torch.randn, shape, generator=draw)
                 again = None
                 if config.auto_reset:
                     starts = functools.partial(_starts_again, env, config, start_of[padded])
                     again = Restarts(env, starts)
-                part = _roll_out(env, *act(padded), start[start_of[padded]], noise, again)
+                part = roll_out(env, *act(padded), start[start_of[padded]], noise, again)
                 for name, value in part.items():
                     pool[name][rows] = value[: len(rows)]
                 bar.update(len(rows))
@@ -316,15 +322,26 @@ def _clear_abandoned(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _roll_out(
+def roll_out(
     env: Environment,
     mean_action: _Act,
     std: Tensor,
     start: Tensor,
-    noise: torch.Generator,
+    noise: Callable[[], Tensor],
     again: Restarts | None,
 ) -> dict[str, Tensor]:
-    """One episode in every simulation, from ``start``; or one after the other."""
+    """One episode in every simulation, from ``start``; or one after the other.
+
+    Args:
+        mean_action: observations ``[num_envs, …]`` → actions ``[num_envs, action_size]``.
+        std: of the actions, ``[action_size]`` or ``[num_envs, action_size]``.
+        noise: standard normal numbers for one step, ``[num_envs, action_size]``.
+        again: starts what is over again; ``None`` leaves it as it is.
+
+    Returns:
+        ``observation``, ``action``, ``lengths`` and ``returns``, ``[num_envs, …]``, as
+        :class:`~torchmpo.control.preferences.PreferenceDataset` has them.
+    """
     from tensordict import TensorDict
 
     state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
@@ -337,7 +354,7 @@ def _roll_out(
     for step in range(env.max_steps):
         obs = state["observation"]
         mean = mean_action(obs)
-        action = mean + std * torch.randn(mean.shape, generator=noise)
+        action = mean + std * noise()
         observation[:, step] = obs * running[:, None]
         actions[:, step] = action * running[:, None]
         lengths += running

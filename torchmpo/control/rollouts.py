@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from torchmpo.control.minari_pairs import minari_digest
+from torchmpo.control.pair_files import MINARI
 from torchmpo.control.policy import GaussianPolicy
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
@@ -52,10 +54,10 @@ class LineRollouts:
 
 @dataclass(frozen=True)
 class FileRows:
-    """Trajectories from a file of the user's.
+    """Trajectories from a file of the user's, or from a data set of Minari.
 
     Args:
-        path: the file.
+        path: the file, or ``minari:ID``.
         digest: of its contents: another file is other data.
     """
 
@@ -69,6 +71,8 @@ class FileRows:
         Raises:
             UserError: it cannot be read.
         """
+        if path.startswith(MINARI):
+            return FileRows(path, minari_digest(path))
         try:
             content = Path(path).read_bytes()
         except OSError as error:

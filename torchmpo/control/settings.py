@@ -40,6 +40,13 @@ class TestbedSettings:
         reference_sync: updates after which the reference of a loss that has one takes a step
             towards the policy; null for never.
         reference_mix: the size of that step; 1 makes the reference the policy.
+        rounds: parts in which the pairs are spent: the first is of the data, each further one of
+            the policies' own trajectories, judged as the data is; 1 is the offline run.
+        reference_refresh: rounds after which the reference of a loss that has one becomes the
+            policy; 0 for never after the first.
+        loop: what a further round's pairs are: iterated, spin or extragradient.
+        extrapolation: how much farther the policy goes after each further round, in parts of what
+            the round has changed.
         chunk_size: at most this many policies are trained together.
         compile: compile the training; false starts sooner and runs slower.
         seed: everything random follows from it.
@@ -72,6 +79,10 @@ class TestbedSettings:
     steps_per_trajectory: int | None = 250
     reference_sync: int | None = None
     reference_mix: float = 1.0
+    rounds: int = 1
+    reference_refresh: int = 1
+    loop: str = "iterated"
+    extrapolation: float = 0.0
     chunk_size: int = 16
     compile: bool = True
     seed: int = 0
@@ -87,6 +98,7 @@ PROFILES = Path(__file__).parent / "profiles"
 OLDER: dict[str, Any] = {
     **{"policy": "gaussian", "bins": 11, "original": None, "target": None},
     **{"reference_sync": None, "reference_mix": 1.0, "tracker": None, "auto_reset": False},
+    **{"rounds": 1, "reference_refresh": 1, "loop": "iterated", "extrapolation": 0.0},
 }
 
 # Of the smoke presets: training and data in seconds, which say nothing.

@@ -5,8 +5,7 @@ A :class:`TestbedConfig` holds settings and nothing else. :func:`prepare` loads 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -30,11 +29,13 @@ from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
 from torchmpo.control.returns import OnReward, OnStep, evaluate_policies
+from torchmpo.control.rounds import OnData, Rounds, train_in_rounds
 from torchmpo.control.settings import BINS, TestbedSettings
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import derive_seed
+from torchmpo.runs.threads import one_torch_thread
 
 # The task decides where training starts, how many pairs there are and whether episodes that end
 # early are started again, as in arXiv 2411.06568.
@@ -64,6 +65,7 @@ class TestbedConfig:
         cache_dir: where trajectories are, see :func:`torchmpo.control.pools.pool_of`.
         start: ``"original"``, training goes on from the original agent, or ``"scratch"``, from
             random weights that a member's seed names.
+        rounds: in how many parts the pairs are spent, see :mod:`torchmpo.control.rounds`.
 
     Raises:
         UserError: another ``start`` or ``policy``, or fewer than two bins.
@@ -82,6 +84,7 @@ class TestbedConfig:
     num_threads: int = 0
     cache_dir: str | None = None
     start: str = "original"
+    rounds: Rounds = field(default_factory=Rounds)
 
     def __post_init__(self):
         if self.start not in ("original", "scratch"):
@@ -179,6 +182,7 @@ class Testbed:
         learning_rates: Tensor | None = None,
         on_epoch: OnEpoch | None = None,
         datasets: Sequence[PreferenceDataset] | None = None,
+        on_data: OnData | None = None,
     ) -> Tensors:
         """``population`` policies, each under its own row of ``objective_params``.
 
@@ -186,8 +190,15 @@ class Testbed:
             seed: one stream of minibatches for all, or one per member.
             datasets: other data than ``dataset``, one per member.
             learning_rates, on_epoch: see :func:`torchmpo.control.inner_loop.train_policies`.
+            on_data: called with the data of every round, one data set per member.
         """
         init = self.initial(population, seed)
+        if self.config.rounds.count > 1:
+            own: dict[str, Any] = {"learning_rates": learning_rates, "on_epoch": on_epoch}
+            own |= {"datasets": datasets, "on_data": on_data}
+            return train_in_rounds(self, objective, objective_params, init, seed, **own)
+        if on_data is not None:
+            on_data(list(datasets or [self.dataset] * population))
         data = self.dataset if datasets is None else datasets
         args = (self.policy, init, objective, objective_params, data, self.config.inner)
         return train_policies(*args, seed, learning_rates=learning_rates, on_epoch=on_epoch)
@@ -230,7 +241,7 @@ class Testbed:
         most = simulations(self.config.pool.task)
         at_once = max(1, min(population, most // episodes))
         env = self.materials.environment(self.config, at_once * episodes)
-        with _one_torch_thread():
+        with one_torch_thread():
             own = policy or self.policy
             how: dict[str, Any] = {"on_step": on_step, "on_reward": on_reward}
             how |= {"sample": self.config.sample, "auto_reset": self.config.pool.auto_reset}
@@ -257,7 +268,7 @@ def prepare(
         parse_kind(config.data)  # before anything is built
     if read is None and stepped_one_by_one(task := first.pool.task):
         print(speed(task, first.num_threads), file=sys.stderr, flush=True)
-    with _one_torch_thread():
+    with one_torch_thread():
         trajectories = _from_pools(configs) if read is None else read()
         return _over(configs, Materials(first.load_policy(), trajectories))
 
@@ -276,7 +287,7 @@ def prepare_fresh(
     settings: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
     settings["pool"] = replace(testbeds[0].config.pool, seed=seed)
     configs = [replace(testbed.config, **settings) for testbed in testbeds]
-    with _one_torch_thread():
+    with one_torch_thread():
         materials = replace(testbeds[0].materials, trajectories=_from_pools(configs))
         return _over(configs, materials)
 
@@ -365,6 +376,10 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
             f"auto_reset: task {settings.task!r} makes its simulations as a batch, of which one "
             "alone cannot be started again; a function without num_envs makes them one by one"
         )
+    rounds = Rounds(
+        settings.rounds, settings.reference_refresh, settings.loop, settings.extrapolation
+    )
+    rounds.check(pool.pairs, settings.minibatch_pairs)
     if pool.pairs < settings.minibatch_pairs:
         raise UserError(
             f"pairs ({pool.pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"
@@ -387,6 +402,7 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         sample=settings.sample,
         num_threads=num_threads,
         cache_dir=settings.cache_dir,
+        rounds=rounds,
     )
 
 
@@ -401,14 +417,3 @@ def _check_agents(pool: PoolConfig, num_threads: int) -> None:
                 f"{role}: {name} takes observations of {have[0]} and gives actions of {have[1]} "
                 f"numbers; on {pool.task} they are {want[0]} and {want[1]}"
             )
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """The physics has its own threads; for tensors this small torch's only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -30,10 +30,11 @@ COMMAND = Command(
     out="runs/diagnose",
     place=PLACE,
     default_preset="quick",
-    grows=("losses", "data", "seeds"),
+    grows=("losses", "data", "seeds", "baselines"),
     older={
         **OLDER,
         **{"data_per_seed": False, "tuning_reduction": 1, "checkpoints": 0, "vary": None},
+        **{"baselines": None, "rlhf_steps": 1_000_000},
     },
     code=("losses", "task"),
     headline=("task", "data"),

@@ -42,8 +42,8 @@ def write_cell(path: Path, cell: Mapping) -> None:
     write_atomic(path, json.dumps(cell) + "\n")
 
 
-def made_of(name: str, objective: Objective | MirrorObjective, pool: PoolConfig) -> dict:
-    """What else a cell depends on than the settings of its run.
+def made_of(name: str, objective: Objective | MirrorObjective | None, pool: PoolConfig) -> dict:
+    """What else a cell depends on than the settings of its run; of a baseline, the pool alone.
 
     Returns:
         ``"pool"``, the key of the trajectories (agents, physics, settings); ``"source"``, a digest
@@ -52,6 +52,8 @@ def made_of(name: str, objective: Objective | MirrorObjective, pool: PoolConfig)
         made of, or else ``"unknowable"``, why it has none.
     """
     made: dict[str, str | None] = {"pool": pool.key(), "source": None}
+    if objective is None:
+        return made
     if not is_own(name) or isinstance(objective, MirrorObjective):
         return made | {"source": digest(name, objective)}
     try:

@@ -193,7 +193,8 @@ _NUMBERS = [
     *(("iqm", key) for key in ("value", "low", "high")),
     *(("return", key) for key in ("mean", "se", "low", "high")),
 ]
-_COUNTS = ["seeds", "diverged", "episodes", "trials"]
+_COST = ["labels", "environment_steps"]  # of a seed; older cells do not tell
+_COUNTS = ["seeds", "diverged", "episodes", "trials", *_COST]
 _NAMES = ["rank", *("_".join(pair) for pair in _NUMBERS[1:])]
 COLUMNS = ["task", "data", "loss", *_NAMES, *_COUNTS, "best"]
 
@@ -231,10 +232,17 @@ def _row(
         "seeds": len(measured),
         "episodes": max((len(episodes) for episodes in cell["returns"] if episodes), default=0),
         "diverged": diverged,
+        **{name: _typical(cell.get(name, ())) for name in _COST},
         "return": student,
         "score": score,
         "iqm": iqm,
     }
+
+
+def _typical(counts: Sequence[int | None]) -> float | None:
+    """Their mean, or None where none is known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _pooled(loss: str, strata: Sequence[NDArray]) -> dict[str, Any]:

@@ -15,8 +15,10 @@ import torch
 from tqdm import tqdm
 
 from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.rlhf import PPOConfig
 from torchmpo.control.testbed import Testbed, fresh_data
 from torchmpo.control.testbed import prepare as prepare_testbeds
+from torchmpo.diagnose.baselines import run_baseline
 from torchmpo.diagnose.cells import cell_path, check_cell, made_of, read_cell, write_cell
 from torchmpo.diagnose.comparisons import write_comparisons
 from torchmpo.diagnose.data_statistics import data_statistics, histogram_edges
@@ -123,12 +125,12 @@ def check(setup: Setup, out: Path) -> list[Missing]:
     for name, variant in setup.variants.items():
         check(variant, folder(out, name))
     for data, testbed in setup.testbeds.items():
-        for loss, objective in setup.objectives.items():
+        for loss, grid in (setup.grids | setup.baselines).items():
             path, done = cell_path(out, loss, data), None
-            made = made_of(loss, objective, testbed.data_pool)
+            made = made_of(loss, setup.objectives.get(loss), testbed.data_pool)
             if path.exists():
                 done = read_cell(path)
-                check_cell(path, done, loss, data, setup.grids[loss], made)
+                check_cell(path, done, loss, data, grid, made)
                 if done["task"] != testbed.pool.task:
                     raise UserError(f"{path} is of {done['task']}, not of {testbed.pool.task}")
                 if (seeds := len(done["returns"])) > setup.config.seeds:
@@ -191,7 +193,11 @@ def _cell(
     done: dict | None,
     datasets: Sequence[PreferenceDataset] | None,
 ) -> dict:
-    objective, seeds = setup.objectives[loss], setup.config.seeds
+    seeds = setup.config.seeds
+    if loss in setup.baselines:
+        ppo = PPOConfig.of(setup.config.rlhf_steps)
+        return run_baseline(testbed, seeds, setup.protocol, ppo, done, datasets)
+    objective = setup.objectives[loss]
     rest = setup.protocol, done, datasets, setup.config.checkpoints
     cell = run_cell(testbed, objective, setup.grids[loss], seeds, *rest)
     return cell | {"loss": loss}  # all learned objectives have one name
@@ -226,12 +232,15 @@ def _summary(cell: dict, agents: dict) -> str:
     low, high = (st.mean(agents[role]) for role in ("original", "target"))
     score = f" score {(mean - low) / (high - low):6.2f}" if low < high else ""
     note = f", {diverged} diverged" if diverged else ""
+    if about := cell.get("baseline"):
+        note += f", held-out accuracy {st.mean(s['held_out_accuracy'] for s in about):.2f}"
     return f"return {mean:7.0f}{error}{score}{note}"
 
 
 def report(setup: Setup, out: Path) -> None:
     """Leaderboard and page of the cells that are there."""
-    paths = [cell_path(out, loss, data) for data in setup.testbeds for loss in setup.objectives]
+    names = [*setup.objectives, *setup.baselines]
+    paths = [cell_path(out, loss, data) for data in setup.testbeds for loss in names]
     cells = [read_cell(path) for path in paths if path.exists()]
     if not cells:
         return

@@ -21,8 +21,17 @@ class _MadeOf(TypedDict):
 
 
 _Path = TypedDict(
-    "_Path", {"epoch": list[FiniteFloat], "return": list[FiniteFloat], "kl": list[FiniteFloat]}
+    "_Path",
+    {
+        "epoch": list[FiniteFloat],
+        "return": list[FiniteFloat],
+        "kl": list[FiniteFloat],
+        "learned": NotRequired[list[FiniteFloat]],
+    },
 )
+
+
+_Count = Annotated[int, Field(ge=0)]
 
 
 class _Cell(TypedDict):
@@ -40,6 +49,10 @@ class _Cell(TypedDict):
     why: NotRequired[list[dict[str, FiniteFloat] | None]]
     components: NotRequired[list[dict[str, FiniteFloat] | None]]
     checkpoints: NotRequired[list[_Path | None]]
+    labels: NotRequired[list[_Count | None]]
+    environment_steps: NotRequired[list[_Count | None]]
+    judged_returns: NotRequired[list[Row | None]]
+    baseline: NotRequired[list[dict[str, FiniteFloat]]]
     seconds: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
     made_of: NotRequired[_MadeOf]
 
@@ -57,11 +70,14 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
         (best < 0 and returns, "returns of no setting"),
         (best > 0 and not tuning, "the best of settings that were not tried"),
         (len({frozenset(setting) for setting in grid}) > 1, "settings of different numbers"),
+        (len(cell.get("judged_returns", returns)) != len(returns), "judged returns of other seeds"),
         (len({len(row) for row in returns if row}) > 1, "seeds differ in episodes"),
         (len(cell["margins"]) != len(returns), "as many rows of margins as of returns"),
         (len(cell.get("why", returns)) != len(returns), "as many dictionaries of why as returns"),
         (len(cell.get("components", returns)) != len(returns), "components of other seeds"),
         (len(cell.get("checkpoints", returns)) != len(returns), "checkpoints of other seeds"),
+        (len(cell.get("labels", returns)) != len(returns), "labels of other seeds"),
+        (len(cell.get("environment_steps", returns)) != len(returns), "steps of other seeds"),
         (any(len({*map(len, path.values())}) > 1 for path in paths), "uneven checkpoints"),
         (len(cell.get("other_returns", returns)) != len(returns), "other returns of other seeds"),
         (any(len(rows) != len(returns) for rows in curves.values()), "curves of other seeds"),

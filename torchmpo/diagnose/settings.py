@@ -28,6 +28,10 @@ class DiagnoseConfig(TestbedSettings):
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
         grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
+        baselines: contestants that are no losses, by commas: rlhf, PPO on a reward model of the
+            same pairs, tuned over four settings, with minutes of simulation for each seed; with
+            --resume, in addition to those of the run.
+        rlhf_steps: steps of the environment of each training of rlhf.
         checkpoints: policies of each final training whose return is measured on the way, evenly
             spread over its epochs, as a curve against the distance from the start; 0 for none, else
             at least 2.
@@ -37,7 +41,7 @@ class DiagnoseConfig(TestbedSettings):
     """
 
     losses: str = "sft,cpo,orpo,slic_hf,simpo,dpo"
-    data: str = "base,mixed,noisy:0.3"
+    data: str = "base,mixed,noisy:0.3,graded:0-0.4,best_of:4"
     seeds: int = 8
     data_per_seed: bool = True
     trials: int = 12
@@ -47,6 +51,8 @@ class DiagnoseConfig(TestbedSettings):
     tuning_episodes: int = 16
     episodes: int = 32
     grid: str | None = None
+    baselines: str | None = None
+    rlhf_steps: int = 1_000_000
     checkpoints: int = 0
     vary: str | None = None
 
@@ -62,6 +68,7 @@ PRESETS: dict[str, dict] = {
         "tuning_seeds": 1,
         "tuning_episodes": 2,
         "episodes": 2,
+        "rlhf_steps": 2048,
         **SMALLEST,
     },
     # arXiv 2411.06568, section 4.1; its Table 2, and CoLPO.

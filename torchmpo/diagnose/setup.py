@@ -14,6 +14,7 @@ from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
+from torchmpo.diagnose.baselines import BASELINES, check_baseline
 from torchmpo.diagnose.cells import cell_path
 from torchmpo.diagnose.settings import DiagnoseConfig
 from torchmpo.diagnose.variants import variants
@@ -38,6 +39,7 @@ class Setup:
     grids: dict[str, list[dict[str, float]]]
     testbeds: dict[str, TestbedConfig]
     protocol: Protocol
+    baselines: dict[str, list[dict[str, float]]]
     variants: Mapping[str, "Setup"]
     trackers: dict[str, str]
 
@@ -50,7 +52,7 @@ class Setup:
         """
         check_sizes(config)
         counts = ("seeds", "trials", "tuning_seeds", "tuning_reduction", "tuning_episodes")
-        counts += ("episodes", "epochs")
+        counts += ("episodes", "epochs", "rlhf_steps")
         for name in counts:
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
@@ -83,8 +85,11 @@ class Setup:
                 parse_kind(kind)
                 for objective in objectives.values():
                     check_kind(objective, kind)
-            _check_names(objectives, kinds)
             testbed = configure(config, kinds[0], config.num_threads)
+            contestants = words("baselines", config.baselines) if config.baselines else []
+            for name in contestants:
+                check_baseline(name, testbed)
+            _check_names([*objectives, *contestants], kinds)
             testbed.load_policy()  # a damaged file shows here
             testbeds = {kind: replace(testbed, data=kind) for kind in kinds}
             for name, objective in objectives.items():
@@ -102,7 +107,8 @@ class Setup:
                 others[name] = Setup.of(other)
             except UserError as error:
                 raise UserError(f"vary {name}: {error}") from error
-        return Setup(config, objectives, grids, testbeds, protocol, others, trackers)
+        baselines = {name: BASELINES[name] for name in contestants}
+        return Setup(config, objectives, grids, testbeds, protocol, baselines, others, trackers)
 
 
 def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:

@@ -35,6 +35,7 @@ from torchmpo.diagnose.behaviour import Visited, behaviour
 from torchmpo.diagnose.checkpoints import chosen_epochs, measure
 from torchmpo.diagnose.leaderboard import plain
 from torchmpo.diagnose.rankings import rankings
+from torchmpo.diagnose.win_rates import judged_returns
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
@@ -66,6 +67,10 @@ def judge(
         :func:`torchmpo.diagnose.rankings.rankings`.
         ``components``, per seed the mean parts of ``returns``, see
         :class:`torchmpo.control.components.EpisodeComponents`.
+        ``labels`` and ``environment_steps``, per seed the pairs that were compared and the length
+        of their trajectories.
+        ``judged_returns``, where preferences go in a circle, see
+        :func:`torchmpo.diagnose.win_rates.judged_returns`.
         ``checkpoints``, if asked for, a dictionary per seed, see
         :func:`torchmpo.diagnose.checkpoints.measure`; a quarter of the episodes.
         ``curves["clamped"]`` is the share of mean log-probabilities so near 0, or above, that a
@@ -76,7 +81,15 @@ def judge(
     samples = [Sample.of(data) for data in all_data]
     curves: list[tuple[int, Tensor, Tensor]] = []
     inner = testbed.config.inner
-    begin, end = inner.sft_epochs, inner.sft_epochs + inner.epochs
+    begin, each = inner.sft_epochs, inner.sft_epochs + inner.epochs
+    end = each * testbed.config.rounds.count
+    labels, steps = [0] * len(seeds), [0] * len(seeds)
+
+    def spent(data: Sequence[PreferenceDataset]) -> None:
+        for k, own in enumerate(data):
+            labels[k] += len(own)
+            steps[k] += int(own.lengths[own.ranked.unique()].sum())
+
     # Epoch → member → parameters, from the start of the preference phase on.
     kept = {epoch: {} for epoch in [begin, *chosen_epochs(begin, end, checkpoints)]}
 
@@ -103,6 +116,7 @@ def judge(
         learning_rates=rates,
         on_epoch=watch,
         datasets=datasets,
+        on_data=spent,
     )
     states = derive_seed(protocol.seed, "final episodes")
     if datasets is not None:
@@ -143,7 +157,12 @@ def judge(
         logps[:, first:],
     )
     why = [own and own | other for own, other in zip(why, more, strict=True)]
-    path = {"checkpoints": measure(testbed, kept, few, states)} if checkpoints else {}
+    path: dict[str, Any] = {}
+    if checkpoints:
+        path["checkpoints"] = measure(testbed, kept, few, states)
+    order = [judged_returns(testbed.config.data, data) for data in all_data]
+    if order[0] is not None:
+        path["judged_returns"] = order * (len(seeds) if datasets is None else 1)
     return path | {
         "why": why,
         "returns": returns.tolist(),
@@ -157,6 +176,8 @@ def judge(
             "clamped": clamped.tolist(),
         },
         "margins": margins[:, -1].tolist(),
+        "labels": labels,
+        "environment_steps": steps,
     }
 
 
@@ -207,7 +228,8 @@ def run_cell(
         the cell, ready for JSON: ``loss``, ``task``, ``data``, ``grid``, ``tuning`` (empty where
         there is one setting: nothing to choose from, and nothing trained), ``best`` (−1: every
         setting diverged in tuning), ``edge`` (numbers of the best one at the end of their range),
-        ``returns``, ``components``, ``other_returns``, ``curves``, ``margins``, ``why``, and
+        ``returns``, ``components``, ``other_returns``, ``curves``, ``margins``, ``why``,
+        ``labels``, ``environment_steps``, and
         ``checkpoints`` if they were asked for; ``None`` for what is not finite or not known, and
         instead of the list of a seed that diverged.
     """
@@ -235,7 +257,9 @@ def run_cell(
             key: value if key == "epoch" else cell["curves"].get(key, unknown) + value
             for key, value in new["curves"].items()
         }
-        kinds = ("why", "components", "other_returns", *(["checkpoints"] if checkpoints else []))
+        kinds = ["why", "components", "other_returns", "labels", "environment_steps"]
+        kinds += ["checkpoints"] if checkpoints else []
+        kinds += ["judged_returns"] if "judged_returns" in new else []
         for name in kinds:
             cell[name] = cell.get(name, unknown) + new[name]
         cell["returns"] = cell["returns"] + new["returns"]

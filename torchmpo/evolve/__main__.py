@@ -7,6 +7,7 @@ each trained policy is the fitness of its loss; an evolution strategy moves towa
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import fields
 
 from torchmpo.control.settings import OLDER, PROFILES
 from torchmpo.evolve.settings import PLACE, PRESETS, EvolveConfig
@@ -31,8 +32,15 @@ COMMAND = Command(
         "final_data_per_seed": False,
         "curriculum": "off",
         "antagonist": "slic_hf",
+        # Of formulas, which no older run has.
+        **{
+            field.name: field.default
+            for field in fields(EvolveConfig)
+            if field.name in ("nodes", "reads", "require") or field.name.startswith("proposer")
+        },
     },
     code=("rivals", "antagonist", "task"),
+    commands=("proposer",),
     headline=("task", "data"),
     profiles=PROFILES,
 )

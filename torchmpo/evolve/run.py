@@ -31,6 +31,10 @@ from torchmpo.evolve.curriculum import Curriculum
 from torchmpo.evolve.extension import check_longer, check_not_shorter, forget_the_old_end
 from torchmpo.evolve.figures import fitness_figure
 from torchmpo.evolve.fitness import ObjectiveFitness, OneOfKinds, combined
+from torchmpo.evolve.optimizers import Optimizer, optimizer_of
+from torchmpo.evolve.programs.genetic import GeneticProgramming
+from torchmpo.evolve.programs.proposer import Proposer
+from torchmpo.evolve.programs.space import ProgramSpace
 from torchmpo.evolve.progress import Progress
 from torchmpo.evolve.records import (
     check_records,
@@ -45,6 +49,9 @@ from torchmpo.evolve.settings import PLACE
 from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.figures import gradient_figure
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.formulas import Formula
+from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import word
 from torchmpo.runs.errors import UserError
@@ -108,6 +115,7 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
                 held_out=held_out,
                 every=max(1, config.held_out_every),
                 curriculum=curriculum,
+                optimizer=_optimizer(setup, out),
             )
     return testbeds, found
 
@@ -144,6 +152,18 @@ def curriculum_of(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> Curri
     kinds = [bed.config.data for bed in testbeds]
     rival = read_antagonist(path, kinds)
     return Curriculum({kind: rival[kind] for kind in kinds}, config.seed)
+
+
+def _optimizer(setup: Setup, out: Path) -> Optimizer:
+    """How the search moves."""
+    config, space = setup.config, setup.space
+    if not isinstance(space, ProgramSpace):
+        return optimizer_of(setup.search)
+    propose = None
+    if config.proposer is not None:
+        limits = config.proposer_seconds, config.proposer_gib
+        propose = Proposer(config.proposer, space.grammar, out / "proposals", *limits)
+    return GeneticProgramming(setup.search, space, propose)
 
 
 def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbed]:
@@ -217,9 +237,19 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     print(verdict(comparison))
     saved = str(out / "objective")
     print(f"objective: torchmpo.resolve({json.dumps(saved, ensure_ascii=False)})")
+    _tell_formula(space.at(found.vector), out)
     print(f"what it is:      python -m torchmpo.show {shlex.quote(str(out))}")
     losses = shlex.quote(f"{word(saved)},orpo")
     print(f"on other data:   python -m torchmpo.diagnose --losses {losses}", flush=True)
+
+
+def _tell_formula(objective: Objective | MirrorObjective, out: Path) -> None:
+    """Print a found formula, and keep it as a file of Python, too."""
+    formula = getattr(objective, "function", None)
+    if isinstance(formula, Formula):
+        write_atomic(out / "formula.py", formula.source())
+        print("\n".join(formula.described()))
+        print(f"for torch alone: {out / 'formula.py'}")
 
 
 def tune_rivals(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> dict[str, dict | None]:

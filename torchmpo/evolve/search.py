@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchmpo.evolve.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from torchmpo.evolve.curriculum import ALL, Curriculum
-from torchmpo.evolve.optimizers import SearchConfig, State, optimizer_of
+from torchmpo.evolve.optimizers import Optimizer, SearchConfig, State, optimizer_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import naming, write_atomic
 
@@ -45,6 +45,7 @@ def search(
     held_out: Callable[[Tensor, int], float] | None = None,
     every: int = 10,
     curriculum: Curriculum | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Found:
     """Search from ``centre``, or go on from the newest checkpoint in ``folder``, beyond the end of
     a shorter search, too.
@@ -64,6 +65,7 @@ def search(
             log gets a column ``held_out`` for it, ``None`` where it was not asked.
         curriculum: draws the kind of data of each generation, for a fitness that takes it; the log
             gets a column ``regime``, and the final centre is judged on all kinds.
+        optimizer: how it moves; by default the one that ``config`` names.
         every: generations from one ``held_out`` to the next (≥ 1); the final centre has one, too.
 
     Raises:
@@ -71,7 +73,7 @@ def search(
     """
     if every < 1:
         raise UserError(f"every must be at least 1; got {every}")
-    folder, optimizer = Path(folder), optimizer_of(config)
+    folder, optimizer = Path(folder), optimizer or optimizer_of(config)
     state, log = _newest(folder, optimizer.start(centre))
     if log and log[-1]["mean"] is None and log[-1]["generation"] < config.generations:
         log.pop()  # the end of a shorter search; the state is that before it

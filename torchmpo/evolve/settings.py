@@ -17,16 +17,25 @@ class EvolveConfig(TestbedSettings):
             far the search is behind the antagonist there.
         antagonist: the hand-made loss of a curriculum, tuned on each kind like a rival.
         space: network (mirror losses of learned functions), closed_form (the eight numbers of
-            closed_form_loss) or hyper (the hyper-parameters of the loss that warm_start names).
+            closed_form_loss), hyper (the hyper-parameters of the loss that warm_start names) or
+            program (short formulas, by genetic programming).
         warm_start: where the search begins: a loss in the space, or the folder of a saved
             objective; null for ORPO (network, one step), DPO (two steps), and the defaults of
-            closed_form_loss.
+            closed_form_loss; of program a loss that is a formula, or the text of one.
         steps: of the network: one, or two (with a reference).
         search_rate: let the search move the learning rate of training, too; it begins at
             learning_rate, or at the tuned one.
         learn: functions of the network, among psi (one step only), phi_inv and g; null for all.
         temporal: let the network depend on the progress of training.
-        optimizer: es (OpenAI-ES), cmaes (for spaces of few dimensions) or snes.
+        nodes: of a formula of space program, at most.
+        reads: what formulas may read: means, sums, time, lengths, steps and reference.
+        require: what is certain of every formula: bounded (below), monotone; null for nothing.
+        proposer: a command that gets the formulas so far on its input and prints others, one a
+            line; only with space program.
+        proposer_seconds: after which the command is stopped.
+        proposer_gib: of memory that it may use.
+        optimizer: es (OpenAI-ES), cmaes (for spaces of few dimensions) or snes; not of space
+            program.
         population: losses per generation, an even number.
         generations: updates of the search; --resume may raise their number.
         episodes: per trained policy.
@@ -64,6 +73,12 @@ class EvolveConfig(TestbedSettings):
     search_rate: bool = False
     learn: list[str] | None = None
     temporal: bool = False
+    nodes: int = 12
+    reads: str = "means,sums,time"
+    require: str | None = None
+    proposer: str | None = None
+    proposer_seconds: int = 120
+    proposer_gib: int = 4
     optimizer: str = "es"
     population: int = 32
     learning_rate: float | None = None

@@ -13,6 +13,8 @@ from torchmpo.control.tuning import Protocol
 from torchmpo.evolve.curriculum import CURRICULA
 from torchmpo.evolve.fitness import check_combine
 from torchmpo.evolve.optimizers import SearchConfig
+from torchmpo.evolve.programs.proposer import words_of
+from torchmpo.evolve.programs.space import program_space
 from torchmpo.evolve.searched_rate import SearchedRate
 from torchmpo.evolve.settings import EvolveConfig
 from torchmpo.evolve.spaces import SearchSpace, space_of
@@ -63,15 +65,7 @@ class Setup:
         if config.wandb is not None:  # whose project may have a comma
             trackers |= trackers_of("wandb") | {"wandb": config.wandb or PROJECT}
         try:
-            space = space_of(
-                config.space,
-                steps=config.steps,
-                learn=config.learn,
-                temporal=config.temporal,
-                start=config.warm_start,
-            )
-            if config.search_rate:
-                space = SearchedRate(space)
+            space = _space(config)
             check_inputs(space.objective, config.policy)
             search = SearchConfig(
                 optimizer=config.optimizer,
@@ -132,9 +126,11 @@ class Setup:
         """The stream of random numbers of every row of a generation, the centre first.
 
         A pair of opposite perturbations is compared on equal terms, and a generation averages over
-        as many streams as it has pairs. CMA-ES compares all members with each other.
+        as many streams as it has pairs. CMA-ES and genetic programming compare all members with
+        each other.
         """
-        if self.config.streams == "shared" or self.config.optimizer != "es":
+        pairs = self.config.optimizer == "es" and self.config.space != "program"
+        if self.config.streams == "shared" or not pairs:
             return []
         # From 1: 0 stands for the one stream that a whole generation shares.
         return [1, *(2 + i // 2 for i in range(self.config.population))]
@@ -155,6 +151,29 @@ def _tunable(option: str, name: str, policy: str) -> Objective:
         raise UserError(f"{option}: {name} is learned, it cannot be tuned")
     check_inputs(objective, policy)
     return objective
+
+
+def _space(config: EvolveConfig) -> SearchSpace:
+    """What is searched."""
+    own = {"steps": config.steps, "learn": config.learn, "temporal": config.temporal}
+    if config.space != "program":
+        if config.proposer is not None:
+            raise UserError(f"proposer belongs to --space program, not to {config.space}")
+        space = space_of(config.space, **own, start=config.warm_start)
+        return SearchedRate(space) if config.search_rate else space
+    defaults = {"steps": "one", "learn": None, "temporal": False}
+    own |= {"optimizer": config.optimizer, "search_rate": config.search_rate}
+    for name, default in (defaults | {"optimizer": "es", "search_rate": False}).items():
+        if own[name] != default:
+            raise UserError(f"{name} does not go with --space program")
+    for name in ("proposer_seconds", "proposer_gib"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+    if config.proposer is not None:
+        words_of(config.proposer)
+    reads = words("reads", config.reads)
+    require = words("require", config.require) if config.require else []
+    return program_space(reads, config.nodes, require, config.warm_start)
 
 
 def _threads(config: EvolveConfig) -> int:

@@ -6,8 +6,9 @@ is, and where the search starts:
 ``network``     every vector of a :class:`~torchmpo.objectives.mirror.MirrorObjective`
 ``closed_form`` the coefficients of :func:`~torchmpo.losses.closed_form_loss`
 ``hyper``       the hyper-parameters of any loss of the library, modified (``dpo@js``) or not
+``program``     a short formula, see :mod:`torchmpo.evolve.programs`
 
-In the last two each hyper-parameter is one coordinate θ, and the range that
+In the two before the last each hyper-parameter is one coordinate θ, and the range that
 :mod:`torchmpo.control.grids` tries, [low, high], extended to the start v₀ where v₀ lies outside,
 says how it acts (GAIN = 10):
 
@@ -37,7 +38,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.objectives.weighted_sum import is_sum
 from torchmpo.runs.errors import UserError, nearest
 
-SPACES = ("network", "closed_form", "hyper")
+SPACES = ("network", "closed_form", "hyper", "program")
 
 
 class SearchSpace(Protocol):

@@ -9,7 +9,8 @@ the reference's log-probabilities. :mod:`.data` serves pairs: :mod:`.sources` re
 :mod:`.inspect` shows one of them. :mod:`.answers` lets a model answer, :mod:`.samples` does so
 while it is trained, :mod:`.moving_reference` lets the reference follow, :mod:`.term_weights` weighs
 the two terms of a loss, :mod:`.early_warning` warns when chosen answers become unlikely, and
-:mod:`.model_card` says what was trained.
+:mod:`.model_card` says what was trained. :mod:`.online` trains in rounds, on :mod:`.judged_pairs`
+of the model's own answers.
 
 Imports :mod:`torchmpo.objectives`, :mod:`torchmpo.losses`, :mod:`torchmpo.linear_logps`,
 :mod:`torchmpo.metrics`, :mod:`torchmpo.early_warning`, :mod:`torchmpo.winrate` and
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torchmpo.finetune.models import LoraSettings as LoraSettings
     from torchmpo.finetune.module import PreferenceModule as PreferenceModule
     from torchmpo.finetune.moving_reference import MovingReference as MovingReference
+    from torchmpo.finetune.online import train_online as train_online
     from torchmpo.finetune.samples import Samples as Samples
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "PreferenceData",
     "PreferenceModule",
     "Samples",
+    "train_online",
 ]
 _WHERE = {
     "EarlyWarning": "torchmpo.finetune.early_warning",
@@ -42,6 +45,7 @@ _WHERE = {
     "PreferenceData": "torchmpo.finetune.data",
     "PreferenceModule": "torchmpo.finetune.module",
     "Samples": "torchmpo.finetune.samples",
+    "train_online": "torchmpo.finetune.online",
 }
 
 

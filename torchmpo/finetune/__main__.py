@@ -4,6 +4,7 @@
     python -m torchmpo.finetune fit --config …  --loss runs/evolve/objective --out runs/mine
     python -m torchmpo.finetune fit --config …  --out runs/mine --resume
     python -m torchmpo.finetune validate --config …  --ckpt_path runs/mine/last.ckpt
+    python -m torchmpo.finetune online --config …  --prompts prompts.jsonl --judge my_judge:prefer
     python -m torchmpo.finetune inspect --config …  --index 3         (a pair, token by token)
     python -m torchmpo.finetune export --adapter runs/mine/adapter --out merged
     python -m torchmpo.finetune export --ckpt runs/mine/best.ckpt --out merged
@@ -20,13 +21,15 @@ or from Python
 ``loss_args`` that the configuration has for its own loss. The folder of a run has ``last.ckpt``,
 ``best.ckpt`` with ``--keep_best`` (the lowest ``val/loss``, which then is what is exported),
 ``log/version_0/`` with ``config.yaml`` and ``metrics.csv`` (one more version per resume), and, when
-it is done, ``adapter/``, or ``model/`` where all weights were trained.
+it is done, ``adapter/``, or ``model/`` where all weights were trained. ``online`` is ``fit`` in
+rounds, see :mod:`torchmpo.finetune.online`: ``--rounds 4`` is short for ``--online.rounds 4``, and
+so are the others.
 """
 
 import sys
 from collections.abc import Sequence
 
-from torchmpo.finetune.options import FLAGS, GROUPS
+from torchmpo.finetune.options import FLAGS, GROUPS, ONLINE
 from torchmpo.runs.arguments import StrictParser
 from torchmpo.runs.errors import UserError, exit_code, nearest
 from torchmpo.runs.threads import wait_asleep
@@ -34,6 +37,7 @@ from torchmpo.runs.threads import wait_asleep
 PROGRAM = "python -m torchmpo.finetune"
 COMMANDS = {
     "fit": "train",
+    "online": "train in rounds, on pairs of the model's own answers that a judge compares",
     "validate": "the loss and the metrics of a checkpoint",
     "inspect": "a pair, token by token",
     "export": "write the merged model of an adapter",
@@ -41,6 +45,7 @@ COMMANDS = {
 OPTIONS = tuple(name for options in GROUPS.values() for name in options)
 MORE_OPTIONS = {
     "fit": {},
+    "online": ONLINE,
     "validate": {"--ckpt_path": "checkpoint to look at"},
     "inspect": {"--index": "which pair, from 0", "--split": "train or validation"},
 }
@@ -70,6 +75,10 @@ def _run(words: list[str]) -> None:
 
     if command == "inspect":
         command_line.inspect(PROGRAM, words[1:])
+    elif command == "online":
+        from torchmpo.finetune.online import online
+
+        online(PROGRAM, words[1:])
     else:
         command_line.fit_or_validate(PROGRAM, words)
 

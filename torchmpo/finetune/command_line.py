@@ -33,6 +33,7 @@ from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
+from torchmpo.runs.threads import one_thread_if_tiny
 from torchmpo.runs.trackers import FILES, start_trackers, trackers_of
 from torchmpo.runs.yaml_text import check_yaml, parse_yaml
 
@@ -227,6 +228,10 @@ class CommandLine(LightningCLI):
         with naming(self.out):  # a full disk is told by whoever met it, often without a path
             super()._run_subcommand(subcommand)
 
+    def before_fit(self):
+        if self.trainer.strategy.root_device.type == "cpu":
+            one_thread_if_tiny(sum(p.numel() for p in self.model.policy.parameters()))
+
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:
             return
@@ -244,10 +249,14 @@ class CommandLine(LightningCLI):
                 load_whole(self.model, best["state_dict"])
             self.model.save(self.out / name, self.datamodule.tokenizer)
         if self.trainer.is_global_zero:
-            print(f"wrote {self.out / name}")
-            print(next_command(self.out / name, self.datamodule))
-            if (repository := self._get(self.config, "push_to_hub")) is not None:
-                print(f"pushed to {push(self.out / name, repository)}")
+            self.tell(self.out / name)
+
+    def tell(self, folder: Path) -> None:
+        """Say what was made, and how to go on with it; upload it."""
+        print(f"wrote {folder}")
+        print(next_command(folder, self.datamodule))
+        if (repository := self._get(self.config, "push_to_hub")) is not None:
+            print(f"pushed to {push(folder, repository)}")
 
 
 def check_checkpoint(path: str | Path, *, training: bool = False) -> None:
@@ -345,14 +354,29 @@ def fit_or_validate(program: str, words: list[str]) -> None:
     Raises:
         UserError: a mistake in them, or in what they name.
     """
-    _check_files(words)
-    _call(lambda: CommandLine(args=with_loss(words), **_settings(program)))
+    called(CommandLine, program, words)
 
 
 def inspect(program: str, words: list[str]) -> None:
     """Print a pair; the arguments are those of `fit_or_validate`, without the command."""
+    called(Inspect, program, words, run=False)
+
+
+def called(
+    kind: type[CommandLine], program: str, words: list[str], *, run: bool = True
+) -> CommandLine:
+    """A command line that has done its work.
+
+    Args:
+        kind: which.
+        program, words: see `fit_or_validate`.
+        run: whether the first word is a command.
+
+    Raises:
+        UserError: a mistake in them, or in what they name.
+    """
     _check_files(words)
-    _call(lambda: Inspect(args=with_loss(words), run=False, **_settings(program)))
+    return _call(lambda: kind(args=with_loss(words), run=run, **_settings(program)))
 
 
 def _check_files(words: list[str]) -> None:
@@ -423,7 +447,7 @@ def _settings(program: str) -> dict[str, Any]:
     }
 
 
-def _call(command_line: Callable[[], Any]) -> None:
+def _call(command_line: Callable[[], CommandLine]) -> CommandLine:
     # The words are given and not read from sys.argv, which may begin with another command; the
     # processes that Lightning starts repeat the whole of it.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # that a CPU could have more kernels
@@ -436,7 +460,7 @@ def _call(command_line: Callable[[], Any]) -> None:
     ):
         warnings.filterwarnings("ignore", message=text)
     try:
-        command_line()
+        return command_line()
     except Exception as error:
         # A setting's own complaint comes wrapped in jsonargparse's, and has causes of its own.
         told, reason = None, error

@@ -71,4 +71,23 @@ GROUPS = {
         "--seed_everything": "of the order of pairs, adapters and dropout (0)",
     },
 }
+ONLINE = {
+    "--online.rounds": "how often pairs are made and trained on (4); --rounds is short for it",
+    "--online.pairs": "of a round (1000)",
+    "--online.prompts": "file with a prompt in each row: JSONL, JSON, CSV or parquet; or a hub id",
+    "--online.judge": "package.module:function, a reward model, or an endpoint's model",
+    "--online.first": "pairs of the first round, which then asks neither model nor judge",
+    "--online.reference_refresh": "rounds after which the policy becomes the reference",
+    "--online.answers": "to a prompt (2); of more, the best and the worst are the pair",
+    "--online.max_new_tokens": "longest answer, in tokens (128)",
+    "--online.temperature": "of the answers (1.0)",
+    "--online.top_p": "draw among the likeliest tokens that together have this probability (1.0)",
+    "--online.format": "auto, chat or text",
+    "--online.batch_size": "answers written and judged at a time (16)",
+    "--online.both_orders": "ask the judge twice, with the answers swapped (true)",
+    "--online.endpoint": "URL of an OpenAI-compatible server that has the judge",
+    "--online.template": "what it is asked: plain, alpaca_eval, or a file",
+    "--online.key_variable": "environment variable with its key (OPENAI_API_KEY)",
+    "--online.timeout": "seconds for the judge's answer (600)",
+}
 FLAGS = ("--resume", "--print_config", "--keep_best")

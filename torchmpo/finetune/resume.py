@@ -16,6 +16,7 @@ from torchmpo.finetune.loading import of_adapter, plain_name
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable, fingerprint
+from torchmpo.objectives.formulas import Formula
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 
@@ -76,6 +77,8 @@ def loss_words(objective: Objective | MirrorObjective) -> str:
     """A loss with its hyper-parameters, as a reader would name it."""
     if isinstance(objective, MirrorObjective):
         return f"{objective.name}{' temporal' if objective.temporal else ''}"
+    if isinstance(objective.function, Formula):
+        return repr(objective.function)
     name = next((name for name, loss in LOSSES.items() if loss is objective.source), None)
     name = name or f"{getattr(objective.source, '__module__', '')}:{objective.name}"
     hyper = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in objective.hyper.items()}
@@ -87,7 +90,7 @@ def loss_digest(objective: Objective | MirrorObjective) -> str:
     if isinstance(objective, MirrorObjective):
         settings = (objective.steps, objective.learn, objective.reduction, objective.initial)
         text = f"{settings} {objective.vector.tolist()}"
-    elif objective.source in LOSSES.values():
+    elif objective.source in LOSSES.values() or isinstance(objective.function, Formula):
         return ""
     else:
         try:

@@ -57,6 +57,7 @@ from torchmpo.losses.margin_functions import (
     sym_po_loss,
 )
 from torchmpo.losses.mirror import one_step_mirror_loss, two_step_mirror_loss
+from torchmpo.losses.online import hypo_loss, vpo_online_loss
 from torchmpo.losses.reference_based import (
     apo_down_loss,
     apo_zero_loss,
@@ -182,6 +183,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         self_po_loss,
         lambda_po_loss,
         tpo_loss,
+        hypo_loss,
+        vpo_online_loss,
     )
 }
 
@@ -234,6 +237,7 @@ __all__ = [
     "gpo_loss",
     "h_dpo_loss",
     "hinge_dpo_loss",
+    "hypo_loss",
     "ipo_loss",
     "kto_loss",
     "kto_pair_loss",
@@ -273,5 +277,6 @@ __all__ = [
     "tpo_loss",
     "two_step_mirror_loss",
     "vpo_offline_loss",
+    "vpo_online_loss",
     "wpo_loss",
 ]

@@ -16,6 +16,7 @@ from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.likelihood_weight import LikelihoodWeighted
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.balance import Balanced
+from torchmpo.objectives.formulas import Formula, parse, text
 from torchmpo.objectives.inputs import PairLogps, is_unpaired, made_up, take
 from torchmpo.objectives.soundness import card_text, check_finite, check_hyper, read_card
 from torchmpo.runs.errors import one_line
@@ -41,6 +42,8 @@ def _made_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 def _form(function: Callable[..., Any]) -> dict[str, Any] | None:
     """How a file says which function it is; None if a file cannot."""
+    if isinstance(function, Formula):
+        return {"formula": text(function.expression)}
     names = [next((n for n, f in LOSSES.items() if f is loss), None) for loss in _made_of(function)]
     if None in names:
         return None
@@ -203,8 +206,8 @@ class Objective:
             card: how the objective was found and what it scores; anything JSON can hold.
 
         Raises:
-            ValueError: the function is none of ``LOSSES`` itself, nor one made of them: a
-                file can hold no other; or the card is no dictionary that JSON can hold.
+            ValueError: the function is none of ``LOSSES`` itself, nor one made of them, nor a
+                formula: a file can hold no other; or the card is no dictionary that JSON can hold.
         """
         form = _form(self.function)
         if form is None:
@@ -234,7 +237,9 @@ class Objective:
         try:
             content = parse_json((folder / "objective.json").read_bytes())
             name, hyper = content["loss"], content["hyper"]
-            if "sum_of" in content:
+            if "formula" in content:
+                function = Formula(parse(content["formula"]))
+            elif "sum_of" in content:
                 parts, rule = {p: LOSSES[p] for p in content["sum_of"]}, content.get("balance")
                 function = WeightedSum(parts) if rule is None else Balanced(parts, rule)
             elif "divergence" in content:
@@ -258,4 +263,6 @@ class Objective:
         return objective
 
     def __repr__(self) -> str:
+        if isinstance(self.function, Formula):
+            return f"Objective({self.function!r})"
         return f"Objective({', '.join([self.name, *(f'{k}={v}' for k, v in self.hyper.items())])})"

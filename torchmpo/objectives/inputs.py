@@ -20,7 +20,9 @@ class PairLogps(NamedTuple):
     ``*_log_collision`` is the mean over the steps of log Σ_v π(v)², ``[batch]``, an integral for
     densities. ``gold_mean_logps`` is of a third response, ``[batch]``; ``list_logps`` and
     ``ref_list_logps`` of a ranked list of responses, best first, ``[batch, n]``: a pair is a list
-    of two.
+    of two. ``own_logps`` and ``ref_own_logps`` are of n responses that the policy draws as it is
+    now, ``calibration_logps`` the policy's of n that the reference drew, ``[batch, n]``: only code
+    of one's own has these.
 
     A loss of single responses reads others instead, with ``[batch]`` responses: ``logps`` and
     ``ref_logps``, as above, and ``desirable`` (bool), the label; ``mismatched_logps`` and
@@ -57,11 +59,18 @@ class PairLogps(NamedTuple):
     gold_mean_logps: Tensor | None = None
     list_logps: Tensor | None = None
     ref_list_logps: Tensor | None = None
+    own_logps: Tensor | None = None
+    ref_own_logps: Tensor | None = None
+    calibration_logps: Tensor | None = None
     logps: Tensor | None = None
     ref_logps: Tensor | None = None
     desirable: Tensor | None = None
     mismatched_logps: Tensor | None = None
     ref_mismatched_logps: Tensor | None = None
+
+
+# Of responses that are drawn while a policy learns, n for every pair.
+DRAWN = ("own_logps", "ref_own_logps", "calibration_logps")
 
 
 def is_unpaired(inputs: Iterable[str]) -> bool:
@@ -125,7 +134,7 @@ def made_up(
     for name in names:
         by_step = "_step_" in name or name.endswith("_mask")
         value = torch.ones((pairs, steps) if by_step else pairs)
-        if "list_" in name:
+        if "list_" in name or name in DRAWN:
             value = torch.ones(pairs, responses)
         if name == "desirable":
             value = torch.arange(pairs) % 2 == 0

@@ -52,6 +52,7 @@ class Command:
         code: settings by which users name code of their own, ``package.module:function``, by
             commas. Where it is the files of a run that name it, ``--resume`` asks for ``--trust``.
         headline: settings that the first line of a run names; none for no such line.
+        commands: settings that are a command to run; likewise.
         profiles: folder of YAML files, each a named bundle of settings for ``--profile``; None for
             no such option. A profile overrides the preset, an option overrides the profile.
     """
@@ -68,6 +69,7 @@ class Command:
     grows: Collection[str] = ()
     older: Mapping[str, Any] = field(default_factory=dict)
     code: Collection[str] = ()
+    commands: Collection[str] = ()
     headline: Sequence[str] = ()
     profiles: Path | None = None
 
@@ -228,17 +230,20 @@ class Command:
         named = {n: s for s, value in values.items() if value for n in words(s, value)}
         if getattr(config, "endpoint", None) is not None:  # a name there is the endpoint's
             return {}
-        return {n: s for n, s in named.items() if names_code(n)}
+        found = {n: s for n, s in named.items() if names_code(n)}
+        return found | {getattr(config, s): s for s in self.commands if getattr(config, s)}
 
     def _refuse_code(self, config: Any, given: Mapping[str, Any], out: Path) -> None:
         """Raise UserError for code that nobody but the files of a run has named: they may have come
         from somewhere else, and to import is to run.
         """
         for name, setting in self._own_code(config).items():
-            if name not in map(str.strip, str(given.get(setting, "")).split(",")):
+            said = str(given.get(setting, ""))
+            if name not in (said, *map(str.strip, said.split(","))):
                 raise UserError(
                     f"--resume: {out / 'config.yaml'} names code to run, {name}: if the run is "
-                    f"yours or you trust it, add --trust, or name it yourself, --{setting} {name}"
+                    f"yours or you trust it, add --trust, or name it yourself, --{setting} "
+                    + (shlex.quote(name) if setting in self.commands else name)
                 )
 
     def _grown(self, given: Mapping[str, Any], stored: Mapping[str, Any], out: Path) -> dict:
@@ -252,7 +257,7 @@ class Command:
             known = stored[name]
             value = given.get(name, known)
             if isinstance(value, str) and value != known:
-                both = dict.fromkeys(words(name, known) + words(name, value))
+                both = dict.fromkeys((words(name, known) if known else []) + words(name, value))
                 grown[name] = ",".join(map(word, both))
             elif isinstance(value, int) and value < known:
                 raise UserError(

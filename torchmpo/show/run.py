@@ -18,6 +18,7 @@ from torchmpo.control.testbed import configure, prepare
 from torchmpo.control.tuning import suited
 from torchmpo.figures import TIMES, functions_figure, gradient_figure, pull_figure
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.formulas import Formula
 from torchmpo.objectives.gradients import gradients
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
@@ -170,6 +171,8 @@ def described(objective: Bound, title: str) -> list[str]:
         lines.append(
             f"{objective.steps}-step mirror loss, learns {learnt}, dim {objective.dim}{time}"
         )
+    elif isinstance(objective.function, Formula):
+        lines += objective.function.described()
     else:
         lines.append(repr(objective))
     try:
@@ -234,6 +237,9 @@ def show(request: Request) -> None:
     if isinstance(objective, MirrorObjective):
         functions_figure(objective, out / "functions.png", low=low, high=high)
         print(f"functions: {out / 'functions.png'}")
+    elif isinstance(objective.function, Formula):
+        write_atomic(out / "formula.py", objective.function.source())
+        print(f"for torch alone: {out / 'formula.py'}")
     at = out / "gradients.png"
     gradient_figure(drawn, at, low=low, high=high, reference=reference)
     print(f"gradients: {at}")

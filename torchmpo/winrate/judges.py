@@ -266,15 +266,24 @@ class ScoreJudge:
         Raises:
             UserError: a score is not finite, or there is not one for each answer.
         """
-        scores = [float(s) for s in self.score([*prompts, *prompts], [*first, *second])]
-        if len(scores) != 2 * len(prompts):
-            raise UserError(f"{self.name} gave {len(scores)} scores for {2 * len(prompts)} answers")
-        if bad := [s for s in scores if not math.isfinite(s)]:
-            raise UserError(f"{self.name} gave a score of {bad[0]}")
+        scores = self.scores([*prompts, *prompts], [*first, *second])
         return [
             _sigmoid(b - a)
             for a, b in zip(scores[: len(prompts)], scores[len(prompts) :], strict=True)
         ]
+
+    def scores(self, prompts: Texts, answers: Texts) -> list[float]:
+        """The score of each answer.
+
+        Raises:
+            UserError: a score is not finite, or there is not one for each answer.
+        """
+        scores = [float(s) for s in self.score(prompts, answers)]
+        if len(scores) != len(answers):
+            raise UserError(f"{self.name} gave {len(scores)} scores for {len(answers)} answers")
+        if bad := [s for s in scores if not math.isfinite(s)]:
+            raise UserError(f"{self.name} gave a score of {bad[0]}")
+        return scores
 
 
 class RewardModelJudge(ScoreJudge):

@@ -64,7 +64,7 @@ def prepare(config: WinRateConfig) -> Evaluation:
     if config.gamed is not None:
         by_index, gamed = read_gamed(config.gamed)
         difficulty = difficulties(rows, by_index)
-    judge = _judge(config, config.judge)
+    judge = judge_of(config, config.judge)
     if isinstance(judge, AnnotationsJudge):
         _judged(judge, _unjudged(rows))  # what is missing is told before anything is written
     return Evaluation(config, rows, judge, difficulty, gamed if config.glm == GLMS[2] else None)
@@ -91,7 +91,12 @@ def _digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
-def _judge(config: WinRateConfig, name: str) -> Judge:
+def judge_of(config: WinRateConfig, name: str) -> Judge:
+    """The judge of this name, behind the settings' endpoint if they have one.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
     if config.endpoint is None:
         return resolve_judge(
             name,

@@ -29,6 +29,7 @@ from torchmpo.diagnose.report.losses import equations
 from torchmpo.diagnose.report.objectives import objectives
 from torchmpo.diagnose.report.profiles import profiles as profile_panels
 from torchmpo.diagnose.report.words import TASKS, fell, kinds_told
+from torchmpo.diagnose.win_rates import tournament
 from torchmpo.objectives.documented import NOTATION
 from torchmpo.runs.files import slug
 from torchmpo.statistics import average_ranks as ranked
@@ -222,6 +223,35 @@ def margins(run: Run) -> Section:
     return Section("Margins", note, parts)
 
 
+def win_rates(run: Run) -> Section:
+    """Who wins against whom, where no return says who is best."""
+    note = (
+        "Where preferences go in a circle there is no best return. The policies that the losses "
+        "ended at meet each other, seed by seed, under the judge of the data without errors. The "
+        "gap is how much the best opponent here gains, twice: 0 for who loses to nobody, 1 for who "
+        "always loses to somebody. In the mixture with the Nash weights nobody wins."
+    )
+    parts = [
+        fold(code(kind), tables.win_rates(found), open=True)
+        for kind in run.kinds
+        if (found := tournament(run.cells_on(kind)))
+    ]
+    return Section("Win rates", note, parts)
+
+
+def baselines(run: Run) -> Section:
+    """What was compared with the losses and is none."""
+    note = (
+        "rlhf trains a reward model on the pairs that losses are given (Bradley–Terry over sums of "
+        "learned rewards per step), and then a policy on that by PPO, with KL to the start. Losses "
+        "need no steps of the environment to train; it does. Held-out accuracy: the share of pairs "
+        "that the reward model has not seen and ranks as their labels do. Its true return on the "
+        "way, against KL, is under Over-optimisation."
+    )
+    found = tables.baselines(run)
+    return Section("Baselines", note, [found] if found else [])
+
+
 def tuning(run: Run) -> Section:
     """What was tried, and what of it was best."""
     note = "The search that came before the fresh seeds."
@@ -276,6 +306,8 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     training,
     margins,
     overoptimisation,
+    win_rates,
+    baselines,
     effects,
     scaling,
     tuning,

@@ -22,6 +22,7 @@ from torchmpo.diagnose.report.html import (
     table,
 )
 from torchmpo.diagnose.report.words import listed, setting
+from torchmpo.diagnose.win_rates import Tournament
 from torchmpo.statistics import shown
 
 
@@ -62,6 +63,8 @@ def full_table(run: Run) -> Markup:
     other = "mean-action" if run.config.get("sample") else "sampled"
     twice = any(cell.get("other_returns") for cell in run.cells.values())
     head += [*[f"#{other} return"] * twice, "best setting", "#trials", "#seeds", "#diverged"]
+    costs = run.config.get("rounds", 1) > 1
+    head += ["#labels", "#environment steps"] * costs
     lines = []
     for kind in run.kinds:
         for row in run.on(kind):
@@ -84,6 +87,7 @@ def full_table(run: Run) -> Markup:
                 Cell(chosen, setting(row["best"]), "text"),
                 *(amount(row[k]) for k in ("trials", "seeds")),
                 Cell(number(row["diverged"]), row["diverged"], f"number{lost}"),
+                *[amount(row.get(k)) for k in ("labels", "environment_steps") if costs],
             ]
             lines.append(columns)
     return table(head, lines, "Every loss on every kind of data")
@@ -180,6 +184,39 @@ def rankings(run: Run, kind: str) -> Markup:
     if not lines:
         return Markup()
     return table(["loss", *(title for title, _ in titles.values())], lines, "How pairs were ranked")
+
+
+def win_rates(found: Tournament) -> Markup:
+    """Everybody against everybody, and the weights with which nobody wins."""
+    names, weights = found.losses, found.mixture.tolist()
+    lines = [
+        [_loss(name), *map(_share, row), amount(gap, 2), _share(weight)]
+        for name, row, gap, weight in zip(names, found.rates.tolist(), found.gaps, weights)
+    ]
+    head = ["loss", *(f"#against {name}" for name in names), "#gap", "#Nash weight"]
+    return table(head, lines, "Win rates of rows against columns, means over seeds")
+
+
+def baselines(run: Run) -> Markup:
+    """What each baseline took, and how good its reward model is, on every kind of data."""
+    lines = []
+    for kind in run.kinds:
+        for found in run.cells_on(kind):
+            seeds = found.get("baseline", [])
+            if not seeds:
+                continue
+            mean = {key: sum(own[key] for own in seeds) / len(seeds) for key in seeds[0]}
+            steps, tuned = mean["environment_steps"], mean["tuning_environment_steps"]
+            score = run.rows[found["loss"], kind]["score"]["mean"]
+            cells = [_loss(found["loss"]), Cell(code(kind), kind)]
+            cells += [amount(score, 2 if run.scaled else 0), _share(mean["held_out_accuracy"])]
+            cells += [amount(mean["labels"], 0), amount(steps, 0), amount(tuned, 0)]
+            lines.append(cells)
+    if not lines:
+        return Markup()
+    head = ["baseline", "data", "#score" if run.scaled else "#return", "#held-out accuracy"]
+    head += ["#labels", "#environment steps", "#of tuning, once"]
+    return table(head, lines, "Baselines: what they took, means over seeds")
 
 
 def tuning(run: Run) -> list[Markup]:

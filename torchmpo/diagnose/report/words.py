@@ -51,6 +51,10 @@ def protocol(run: Run) -> Markup:
     epochs = f" for {number(config['epochs'])} epochs" if finite(config.get("epochs")) else ""
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
+    if (rounds := config.get("rounds", 1)) > 1:
+        start += (
+            f", in {number(rounds)} rounds, all but the first on trajectories of its own policy"
+        )
     again = run.board.get("auto_reset")
     what = say(
         "{} on {} of preference data ({}{}) from {}.",
@@ -179,11 +183,13 @@ def findings(run: Run) -> list[tuple[str, Markup]]:
             tied = "{} of {} cannot be told apart: {}."
             add(topic, tied, count(len(best), "loss"), len(run.overall), named)
     lines += _few(run)
+    if "sft" in run.losses:
+        alone = [f"{run.score(row)} on {k}" for k in run.kinds if (row := run.rows.get(("sft", k)))]
+        add("Imitation alone:", "sft, which never sees what was rejected, {}.", listed(alone, 12))
     if ends := _chosen_side(run):
         add(
             "What is chosen",
-            "in the data returns {}, with the noise that its agents acted with. Beside it, the "
-            "score of sft says what imitation alone is worth.",
+            "in the data returns {}, with the noise that its agents acted with.",
             listed(ends, 12),
         )
     measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]

@@ -1,0 +1,382 @@
+"""Does DPO gain from pairs of its own answers, at equal labels, on the sentiment of film reviews?
+
+    python -m experiments.llm.online_study             (goes on where it was stopped)
+    python -m experiments.llm.online_study --smoke     (all of it in seconds, with a random LM)
+    python -m experiments.llm.online_study --report    (only the numbers, of what is there)
+
+The language model, the prompts, the annotator who labels and the judge who compares are those of
+``sentiment_study.py``. Every arm makes 1,024 pairs of two plain samples each, has every pair
+labelled once by the annotator, and takes 32 steps of 32 pairs with DPO; what differs is whose
+answers they are:
+
+offline           all of the untuned model
+rounds4           a quarter each of the model as it is after 0, 8, 16 and 24 steps
+rounds4_refresh   the same; in each round the reference is the model that it began with
+rounds16          a sixteenth each of the model as it is after 0, 2, 4, … steps
+
+All four are ``python -m torchmpo.finetune online``, with 1, 4, 4 and 16 rounds. Each arm has the
+same learning rates to choose from, by the annotator on prompts of its own, and is trained again
+with fresh seeds; and once more, with the same seeds, at the rate that offline has chosen. Arms are
+paired: a seed has the same prompts and draws in all of them.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from experiments.llm.reviews import load_reviews, splits
+from experiments.llm.sampling import answer_kl, sample
+from experiments.llm.sentiment import ROLES, bradley_terry, classifier
+from experiments.llm.sentiment_report import interval_text, summary
+from experiments.llm.sentiment_study import (
+    StudySettings,
+    World,
+    compare,
+    distinct,
+    quiet,
+)
+from experiments.llm.small_lm import TINY, LmSettings, lm_folder
+from torchmpo.finetune.loading import load_model
+from torchmpo.finetune.online import train_online
+from torchmpo.runs.errors import Diverged, UserError, exit_code
+from torchmpo.runs.files import alone_in, write_atomic
+from torchmpo.runs.seeding import derive_seed
+
+# Rounds, and after how many of them the reference is a new one.
+ARMS: dict[str, tuple[int, int | None]] = {
+    "offline": (1, None),
+    "rounds4": (4, None),
+    "rounds4_refresh": (4, 1),
+    "rounds16": (16, None),
+}
+
+
+@dataclass(frozen=True)
+class OnlineStudy:
+    """Everything the results follow from, beside the reviews and the LM.
+
+    Args:
+        arms: of ``ARMS``.
+        rates: learning rates that an arm chooses from; constant in a training.
+        beta: of DPO.
+        seeds: fresh ones; tuning has seed 0.
+        pairs: of a training; a multiple of the batch and of every number of rounds.
+        batch_size: pairs of a step.
+        validation, test: prompts.
+        new_tokens: most tokens of an answer.
+    """
+
+    arms: tuple[str, ...] = tuple(ARMS)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    beta: float = 0.1
+    seeds: int = 6
+    pairs: int = 1024
+    batch_size: int = 32
+    validation: int = 200
+    test: int = 805
+    new_tokens: int = 40
+
+
+SMOKE = OnlineStudy(
+    arms=("offline", "rounds4"),
+    rates=(1e-3,),
+    seeds=1,
+    pairs=16,
+    batch_size=4,
+    validation=6,
+    test=12,
+    new_tokens=8,
+)
+Piece = tuple[str, str, int]  # arm; trial, or seed at its own rate or at offline's; and which
+
+
+def pieces(settings: OnlineStudy) -> Iterator[Piece]:
+    """All trainings; an arm's trials come before its seeds."""
+    for arm in settings.arms:
+        yield from ((arm, "trial", number) for number in range(len(settings.rates)))
+        for what in ("seed",) if arm == "offline" else ("seed", "same_rate"):
+            yield from ((arm, what, number) for number in range(1, settings.seeds + 1))
+
+
+def piece_path(folder: Path, piece: Piece) -> Path:
+    """Where a training's numbers are kept."""
+    return folder / "pieces" / "{}-{}-{}.json".format(*piece)
+
+
+def best_rate(folder: Path, settings: OnlineStudy, arm: str) -> float:
+    """That of the trial with the highest validation win rate; the first of equals."""
+    found = [_json(piece_path(folder, (arm, "trial", i))) for i in range(len(settings.rates))]
+    rates = [-1.0 if trial["validation"] is None else trial["validation"] for trial in found]
+    return settings.rates[rates.index(max(rates))]
+
+
+def trained(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float, seed: int) -> Any:
+    """The LM after one training, and the rounds' numbers."""
+    rounds, refresh = ARMS[arm]
+    out = world.folder / "work"
+    prompts = world.folder / "prompts.jsonl"
+    lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in world.prompts["train"]]
+    write_atomic(prompts, "".join(lines))
+
+    def annotator(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Any:
+        sides = (
+            world.annotator.logits([p + text for p, text in zip(prompts, side, strict=True)])
+            for side in (first, second)
+        )
+        return bradley_terry(*sides).tolist()
+
+    annotator.symmetric = True
+    given = {
+        "seed_everything": seed,
+        "model": {
+            "model": str(lm),
+            "dtype": "float32",
+            "loss": "dpo",
+            "loss_args": {"beta": settings.beta},
+            "lr": rate,
+        },
+        "data": {"batch_size": settings.batch_size, "max_length": 128},
+        "trainer": {
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "gradient_clip_val": 1.0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        "online": {
+            "rounds": rounds,
+            "pairs": settings.pairs // rounds,
+            "prompts": str(prompts),
+            "reference_refresh": refresh,
+            "max_new_tokens": settings.new_tokens,
+            "batch_size": 512,
+        },
+    }
+    shutil.rmtree(out, ignore_errors=True)
+    with redirect_stdout(StringIO()):
+        folder = train_online(given, judge=annotator, out=out)
+    table = [_json(path) for path in sorted(out.glob("rounds/*/metrics.json"))]
+    logs = out.glob("rounds/*/fit/log/version_0/metrics.csv")
+    numbers = {
+        "labels": sum(row["labels"] for row in table),
+        "pairs": sum(row["pairs"] for row in table),
+        "steps": sum(len(path.read_text().splitlines()) - 1 for path in logs),
+    }
+    model = load_model(folder, dtype="float32").eval()
+    shutil.rmtree(out)
+    return model, numbers
+
+
+def run_trial(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float) -> Any:
+    """Train once, and ask the annotator."""
+    prompts = world.prompts["validation"]
+    before = world.answers("validation", prompts, derive_seed(0, "validation before"), 1)
+    try:
+        model, numbers = trained(world, settings, lm, arm, rate, 0)
+    except Diverged as error:
+        return {"validation": None, "error": str(error)}
+    seed = derive_seed(0, "validation")
+    after = sample(model, world.tokenizer, prompts, seed, settings.new_tokens)
+    first, second = (
+        world.annotator.logits([p + text for p, text in zip(prompts, texts, strict=True)])
+        for texts in ([texts[0] for texts in before], [answer.text for answer in after])
+    )
+    rate = 100 * float(bradley_terry(first, second).mean())
+    return {"validation": round(rate, 3), "training": numbers}
+
+
+def run_seed(
+    world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float, seed: int
+) -> Any:
+    """Train with a fresh seed, and ask the judge."""
+    prompts = world.prompts["test"]
+    try:
+        model, numbers = trained(world, settings, lm, arm, rate, seed)
+    except Diverged as error:
+        return {"error": str(error)}
+    answers = sample(
+        model, world.tokenizer, prompts, derive_seed(seed, "test"), settings.new_tokens
+    )
+    texts = [answer.text for answer in answers]
+    found = compare(world, seed, texts)
+    return {
+        "training": numbers,
+        "preferences": [round(p, 4) for p in found["preferences"]],
+        "annotator": round(found["annotator"], 3),
+        "lc_win_rate": round(found["lc_win_rate"], 3),
+        "kl": float(answer_kl(model, world.lm, answers).double().mean()),
+        "ended": sum(answer.ended for answer in answers) / len(answers),
+        "distinct": distinct(texts),
+        "samples": [[p, text] for p, text in zip(prompts[:3], texts[:3], strict=True)],
+    }
+
+
+def run_study(world: World, settings: OnlineStudy, lm: Path) -> None:
+    """Every piece that is not there yet."""
+    todo = [piece for piece in pieces(settings) if not piece_path(world.folder, piece).exists()]
+    spent: list[float] = []
+    for done, piece in enumerate(todo):
+        arm, what, number = piece
+        started = time.perf_counter()
+        if what == "trial":
+            rate = settings.rates[number]
+            found = run_trial(world, settings, lm, arm, rate)
+        else:
+            whose = arm if what == "seed" else "offline"
+            rate = best_rate(world.folder, settings, whose)
+            found = run_seed(world, settings, lm, arm, rate, number)
+        spent.append(time.perf_counter() - started)
+        found = {"arm": arm, "what": what, "number": number, "rate": rate} | found
+        write_atomic(
+            piece_path(world.folder, piece), json.dumps(found, ensure_ascii=False, indent=0) + "\n"
+        )
+        won = found.get("validation") or 100 * float(np.mean(found.get("preferences", np.nan)))
+        left = float(np.mean(spent)) * (len(todo) - done - 1) / 60
+        print(
+            f"{done + 1}/{len(todo)} {arm} {what} {number}  lr={rate:g}  win rate {won:.1f}  "
+            + (f"KL {found['kl']:.1f}  " if "kl" in found else "")
+            + f"{spent[-1]:.0f} s  {left:.0f} min left",
+            flush=True,
+        )
+
+
+def write_results(folder: Path) -> str:
+    """Write ``results.json``; a table for the terminal.
+
+    An arm counts when all its seeds are there. One that diverged loses every comparison.
+
+    Raises:
+        UserError: no arm has all its seeds.
+    """
+    settings = _json(folder / "study.json")["settings"]
+    numbers = range(1, settings["seeds"] + 1)
+    wins: dict[str, np.ndarray] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for arm, what in product(settings["arms"], ("seed", "same_rate")):
+        paths = [piece_path(folder, (arm, what, number)) for number in numbers]
+        if not all(path.exists() for path in paths):
+            continue
+        name = arm if what == "seed" else f"{arm} at offline's rate"
+        found = [_json(path) for path in paths]
+        rows[name], wins[name] = _row(found, settings["test"])
+    if not rows:
+        raise UserError(f"no arm in {folder} has all its seeds yet")
+    differences = {
+        f"{name} - offline": {
+            "win_rate": summary(wins[name] - wins["offline"]),
+            "kl": float(np.mean(rows[name]["kl"]) - np.mean(rows["offline"]["kl"])),
+        }
+        for name in rows
+        if name != "offline" and "offline" in rows
+    }
+    results = {"arms": rows, "differences": differences}
+    write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    lines = ["| | learning rate | win rate | seeds | KL | end | pairs of words |", "|---" * 7 + "|"]
+    for name, row in rows.items():
+        means = (float(np.mean(row[column])) for column in ("kl", "ended", "distinct"))
+        kl, ended, different = means
+        shown = ", ".join(f"{x:.1f}" for x in row["seeds"])
+        lines.append(
+            f"| {name} | {row['rate']:g} | {interval_text(row['win_rate'])} | {shown} | {kl:.1f} | "
+            f"{100 * ended:.0f} % | {different:.2f} |"
+        )
+    lines += [
+        f"{name}: {interval_text(found['win_rate'])}, KL {found['kl']:+.1f}"
+        for name, found in differences.items()
+    ]
+    return "\n".join(lines).replace(" - ", " − ")
+
+
+def _row(found: Sequence[Any], prompts: int) -> tuple[dict[str, Any], np.ndarray]:
+    """What the seeds of an arm came to, and its wins in percent, ``[seeds, prompts]``."""
+    wins = 100 * np.array([piece.get("preferences", [0.0] * prompts) for piece in found])
+    done = [piece for piece in found if "error" not in piece]
+    names = ("annotator", "lc_win_rate", "kl", "ended", "distinct")
+    row = {
+        "rate": found[0]["rate"],
+        "diverged": len(found) - len(done),
+        "win_rate": summary(wins, 100.0),
+        "seeds": [round(float(x), 2) for x in wins.mean(1)],
+        **{name: [round(piece[name], 4) for piece in done] for name in names},
+        "training": [piece["training"] for piece in done],
+    }
+    return row, wins
+
+
+def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, OnlineStudy, Path]:
+    """Reviews, classifiers, the LM: from the cache or made now; a smoke run has its own.
+
+    Raises:
+        UserError: a package is missing, or the folder holds a run with other settings.
+    """
+    settings = SMOKE if smoke else OnlineStudy()
+    own = out / "models" if smoke or reviews_file else None
+    parts = splits(load_reviews(reviews_file))
+    judges = {role: classifier(role, parts, own) for role in ROLES}
+    lm = lm_folder(TINY if smoke else LmSettings(), parts, own)
+    of_world = StudySettings(
+        pairs=settings.pairs,
+        validation=settings.validation,
+        test=settings.test,
+        candidates=0,
+        new_tokens=settings.new_tokens,
+    )
+    world = World(of_world, out, lm, judges, parts["prompts"], vader=False)
+    card = _json(lm / "card.json")
+    del card["seconds"]  # which it took to make it here
+    about = {"settings": asdict(settings), "arms": ARMS, "lm": card}
+    (out / "pieces").mkdir(parents=True, exist_ok=True)
+    path, text = out / "study.json", json.dumps(about, indent=1) + "\n"
+    if path.exists() and path.read_text("utf-8") != text:
+        raise UserError(f"{out} holds a run with other settings or models: choose another --out")
+    write_atomic(path, text)
+    return world, settings, lm
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the numbers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/online_sentiment"), help="folder of the run"
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny, in seconds, to see it work")
+    parser.add_argument("--reviews", help="CSV of reviews, in place of the installed package's")
+    parser.add_argument("--report", action="store_true", help="only write the numbers again")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+
+    def work() -> None:
+        with quiet():
+            if not args.report:
+                world, settings, lm = prepare(args.out, args.smoke, args.reviews)
+                with alone_in(args.out):
+                    run_study(world, settings, lm)
+            print(write_results(args.out))
+
+    return exit_code(work, lambda: "interrupted; the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

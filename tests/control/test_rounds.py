@@ -1,0 +1,198 @@
+"""Training in rounds: one round is the offline run, own pairs are of the policies, labels equal."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.rounds import Rounds, own_pairs, own_rows
+from torchmpo.control.testbed import TestbedConfig, prepare
+from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.errors import UserError
+
+INNER = InnerConfig(
+    epochs=1, minibatch_pairs=2, steps_per_trajectory=5, compile=False, learning_rate=1e-3
+)
+POOL = PoolConfig(pairs=8, max_steps=12)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("pools"))
+
+
+def bed_of(cache, data="base", *, inner=INNER, pool=POOL, **rounds):
+    config = TestbedConfig(
+        pool=pool, data=data, inner=inner, cache_dir=cache, num_threads=1, rounds=Rounds(**rounds)
+    )
+    return prepare([config])[0]
+
+
+def train(bed, loss="orpo", members=2, seed=3, **more):
+    objective = resolve(loss)
+    tree = objective.parameters_tree()
+    own = {name: torch.full((members,), float(value)) for name, value in tree.items()}
+    return bed.train(objective, own, members, seed, **more)
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("loss", ["orpo", "dpo"])
+def test_one_round_is_the_offline_run(cache, loss):
+    inner = replace(INNER, sft_epochs=1)
+    bed = bed_of(cache, inner=inner)
+    objective = resolve(loss)
+    own = {n: torch.full((2,), float(v)) for n, v in objective.parameters_tree().items()}
+    args = (bed.policy, bed.initial(2, 3), objective, own, bed.dataset, inner, 3)
+    assert same(train(bed, loss), train_policies(*args))
+
+
+def test_a_first_round_is_an_offline_run_on_the_first_pairs(cache):
+    """And with a rate of next to nothing the rounds after it change next to nothing."""
+    bed, seen = bed_of(cache, count=4), []
+    train(bed, on_data=seen.append)
+    assert [len(data[0]) for data in seen] == [2, 2, 2, 2]
+    assert [len(data) for data in seen] == [2] * 4
+    first = bed.dataset.take(2)
+    assert torch.equal(seen[0][1].chosen, first.chosen)
+    assert torch.equal(seen[0][0].action, first.action)
+
+
+@pytest.mark.parametrize("loop", ["iterated", "spin", "extragradient"])
+def test_labels_are_those_of_the_offline_run(cache, loop):
+    bed, seen = bed_of(cache, count=2, loop=loop), []
+    train(bed, on_data=seen.append)
+    assert sum(len(data[0]) for data in seen) == len(bed.dataset)
+
+
+def test_own_pairs_are_of_the_policies_and_judged_by_their_returns(cache):
+    bed = bed_of(cache, "base+noisy:0")
+    params = bed.initial(2, 0)
+    data = own_pairs(bed, params, 4, 5)
+    for own in data:
+        assert (own.returns[own.chosen] >= own.returns[own.rejected]).all()
+        noise = own.action - bed.policy(own.observation)
+        counted = torch.arange(12) < own.lengths[:, None]
+        assert noise[counted].std().item() == pytest.approx(POOL.behaviour_std, rel=0.1)
+    assert torch.equal(data[0].action, data[1].action)  # equal policies, one seed
+    flipped = own_pairs(bed_of(cache, "noisy:1"), params, 4, 5)
+    assert torch.equal(flipped[0].chosen, data[0].rejected)
+    others = own_pairs(bed, params, 4, [5, 6])
+    assert torch.equal(others[0].action, data[0].action)
+    assert not torch.equal(others[1].action, data[1].action)
+
+
+def test_own_trajectories_return_what_the_simulation_gives(cache):
+    """Replayed in an environment of its own, action by action."""
+    from tensordict import TensorDict
+
+    from torchmpo.control.environments import make_environment
+    from torchmpo.runs.seeding import generator
+
+    bed = bed_of(cache)
+    rows = own_rows(bed, bed.initial(1, 0), 3, 2, 9)[0]
+    env = make_environment("tla", 6, max_steps=12, num_threads=1)
+    start = env.start_states(3, generator(9, "start states")).repeat(2, 1)
+    state = env.reset(TensorDict({"start_state": start}, [6]))
+    total = torch.zeros(6)
+    for step in range(12):
+        assert torch.equal(state["observation"], rows["observation"][:, step])
+        state = env.step(state.set("action", rows["action"][:, step]))["next"]
+        total += state["reward"].squeeze(-1)
+    assert torch.equal(total, rows["returns"])
+
+
+def test_own_trajectories_do_not_depend_on_how_many_run_at_once(cache, monkeypatch):
+    from torchmpo.control import rounds
+
+    bed = bed_of(cache)
+    params = {
+        name: value + 0.01 * torch.randn(value.shape) for name, value in bed.initial(3, 0).items()
+    }
+    whole = own_rows(bed, params, 4, 2, [1, 2, 3])
+    monkeypatch.setattr(rounds, "simulations", lambda task: 8)
+    for one, other in zip(whole, own_rows(bed, params, 4, 2, [1, 2, 3]), strict=True):
+        torch.testing.assert_close(one["action"], other["action"], rtol=0, atol=1e-4)
+        assert torch.equal(one["lengths"], other["lengths"])
+
+
+def test_a_member_does_not_depend_on_the_others(cache):
+    bed = bed_of(cache, count=2)
+    both, one = train(bed, seed=[3, 4]), train(bed, members=1, seed=[4])
+    for name, value in one.items():
+        torch.testing.assert_close(both[name][1], value[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_is_the_policy_of_the_last_refresh(cache):
+    """Under a loss of the reference alone there is a difference in the second round only."""
+    inner = replace(INNER, sft_epochs=1, learning_rate=1e-2)
+    beds = [bed_of(cache, inner=inner, count=2, reference_refresh=m) for m in (1, 0)]
+    seen = []
+    fresh, frozen = (train(bed, "dpo", on_data=seen.append) for bed in beds)
+    assert all(torch.equal(seen[1][k].action, seen[3][k].action) for k in range(2))
+    assert not same(fresh, frozen)
+    assert same(train(beds[0], "orpo"), train(beds[1], "orpo"))  # it has no reference
+
+
+def test_extrapolation_goes_on_by_what_a_round_has_changed(cache):
+    parts = []
+
+    def ends(epoch, members, params):
+        parts.append({name: value.clone() for name, value in params.items()})
+
+    plain = train(bed_of(cache, count=2), on_epoch=ends)
+    before = parts[-2]  # where the second round began
+    further = train(bed_of(cache, count=2, extrapolation=0.5))
+    for name, value in plain.items():
+        expected = value + 0.5 * (value - before[name])
+        torch.testing.assert_close(further[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_policy_that_diverged_disturbs_nobody(cache):
+    bed = bed_of(cache)
+    params = bed.initial(2, 0)
+    for value in params.values():
+        value[1] = torch.nan
+    rows = own_rows(bed, params, 2, 2, 5)
+    alone = own_rows(bed, bed.initial(1, 0), 2, 2, 5)[0]
+    assert rows[1]["action"].isfinite().all()
+    torch.testing.assert_close(rows[0]["action"], alone["action"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("data", ["base+best_of:3", "graded:0-0.4+best_of:3"])
+def test_the_best_of_own_ones(cache, data):
+    if data.startswith("base"):
+        with pytest.raises(UserError):
+            bed_of(cache, data)
+        return
+    own = own_pairs(bed_of(cache, data), bed_of(cache).initial(1, 0), 4, 5)[0]
+    assert len(own.returns) == 12
+    best = own.returns.view(3, 4).max(0).values
+    assert torch.equal(own.returns[own.chosen], best)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"count": 0}, "rounds must be at least 1"),
+        ({"count": 2, "loop": "nash"}, "unknown loop 'nash'"),
+        ({"count": 2, "extrapolation": -1.0}, "extrapolation must be 0 or more"),
+        ({"count": 2, "reference_refresh": -1}, "must not be negative"),
+        ({"loop": "spin"}, "for rounds of 2 or more"),
+    ],
+)
+def test_mistakes_are_told(settings, message):
+    with pytest.raises(UserError, match=message):
+        Rounds(**settings)
+
+
+def test_rounds_of_fewer_pairs_than_an_update_are_refused():
+    with pytest.raises(UserError, match="8 pairs in 5 rounds are too few for updates of 2"):
+        Rounds(5).check(8, 2)
+    with pytest.raises(UserError, match="too few"):
+        Rounds(4, loop="extragradient").check(8, 2)
+    Rounds(4).check(8, 2)

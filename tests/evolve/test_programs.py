@@ -1,0 +1,158 @@
+"""The search of formulas: it finds known ones, keeps to its space, and resumes to the same bits."""
+
+import math
+from random import Random
+
+import pytest
+import torch
+
+from torchmpo.evolve.optimizers import SearchConfig
+from torchmpo.evolve.programs.genetic import GeneticProgramming
+from torchmpo.evolve.programs.grammar import Grammar
+from torchmpo.evolve.programs.space import program_space
+from torchmpo.evolve.programs.starts import FORMULAS
+from torchmpo.evolve.search import search
+from torchmpo.objectives.formulas import parse, text
+from torchmpo.objectives.formulas.ranges import has
+from torchmpo.objectives.formulas.vocabulary import LEAVES, depth, size
+from torchmpo.objectives.inputs import PairLogps
+from torchmpo.runs.errors import UserError
+
+READS = ["means", "sums", "time"]
+
+
+def distance(space, target):
+    """Fitness: how near a formula's values are to another one's on some pairs."""
+    gen = torch.Generator().manual_seed(0)
+    c, r = (-3 * torch.rand(64, generator=gen) for _ in range(2))
+    pair = PairLogps(
+        chosen_mean_logps=c,
+        rejected_mean_logps=r,
+        chosen_logps=c,
+        rejected_logps=r,
+        progress=torch.tensor(0.5),
+    )
+    wanted = space.at(space.encode(parse(target)))(pair)
+
+    def fitness(vectors, generation):
+        values = [space.at(vector)(pair) for vector in vectors]
+        return torch.stack([-(value - wanted).square().mean() for value in values])
+
+    return fitness
+
+
+def run(folder, generations=12, seed=0, target="0.7 * softplus(-3 * margin) - c"):
+    space = program_space(READS, 12)
+    folder.mkdir(exist_ok=True)
+    config = SearchConfig(population=32, generations=generations, seed=seed)
+    optimizer = GeneticProgramming(config, space)
+    fitness = distance(space, target)
+    found = search(fitness, space.start, config, folder, optimizer=optimizer)
+    return space, found, fitness
+
+
+def test_it_finds_a_formula_near_a_known_one(tmp_path):
+    _, found, fitness = run(tmp_path)
+    scores = [row["centre"] for row in found.log]
+    assert scores[-1] > 0.2 * scores[0]  # a fifth of the distance of the start, or less
+    assert scores[-1] == float(fitness(found.vector[None], 0)[0])
+
+
+def test_a_resumed_search_has_the_same_bits(tmp_path):
+    _, whole, _ = run(tmp_path / "whole", 5)
+    run(tmp_path / "parts", 2)
+    _, parts, _ = run(tmp_path / "parts", 5)
+    assert torch.equal(whole.vector, parts.vector)
+    assert whole.log == parts.log
+    assert run(tmp_path / "other", 5, seed=1)[1].log != whole.log
+
+
+def test_luck_does_not_last(tmp_path):
+    """Of two formulas, one is better and the other was lucky once."""
+    space = program_space(READS, 12)
+    optimizer = GeneticProgramming(SearchConfig(population=4), space)
+    rows = torch.stack([space.encode(parse(f)) for f in ("-c", "-margin")])
+    state = optimizer.start(space.start)
+    state = optimizer.tell(state, 0, rows, torch.tensor([10.0, 30.0]))
+    assert text(space.decode(state["centre"])) == "-margin"
+    for generation in (1, 2):
+        state = optimizer.tell(state, generation, rows, torch.tensor([10.0, -20.0]))
+    assert text(space.decode(state["centre"])) == "-c"
+
+
+def test_failures_leave_and_the_rest_stays():
+    space = program_space(READS, 12)
+    optimizer = GeneticProgramming(SearchConfig(population=4), space)
+    rows = torch.stack([space.encode(parse(f)) for f in ("-c", "-margin")])
+    state = optimizer.start(space.start)
+    assert optimizer.tell(state, 0, rows, torch.tensor([math.nan, math.nan])) == state
+    state = optimizer.tell(state, 0, rows, torch.tensor([10.0, 30.0]))
+    state = optimizer.tell(state, 1, rows, torch.tensor([10.0, math.nan]))
+    assert state["trainings"].tolist() == [2, 0, 0, 0]
+
+
+def test_a_generation_begins_with_what_is_known_and_holds_no_twins():
+    space = program_space(READS, 12)
+    optimizer = GeneticProgramming(SearchConfig(population=32), space)
+    state = optimizer.start(space.start)
+    first = [text(space.decode(row)) for row in optimizer.ask(state, 0)]
+    named = {n: f for n, f in FORMULAS.items() if "D" not in f}
+    assert first[: len(named)] == [text(parse(f)) for f in named.values()]
+    state = optimizer.tell(state, 0, optimizer.ask(state, 0), torch.arange(32.0))
+    members = optimizer.ask(state, 1)
+    assert torch.equal(members[:8], state["archive"][:8])
+    assert len({tuple(row) for row in members.tolist()}) == 32
+    assert torch.equal(members, optimizer.ask(state, 1))
+
+
+# --- the space ---
+
+
+def test_vectors_are_formulas():
+    space = program_space([*READS, "lengths", "steps", "reference"], 12)
+    rng = Random(0)
+    for _ in range(50):
+        expression = space.grammar.random(rng)
+        vector = space.encode(expression)
+        assert vector.shape == (space.dim,)
+        assert space.decode(vector) == expression
+
+
+def test_variations_keep_to_the_grammar():
+    grammar, rng = Grammar([n for n in LEAVES if n != "t"], 9, ["bounded", "monotone"]), Random(0)
+    formulas = [grammar.random(rng) for _ in range(10)]
+    for _ in range(150):
+        parents = rng.choice(formulas), rng.choice(formulas)
+        for found in (grammar.varied(*parents, rng), grammar.retuned(parents[0], 0.3, rng)):
+            if found is not None:
+                assert size(found) <= 9
+                assert depth(found) <= 7
+                assert "t" not in text(found).replace("soft", "").split()
+                assert has(found, "bounded")
+                assert has(found, "monotone")
+
+
+def test_a_reference_is_read_only_where_it_is_asked_for():
+    assert not program_space(READS, 12).objective.needs_reference
+    space = program_space([*READS, "reference"], 12)
+    assert space.objective.needs_reference
+    assert space.start_name == "DPO"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reads": ["meens"]}, "reads: unknown 'meens': did you mean 'means'?"),
+        ({"reads": ["time"]}, "nothing of the policy is among it"),
+        ({"most": 2}, "nodes must be from 3 to 127; got 2"),
+        ({"require": ["monoton"]}, "require: unknown 'monoton': did you mean 'monotone'?"),
+        ({"start": "dpo"}, "start DPO lies outside the space"),
+        ({"start": "softplus("}, "is no formula"),
+        ({"start": "-margin", "require": ["bounded"]}, "lies outside the space"),
+    ],
+)
+def test_what_is_no_space_is_refused(changes, message):
+    settings = {"reads": READS, "most": 12} | changes
+    with pytest.raises(UserError) as caught:
+        program_space(**settings)
+    assert message in str(caught.value)

@@ -1,0 +1,24 @@
+"""The temperature at which a judge errs as often as labels are flipped."""
+
+import pytest
+import torch
+
+from experiments import bad_judge
+
+
+def test_the_temperature_is_the_inverse_of_the_share():
+    margins = torch.tensor([3.0, -3.0])
+    found = bad_judge.temperature(margins, 0.3)
+    assert 3 / found == pytest.approx(torch.tensor(0.7 / 0.3).log().item(), rel=1e-3)
+    spread = torch.tensor([0.1, 1.0, 4.0, 20.0])
+    errs = torch.sigmoid(-spread.double() / bad_judge.temperature(spread, 0.3)).mean().item()
+    assert errs == pytest.approx(0.3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("difference", "word"),
+    [([0.1, 0.11, 0.12], "differs"), ([0.0, 0.01, -0.01], "same"), ([0.5, -0.6], "cannot be told")],
+)
+def test_words(difference, word, capsys):
+    bad_judge._line("sft", torch.tensor(difference))
+    assert word in capsys.readouterr().out
