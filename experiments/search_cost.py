@@ -29,7 +29,7 @@ from torchmpo.evolve.search import search
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows
 from torchmpo.objectives.resolve import DISCOVERED
 from torchmpo.runs.files import write_atomic
-from torchmpo.statistics import mean_of
+from torchmpo.statistics import holm, mean_of
 
 TODAY = "es"
 ARMS = {
@@ -99,7 +99,10 @@ def improvement(found, seconds):
 
 def report(args):
     """Each arm's area under the held-out score until today's end, and what a third of it gives."""
-    for arm in ARMS:
+    from scipy.stats import ttest_1samp
+
+    rows, values = [], []
+    for arm in [name for name in ARMS if name != TODAY]:
         areas, thirds = [], []
         for seed in study.SEARCHES:
             if all(path_of(name, seed, args).exists() for name in (arm, TODAY)):
@@ -109,7 +112,10 @@ def report(args):
                 thirds.append(improvement(own, whole / 3)[0] - improvement(today, whole)[0])
         if len(areas) > 1:
             area, third = map(study.interval, (mean_of(areas), mean_of(thirds)))
-            yield f"{arm:<32} area {area:<24} a third of the CPU {third} ({len(areas)} searches)"
+            rows.append(f"{arm:<32} area {area:<24} a third of the CPU {third:<24}")
+            values.append(float(ttest_1samp(areas, 0).pvalue))
+    for row, p in zip(rows, holm(values) if values else [], strict=True):
+        yield f"{row} corrected p of the area {p:.3f}"
 
 
 def path_of(arm, seed, args):

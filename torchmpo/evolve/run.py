@@ -114,22 +114,10 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
                 on_generation=progress,
                 held_out=held_out,
                 every=max(1, config.held_out_every),
-                optimizer=_optimizer(setup, out),
                 curriculum=curriculum,
+                optimizer=_optimizer(setup, out),
             )
     return testbeds, found
-
-
-def _optimizer(setup: Setup, out: Path) -> Optimizer:
-    """How the search moves."""
-    config, space = setup.config, setup.space
-    if not isinstance(space, ProgramSpace):
-        return optimizer_of(setup.search)
-    propose = None
-    if config.proposer is not None:
-        limits = config.proposer_seconds, config.proposer_gib
-        propose = Proposer(config.proposer, space.grammar, out / "proposals", *limits)
-    return GeneticProgramming(setup.search, space, propose)
 
 
 def curriculum_of(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> Curriculum | None:
@@ -164,6 +152,18 @@ def curriculum_of(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> Curri
     kinds = [bed.config.data for bed in testbeds]
     rival = read_antagonist(path, kinds)
     return Curriculum({kind: rival[kind] for kind in kinds}, config.seed)
+
+
+def _optimizer(setup: Setup, out: Path) -> Optimizer:
+    """How the search moves."""
+    config, space = setup.config, setup.space
+    if not isinstance(space, ProgramSpace):
+        return optimizer_of(setup.search)
+    propose = None
+    if config.proposer is not None:
+        limits = config.proposer_seconds, config.proposer_gib
+        propose = Proposer(config.proposer, space.grammar, out / "proposals", *limits)
+    return GeneticProgramming(setup.search, space, propose)
 
 
 def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbed]:

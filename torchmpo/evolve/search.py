@@ -44,8 +44,8 @@ def search(
     on_generation: Callable[[dict, float], None] = lambda row, seconds: None,
     held_out: Callable[[Tensor, int], float] | None = None,
     every: int = 10,
-    optimizer: Optimizer | None = None,
     curriculum: Curriculum | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Found:
     """Search from ``centre``, or go on from the newest checkpoint in ``folder``, beyond the end of
     a shorter search, too.
@@ -63,9 +63,9 @@ def search(
         on_generation: called with each new row of the log and the seconds it took.
         held_out: a score of the centre ``[dim]`` in a generation that the search does not see; the
             log gets a column ``held_out`` for it, ``None`` where it was not asked.
-        optimizer: how it moves; by default the one that ``config`` names.
         curriculum: draws the kind of data of each generation, for a fitness that takes it; the log
             gets a column ``regime``, and the final centre is judged on all kinds.
+        optimizer: how it moves; by default the one that ``config`` names.
         every: generations from one ``held_out`` to the next (≥ 1); the final centre has one, too.
 
     Raises:

@@ -144,6 +144,15 @@ class Setup:
         return max(1, made // len(self.rivals))
 
 
+def _tunable(option: str, name: str, policy: str) -> Objective:
+    """A hand-made loss by its name."""
+    objective = resolve(name)
+    if not isinstance(objective, Objective):
+        raise UserError(f"{option}: {name} is learned, it cannot be tuned")
+    check_inputs(objective, policy)
+    return objective
+
+
 def _space(config: EvolveConfig) -> SearchSpace:
     """What is searched."""
     own = {"steps": config.steps, "learn": config.learn, "temporal": config.temporal}
@@ -165,15 +174,6 @@ def _space(config: EvolveConfig) -> SearchSpace:
     reads = words("reads", config.reads)
     require = words("require", config.require) if config.require else []
     return program_space(reads, config.nodes, require, config.warm_start)
-
-
-def _tunable(option: str, name: str, policy: str) -> Objective:
-    """A hand-made loss by its name."""
-    objective = resolve(name)
-    if not isinstance(objective, Objective):
-        raise UserError(f"{option}: {name} is learned, it cannot be tuned")
-    check_inputs(objective, policy)
-    return objective
 
 
 def _threads(config: EvolveConfig) -> int:
