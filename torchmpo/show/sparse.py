@@ -25,19 +25,8 @@ EQUAL = 0.95  # share of the variation of the gradients
 BINS = 200  # in which the slope of a function is looked at
 NARROWEST = 1e-3  # of them, as a share of the range
 TIMES = (0.0, 0.5, 1.0)  # of training
-TOLERANCES = (
-    0.3,
-    0.2,
-    0.1,
-    0.07,
-    0.05,
-    0.03,
-    0.02,
-    0.01,
-    0.003,
-    0.001,
-    0.0,
-)  # of a function's slope
+# How far the slopes of a function may be off, tried in this order; 0 keeps every unit.
+TOLERANCES = (0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.003, 0.001, 0.0)
 TOO_SMALL = 1e-12  # a slope that is none
 
 
