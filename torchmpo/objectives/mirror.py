@@ -30,7 +30,7 @@ GAIN = 10.0
 MAX_GAIN_EXPONENT = 7.0
 
 
-def _density(logps: Tensor) -> Tensor:
+def density(logps: Tensor) -> Tensor:
     """p = e^{logp} where it is a probability, 1 + logp beyond, so that densities stay tame."""
     return torch.exp(at_most(logps, 0.0)) + torch.relu(logps)
 
@@ -161,8 +161,12 @@ class MirrorObjective(nn.Module):
         """
         if vector.shape[-1:] != (self.dim,):
             raise ValueError(f"vector has shape {tuple(vector.shape)}, expected ({self.dim},)")
-        parts = dict(zip(self.learn, vector.split(self._sizes), strict=True)) if self.learn else {}
+        parts = dict(zip(self.learn, self.parts(vector), strict=True))
         return {name: self._function(name, parts.get(name), progress) for name in self._functions}
+
+    def parts(self, vector: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What of a vector ``[dim]``, by default its own, belongs to each function it learns."""
+        return (self.vector if vector is None else vector).split(self._sizes) if self.learn else ()
 
     def _function(
         self, name: str, part: Tensor | None, progress: Tensor | None
@@ -183,7 +187,7 @@ class MirrorObjective(nn.Module):
             logps = logps.to(torch.promote_types(logps.dtype, torch.float32))
             out = torch.zeros_like(logps)
             if part is not None:
-                probs = torch.sigmoid(x).to(logps.dtype) if name == "g" else _density(logps)
+                probs = torch.sigmoid(x).to(logps.dtype) if name == "g" else density(logps)
                 out = self.network(theta, probs, progress)
             for term, coef in coefs.items():
                 out = out + coef * (logit(logps) if term.endswith("logit") else logps)

@@ -2,8 +2,9 @@
 
 Draws what a loss does to a pair, beside other losses: its functions if it is learned, its gradients
 over the log-probabilities, its pull against the margin. ``--distill`` writes the closed form
-nearest to it. Nothing is trained, unless ``--visit`` asks for the log-probabilities that a training
-on the objective's own data visits.
+nearest to it, ``--sparse`` a learned one with few hidden units, and formulas of its curves. Nothing
+is trained, unless ``--visit`` asks for the log-probabilities that a training on the objective's own
+data visits.
 """
 
 import sys
@@ -24,6 +25,11 @@ def parser() -> StrictParser:
     parser.add_argument("--beside", help="losses to draw beside it, by commas, or none")
     parser.add_argument("--out", type=Path, help="folder of the figures")
     parser.add_argument("--distill", action="store_true", help="write its nearest closed form")
+    parser.add_argument(
+        "--sparse",
+        action="store_true",
+        help="of a learned objective: write it with few hidden units, and formulas of its curves",
+    )
     parser.add_argument(
         "--visit",
         action="store_true",

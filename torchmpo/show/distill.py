@@ -174,11 +174,7 @@ def distill(
         raise UserError(f"{objective.name} has gradients that are not finite on these pairs")
     if not bool(wanted.any()):
         raise UserError(f"{objective.name} has no gradient on these pairs: nothing to distil")
-    length = wanted.norm(dim=0)
-    typical = length[length > 0].quantile(0.5)
-    clip = typical / length.clamp(min=typical)
-    size = (wanted * clip).square().mean(1, keepdim=True).sqrt()
-    weight = clip / size.clamp(min=float(size.max()) * NEGLIGIBLE)
+    clip, weight = _weights(wanted)
     margin = (chosen - rejected).detach().double()
     coefficients = _fit(wanted * weight, weight, margin)
     if not any(coefficients[weights] for weights, *_ in TERMS.values()):
@@ -186,6 +182,35 @@ def distill(
     fitted = resolve("closed_form", **coefficients)  # with the numbers as they are written
     got = torch.stack(gradients(fitted, chosen, rejected))
     return _judged(coefficients, got, wanted, clip, weight, margin)
+
+
+def _weights(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """How much pairs with gradients ``[2, n]`` count: by length, and by component, too."""
+    length = wanted.norm(dim=0)
+    typical = length[length > 0].quantile(0.5)
+    clip = typical / length.clamp(min=typical)
+    size = (wanted * clip).square().mean(1, keepdim=True).sqrt()
+    return clip, clip / size.clamp(min=float(size.max()) * NEGLIGIBLE)
+
+
+def explained(got: Tensor, wanted: Tensor) -> float:
+    """Share of the variation of gradients ``[2, n]`` that others explain, as in :class:`Distilled`.
+
+    >>> wanted = torch.tensor([[-1.0, -2.0, -3.0], [1.0, 2.0, 3.0]])
+    >>> explained(wanted, wanted), explained(wanted.flip(1), wanted) < 0.5
+    (1.0, True)
+    """
+    _, weight = _weights(wanted)
+    error = (got * weight - wanted * weight).square().sum().item()
+    return _share(error, wanted * weight, weight)
+
+
+def _share(error: float, wanted: Tensor, weight: Tensor) -> float:
+    """What a squared error leaves of the variation of weighted gradients ``[2, n]``."""
+    spread, total = _spread(wanted, weight), wanted.square().sum().item()
+    if spread > 1e-9 * total:
+        return 1 - error / spread
+    return float(error <= 1e-6 * total)
 
 
 def _fit(wanted: Tensor, weight: Tensor, margin: Tensor) -> dict[str, float]:
@@ -279,11 +304,6 @@ def _judged(
     got, wanted = got * weight, wanted * weight
     residual, total = (got - wanted).square().sum(0), wanted.square().sum().item()
     error = residual.sum().item()
-    spread = _spread(wanted, weight)
-    if spread > 1e-9 * total:
-        r2 = 1 - error / spread
-    else:
-        r2 = float(error <= 1e-6 * total)
     order = margin.argsort()
     margin = margin[order]
     typical = math.sqrt(total / len(margin))
@@ -297,7 +317,7 @@ def _judged(
     ]
     return Distilled(
         coefficients=coefficients,
-        r2=r2,
+        r2=_share(error, wanted, weight),
         error=math.sqrt(error / total),
         cosine=float(cosine(*(g.flatten() for g in clipped), dim=0)),
         direction=float(cosine(*clipped, dim=0).mean()),

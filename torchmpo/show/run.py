@@ -26,8 +26,10 @@ from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.own_code import names_code
+from torchmpo.show.curves import Curves, curves
 from torchmpo.show.distill import Distilled, check_distillable, distill, source, square
 from torchmpo.show.settings import HIGH, LOW, Request
+from torchmpo.show.sparse import Sparse, sparse
 from torchmpo.statistics import table
 
 Bound: TypeAlias = Objective | MirrorObjective
@@ -218,6 +220,8 @@ def show(request: Request) -> None:
     check(drawn, low, high)
     if request.distill:
         check_distillable(objective)
+    if request.sparse and not isinstance(objective, MirrorObjective):
+        raise UserError(f"--sparse is of learned objectives, and {title} is none")
     if request.visit:
         if not isinstance(objective.card.get("config"), dict):
             raise UserError(f"{request.what} does not say what data found it: leave --visit out")
@@ -226,10 +230,17 @@ def show(request: Request) -> None:
         check(drawn, low, high)
     else:
         pairs = everywhere(objective, low, high)
-    fit = None
+    fit = few = fitted = None
     if request.distill:
         fit = distill(objective, pairs.chosen, pairs.rejected, progress=pairs.progress)
         drawn["distilled"] = fit.objective
+    if request.sparse:
+        assert isinstance(objective, MirrorObjective)
+        few = sparse(objective, pairs.chosen, pairs.rejected, progress=pairs.progress)
+        drawn["sparse"] = few.objective
+        if not objective.temporal:
+            fitted = curves(objective, pairs.chosen, pairs.rejected)
+            drawn["curves"] = fitted.objective
     out.mkdir(parents=True, exist_ok=True)
     print("\n".join(described(objective, title)))
     reference = min(max(REFERENCE, low), high)
@@ -246,8 +257,37 @@ def show(request: Request) -> None:
     at = out / "pull.png"
     pull_figure(drawn, at, low=low, high=high, chosen=chosen, reference=reference)
     print(f"pull against the margin: {at}")
+    if few is not None:
+        _write_sparse(few, fitted, request, pairs.where, out)
     if fit is not None:
         _write(fit, request, pairs.where, out)
+
+
+def _write_sparse(
+    few: Sparse, fitted: Curves | None, request: Request, where: str, out: Path
+) -> None:
+    """The objective with few hidden units, and the loss of its curves: saved, and said how good."""
+    card = {"name": f"{request.what} with few hidden units", "where": where, "r2": few.r2}
+    few.objective.save(out / "sparse", card)
+    print(f"with few hidden units, {where}:")
+    print(f"  {few.verdict}")
+    print(f"  for this library:   torchmpo.resolve({_literal(out / 'sparse')})")
+    if fitted is None:
+        print("no formulas of its curves: they depend on the progress of training")
+        return
+    function = fitted.objective.function
+    assert isinstance(function, Formula)
+    card = {"name": f"curves of {request.what} as formulas", "where": where, "r2": fitted.r2}
+    fitted.objective.save(out / "curves", card)
+    write_atomic(out / "curves.py", function.source())
+    print("its curves as formulas:")
+    print("\n".join(f"  {line}" for line in fitted.lines))
+    print(f"  for any torch code: {out / 'curves.py'}")
+    print(f"  for this library:   torchmpo.resolve({_literal(out / 'curves')})")
+
+
+def _literal(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _write(fit: Distilled, request: Request, where: str, out: Path) -> None:
@@ -260,4 +300,4 @@ def _write(fit: Distilled, request: Request, where: str, out: Path) -> None:
     print(f"  {fit.equation}")
     print(f"  {fit.verdict}")
     print(f"  for any torch code: {out / 'distilled.py'}")
-    print(f"  for this library:   torchmpo.resolve({json.dumps(str(saved), ensure_ascii=False)})")
+    print(f"  for this library:   torchmpo.resolve({_literal(saved)})")

@@ -17,6 +17,7 @@ class Request:
             reference.
         out: folder of the figures; None for ``RUN/show`` or ``runs/show/NAME``.
         distill: fit the closed form, too.
+        sparse: find the same learned objective in fewer hidden units, and formulas of its curves.
         visit: train a policy under it and look where that has been.
         trust: with ``visit``, run code of a task that the run's files name.
         low, high: range of mean log-probabilities, nats per step; None for −8 and −0.05, or for
@@ -27,6 +28,7 @@ class Request:
     beside: Sequence[str] | None = None
     out: Path | None = None
     distill: bool = False
+    sparse: bool = False
     visit: bool = False
     trust: bool = False
     low: float | None = None

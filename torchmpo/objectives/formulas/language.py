@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torchmpo.objectives.formulas.ranges import interval
 from torchmpo.objectives.formulas.vocabulary import LEAVES, OPERATIONS, Expression, depth, size
 
-MOST_LETTERS, MOST_NODES, MOST_LEVELS = 2000, 64, 24
+MOST_LETTERS, MOST_NODES, MOST_LEVELS = 20_000, 1000, 40
 LARGEST = 1e6  # of the constants
 _INFIX = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}
 _SYMBOLS = {"add": " + ", "sub": " - ", "mul": " * "}

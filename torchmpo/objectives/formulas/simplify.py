@@ -48,6 +48,11 @@ def _is(expression: Expression, name: str) -> TypeGuard[tuple]:
     return isinstance(expression, tuple) and expression[0] == name
 
 
+def _negative(expression: Expression) -> TypeGuard[tuple]:
+    """Whether it is something times a negative number."""
+    return _is(expression, "mul") and isinstance(expression[1], float) and expression[1] < 0
+
+
 def _negated(a: Expression, _: Expression) -> Expression | None:
     if _is(a, "neg"):
         return a[1]
@@ -63,6 +68,8 @@ def _sum(a: Expression, b: Expression) -> Expression | None:
         return b if a == 0.0 else a
     if _is(b, "neg"):
         return ("sub", a, b[1])
+    if _negative(b):
+        return ("sub", a, ("mul", -b[1], b[2]))
     if _is(a, "neg"):
         return ("sub", b, a[1])
     return ("mul", 2.0, a) if a == b else None
@@ -75,6 +82,8 @@ def _difference(a: Expression, b: Expression) -> Expression | None:
         return ("neg", b) if a == 0.0 else a
     if _is(b, "neg"):
         return ("add", a, b[1])
+    if _negative(b):
+        return ("add", a, ("mul", -b[1], b[2]))
     if (a, b) == ("c", "r"):
         return "margin"
     return "margin_sum" if (a, b) == ("c_sum", "r_sum") else None
