@@ -197,3 +197,16 @@ def test_one_program_trains_whatever_formulas_there_are(monkeypatch):
         results.append(trained)
     assert len(compiled) == 1
     assert not torch.equal(results[0]["layers.0.bias"], results[1]["layers.0.bias"])
+
+
+def test_a_generation_that_all_found_easy_makes_nobody_better():
+    space = program_space(READS, 12)
+    optimizer = GeneticProgramming(SearchConfig(population=4), space)
+    first, second, new = (space.encode(parse(f)) for f in ("-c", "-margin", "-c_sum"))
+    state = optimizer.start(space.start)
+    state = optimizer.tell(state, 0, torch.stack([first, second]), torch.tensor([10.0, 30.0]))
+    # All gain 100, and the new one is between the two.
+    scores = torch.tensor([110.0, 130.0, 120.0])
+    state = optimizer.tell(state, 1, torch.stack([first, second, new]), scores)
+    assert [text(space.decode(row)) for row in state["archive"][:3]] == ["-margin", "-c_sum", "-c"]
+    assert (state["sums"] / state["trainings"])[:3].tolist() == [30.0, 20.0, 10.0]
