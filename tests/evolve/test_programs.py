@@ -1,11 +1,15 @@
 """The search of formulas: it finds known ones, keeps to its space, and resumes to the same bits."""
 
 import math
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
+from populations import make_data, make_policy, make_population
 
+from torchmpo.control import compiler
+from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.evolve.optimizers import SearchConfig
 from torchmpo.evolve.programs.genetic import GeneticProgramming
 from torchmpo.evolve.programs.grammar import Grammar
@@ -156,3 +160,53 @@ def test_what_is_no_space_is_refused(changes, message):
     with pytest.raises(UserError) as caught:
         program_space(**settings)
     assert message in str(caught.value)
+
+
+def test_one_program_trains_whatever_formulas_there_are(monkeypatch):
+    compiled = []
+
+    def count(update, args):
+        compiled.append(args)
+        return update
+
+    monkeypatch.setattr(compiler, "compiled", count)
+    space, policy = program_space(READS, 12), make_policy()
+    start, config = make_population(policy, 2), InnerConfig(epochs=1, steps_per_trajectory=3)
+    results = []
+    for formulas in (
+        ("-c", "softplus(-margin)"),
+        ("tanh(c) * r - c", "square(margin - 2) - t * c"),
+    ):
+        rows = torch.stack([space.encode(parse(formula)) for formula in formulas])
+        own = space.parameters(rows)
+        trained = train_policies(policy, start, space.objective, own, make_data(), config, 0)
+        alone = [
+            train_policies(
+                policy,
+                {name: value[k : k + 1] for name, value in start.items()},
+                space.at(row),
+                {},
+                make_data(),
+                replace(config, compile=False),
+                0,
+            )
+            for k, row in enumerate(rows)
+        ]
+        for name, value in trained.items():
+            torch.testing.assert_close(value, torch.cat([one[name] for one in alone]))
+        results.append(trained)
+    assert len(compiled) == 1
+    assert not torch.equal(results[0]["layers.0.bias"], results[1]["layers.0.bias"])
+
+
+def test_a_generation_that_all_found_easy_makes_nobody_better():
+    space = program_space(READS, 12)
+    optimizer = GeneticProgramming(SearchConfig(population=4), space)
+    first, second, new = (space.encode(parse(f)) for f in ("-c", "-margin", "-c_sum"))
+    state = optimizer.start(space.start)
+    state = optimizer.tell(state, 0, torch.stack([first, second]), torch.tensor([10.0, 30.0]))
+    # All gain 100, and the new one is between the two.
+    scores = torch.tensor([110.0, 130.0, 120.0])
+    state = optimizer.tell(state, 1, torch.stack([first, second, new]), scores)
+    assert [text(space.decode(row)) for row in state["archive"][:3]] == ["-margin", "-c_sum", "-c"]
+    assert (state["sums"] / state["trainings"])[:3].tolist() == [30.0, 20.0, 10.0]
