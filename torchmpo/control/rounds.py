@@ -6,10 +6,10 @@ make then, two from each start state, compared by the annotators of the kind of 
 as the offline run does, supervised epochs and all, from where the round before has ended. So
 labels, epochs over them and updates are those of the offline run, and one round is that run.
 
-``iterated``       both trajectories of a pair by the current policy
-``spin``           self-play: the chosen trajectories of the data against own ones, no judge
-``extragradient``  a half step on own pairs shows another policy; the step is then made from where
-                   the half step began, on pairs of that other policy (each half of the labels)
+- ``iterated``: both trajectories of a pair by the current policy.
+- ``spin``, self-play: the chosen trajectories of the data against own ones; nobody judges.
+- ``extragradient``: a half step on own pairs shows another policy; the step is then made from where
+  the half step began, on pairs of that other policy. Each half has half of the labels.
 
 Own trajectories are made as those of the pool are: mean actions with noise of ``behaviour_std``.
 
