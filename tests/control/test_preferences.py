@@ -239,7 +239,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(tmp_path,
 
     config = PoolConfig(pairs=2, max_steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(pools, "_roll_out", interrupt)
+        patch.setattr(pools, "roll_out", interrupt)
         with pytest.raises(KeyboardInterrupt):
             data(tmp_path, "base", config)
     assert not list(tmp_path.iterdir())
@@ -252,7 +252,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(tmp_path,
 
 def test_two_builds_of_one_pool_do_not_clear_each_other_away(tmp_path, monkeypatch):
     config = PoolConfig(pairs=2, max_steps=3)
-    roll_out, folders = pools._roll_out, []
+    roll_out, folders = pools.roll_out, []
 
     def another_comes(*args):
         if not folders:  # in the midst of a build, which it must survive
@@ -260,7 +260,7 @@ def test_two_builds_of_one_pool_do_not_clear_each_other_away(tmp_path, monkeypat
             assert len(data(tmp_path, "base", config)) == 2
         return roll_out(*args)
 
-    monkeypatch.setattr(pools, "_roll_out", another_comes)
+    monkeypatch.setattr(pools, "roll_out", another_comes)
     assert len(data(tmp_path, "base", config)) == 2
     assert len(folders[0]) == 1
     assert [path.name for path in tmp_path.iterdir()] == [config.key()]
@@ -269,7 +269,7 @@ def test_two_builds_of_one_pool_do_not_clear_each_other_away(tmp_path, monkeypat
 def test_too_little_disk_is_told_before_any_compute(tmp_path, monkeypatch):
     full = type("usage", (), {"free": 1000})
     monkeypatch.setattr(pools.shutil, "disk_usage", lambda _: full)
-    monkeypatch.setattr(pools, "_roll_out", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(pools, "roll_out", lambda *_: pytest.fail("computed"))
     with pytest.raises(UserError, match="MB are free"):
         data(tmp_path, "base", PoolConfig(pairs=2, max_steps=3))
 

@@ -531,7 +531,7 @@ def test_resume_with_settings_that_may(no_run):
     call("--preset smoke --out run")
     more = {"losses": "sft,cpo", "data": "mixed", "seeds": 7, "num_threads": 1, "cache_dir": "x"}
     more["vary"] = "pairs=6"
-    more |= {"tracker": "tensorboard"}
+    more |= {"tracker": "tensorboard", "baselines": "rlhf"}
     assert set(more) == {*COMMAND.place, *COMMAND.grows}
     flags = [word for name, value in more.items() for word in (f"--{name}", str(value))]
     assert main(["--out", "run", "--resume", *flags]) == 0

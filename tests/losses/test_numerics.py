@@ -7,7 +7,7 @@ from oracles import gaussian_logp
 from torchmpo.control.policy import gaussian_step_logps
 from torchmpo.losses.numerics import at_most, exp_then_line, q_logarithm
 from torchmpo.losses.potentials import LOGIT_MAX_LOGP, logit
-from torchmpo.objectives.mirror import _density
+from torchmpo.objectives.mirror import density
 
 
 def test_gaussian_step_logps_match_the_density_written_out():
@@ -51,7 +51,7 @@ JOINTS = {
     "q_logarithm of a tensor": (lambda x: q_logarithm(x, torch.tensor(0.5)), 60.0, math.exp(30)),
     "series of q_logarithm": (lambda x: q_logarithm(x, torch.tensor(1.0)), 1e-2, math.exp(1e-2)),
     "logit": (logit, LOGIT_MAX_LOGP, -1 / math.expm1(LOGIT_MAX_LOGP)),
-    "density": (_density, 0.0, 1.0),
+    "density": (density, 0.0, 1.0),
     "at_most": (lambda x: at_most(x, 2.0), 2.0, 1.0),
 }
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchmpo.control.read_pairs import pair_logps, trained_ranks
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.inputs import DRAWN
 from torchmpo.objectives.mirror import MirrorObjective
 
 
@@ -33,7 +34,8 @@ def gradient_share(
         progress: part of training that is done.
     """
     inputs = objective.inputs
-    if any(name.endswith(("_step_kl", "_log_collision")) or "gold_" in name for name in inputs):
+    absent = ("_step_kl", "_log_collision", *DRAWN)
+    if any(name.endswith(absent) or "gold_" in name for name in inputs):
         return None
     if len(trained_ranks(inputs, 2)) == 1:
         return 1.0
