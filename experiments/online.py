@@ -75,6 +75,22 @@ def report(args):
             for loss, difference in zip(LOSSES, by_loss, strict=True):
                 print(f"  {ARMS[rounds]:10} − offline  {loss:5} {_interval(difference)}")
             print(f"  {ARMS[rounds]:10} − offline  all   {_interval(np.nanmean(by_loss, axis=0))}")
+    if len(arms) == len(ARMS):
+        coverage(arms)
+
+
+def coverage(arms):
+    """What 4 rounds gain on data near the policy, minus what they gain on data far from it."""
+    near, far = KINDS[-1], KINDS[0]
+    found, offline = arms[4][0], arms[1][0]
+    if all(
+        (loss, kind) in own for loss in LOSSES for kind in (near, far) for own in (found, offline)
+    ):
+        gains = [
+            [found[loss, kind] - offline[loss, kind] for loss in LOSSES] for kind in (near, far)
+        ]
+        difference = np.nanmean(gains[0], axis=0) - np.nanmean(gains[1], axis=0)
+        print(f"coverage: gain of 4 rounds on {near} minus on {far}: {_interval(difference)}")
 
 
 def _interval(differences):

@@ -138,18 +138,60 @@ def test_the_reference_is_the_policy_of_the_last_refresh(cache):
     assert same(train(beds[0], "orpo"), train(beds[1], "orpo"))  # it has no reference
 
 
-def test_extrapolation_goes_on_by_what_a_round_has_changed(cache):
-    parts = []
+@pytest.mark.parametrize("a", [0.0, 0.5, 0.8])
+def test_extrapolation_gains_what_a_geometric_series_does(cache, monkeypatch, a):
+    """Where a round moves a policy by 1, the moves between rounds grow to 1/(1 − a)."""
+    from torchmpo.control import rounds
 
-    def ends(epoch, members, params):
-        parts.append({name: value.clone() for name, value in params.items()})
+    ends = []
 
-    plain = train(bed_of(cache, count=2), on_epoch=ends)
-    before = parts[-2]  # where the second round began
-    further = train(bed_of(cache, count=2, extrapolation=0.5))
-    for name, value in plain.items():
-        expected = value + 0.5 * (value - before[name])
-        torch.testing.assert_close(further[name], expected, rtol=1e-5, atol=1e-6)
+    def one_further(policy, params, *args, **settings):
+        ends.append({name: value + 1 for name, value in params.items()})
+        return ends[-1]
+
+    monkeypatch.setattr(rounds, "train_policies", one_further)
+    monkeypatch.setattr(rounds, "own_pairs", lambda bed, *args: [bed.dataset] * 2)
+    pool = replace(POOL, pairs=96)
+    last = train(bed_of(cache, pool=pool, count=48, extrapolation=a))
+    name = next(iter(last))
+    moves = [float((y[name] - x[name]).mean()) for x, y in zip(ends, ends[1:], strict=False)]
+    assert moves[0] == pytest.approx(1, abs=1e-4)
+    assert moves[-1] == pytest.approx(1 / (1 - a), rel=1e-3)
+    assert same(last, ends[-1])  # nothing after the last round
+
+
+def test_self_play_sets_the_datas_chosen_trajectories_against_own_ones(cache):
+    seen = []
+    bed = bed_of(cache, count=2, loop="spin")
+    train(bed, on_data=seen.append)
+    for part, begin in zip(seen, (0, 4), strict=True):
+        own = part[0]
+        rows = bed.dataset.chosen[begin : begin + 4]
+        assert torch.equal(own.action[own.chosen], bed.dataset.action[rows])
+        assert not torch.isin(own.returns[own.rejected], bed.dataset.returns).any()
+
+
+def test_self_play_on_trajectories_of_another_time_limit(cache, tmp_path):
+    longer = bed_of(cache, pool=replace(POOL, max_steps=20)).dataset
+    longer.save(tmp_path / "pairs.npz")
+    bed = bed_of(cache, str(tmp_path / "pairs.npz"), count=2, loop="spin")
+    assert all(value.isfinite().all() for value in train(bed).values())
+
+
+def test_an_extragradient_round_steps_from_where_its_half_step_began(cache, monkeypatch):
+    from torchmpo.control import rounds
+
+    begins, real = [], rounds.train_policies
+
+    def spy(policy, params, *args, **settings):
+        begins.append({name: value.clone() for name, value in params.items()})
+        return real(policy, params, *args, **settings)
+
+    monkeypatch.setattr(rounds, "train_policies", spy)
+    train(bed_of(cache, count=2, loop="extragradient"), "ipo")
+    assert same(begins[0], begins[1])
+    assert same(begins[2], begins[3])
+    assert not same(begins[1], begins[2])
 
 
 def test_a_policy_that_diverged_disturbs_nobody(cache):
@@ -180,7 +222,7 @@ def test_the_best_of_own_ones(cache, data):
     [
         ({"count": 0}, "rounds must be at least 1"),
         ({"count": 2, "loop": "nash"}, "unknown loop 'nash'"),
-        ({"count": 2, "extrapolation": -1.0}, "extrapolation must be 0 or more"),
+        ({"count": 2, "extrapolation": 1.0}, r"extrapolation must be in \[0, 1\)"),
         ({"count": 2, "reference_refresh": -1}, "must not be negative"),
         ({"loop": "spin"}, "for rounds of 2 or more"),
     ],
@@ -196,3 +238,5 @@ def test_rounds_of_fewer_pairs_than_an_update_are_refused():
     with pytest.raises(UserError, match="too few"):
         Rounds(4, loop="extragradient").check(8, 2)
     Rounds(4).check(8, 2)
+    with pytest.raises(UserError, match="loop spin compares two trajectories"):
+        Rounds(2, loop="spin").check(8, 2, "graded:0-0.4+list:4")

@@ -7,9 +7,10 @@ as the offline run does, supervised epochs and all, from where the round before 
 labels, epochs over them and updates are those of the offline run, and one round is that run.
 
 - ``iterated``: both trajectories of a pair by the current policy.
-- ``spin``, self-play: the chosen trajectories of the data against own ones; nobody judges.
-- ``extragradient``: a half step on own pairs shows another policy; the step is then made from where
-  the half step began, on pairs of that other policy. Each half has half of the labels.
+- ``spin``, self-play: in every round the chosen trajectories of the data against own ones; nobody
+  judges.
+- ``extragradient``: in every round a half step shows another policy; the step is then made from
+  where the half step began, on pairs of that other policy. Each half has half of the labels.
 
 Own trajectories are made as those of the pool are: mean actions with noise of ``behaviour_std``.
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.nn.functional import pad
 
 from torchmpo.control.environments import simulations
 from torchmpo.control.inner_loop import OnEpoch, train_policies
@@ -32,6 +34,7 @@ from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import roll_out
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.restarts import Restarts
+from torchmpo.games.self_play import extrapolated
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.seeding import derive_seed, generator
 from torchmpo.runs.threads import one_torch_thread
@@ -53,8 +56,8 @@ class Rounds:
         reference_refresh: rounds after which the reference of a loss that has one becomes the
             policy (after the supervised epochs of that round); 0: it stays that of the first round.
         loop: one of ``LOOPS``.
-        extrapolation: a ≥ 0: after each round but the first the policy goes on by a times what the
-            round has changed.
+        extrapolation: a in [0, 1): before each further round but the first, the policy goes on by a
+            times what it has moved from the end of one round to the end of the next.
 
     Raises:
         UserError: a setting out of its range, or one that says nothing of a single round.
@@ -72,8 +75,8 @@ class Rounds:
             raise UserError(f"reference_refresh must not be negative; got {self.reference_refresh}")
         if self.loop not in LOOPS:
             raise UserError(f"unknown loop {self.loop!r}: {nearest(self.loop, LOOPS)}")
-        if not 0 <= self.extrapolation < float("inf"):
-            raise UserError(f"extrapolation must be 0 or more; got {self.extrapolation}")
+        if not 0 <= self.extrapolation < 1:
+            raise UserError(f"extrapolation must be in [0, 1); got {self.extrapolation}")
         rest = self.reference_refresh, self.loop, self.extrapolation
         if self.count == 1 and rest != (1, "iterated", 0.0):
             raise UserError("reference_refresh, loop and extrapolation are for rounds of 2 or more")
@@ -82,12 +85,15 @@ class Rounds:
         """How many pairs each round has."""
         return [pairs // self.count + (k < pairs % self.count) for k in range(self.count)]
 
-    def check(self, pairs: int, minibatch: int) -> None:
-        """Refuse rounds of fewer pairs than an update has.
+    def check(self, pairs: int, minibatch: int, data: str = "base") -> None:
+        """Refuse rounds of fewer pairs than an update has, and self-play on what it cannot compare.
 
         Raises:
-            UserError: they are.
+            UserError: they are, or ``data`` has lists or other rewards than the return.
         """
+        unfit = dict(parse_kind(data).modifiers).keys() & {"list", "objectives"}
+        if self.loop == "spin" and unfit:
+            raise UserError(f"loop spin compares two trajectories by nobody's taste: not {data}")
         least = self.labels(pairs)[-1] // (2 if self.loop == "extragradient" else 1)
         if self.count > 1 and least < minibatch:
             raise UserError(
@@ -139,7 +145,7 @@ def train_in_rounds(
         if not renew and objective.needs_reference:
             reference = {n: torch.stack([kept[i][n] for i in range(population)]) for n in params}
         # The first round's numbers are those of the offline run.
-        stream = seed if k == 0 else _derived(seed, part, k)
+        stream = seed if (k, part) == (0, "train") else _derived(seed, part, k)
         return train_policies(
             bed.policy,
             params,
@@ -158,12 +164,11 @@ def train_in_rounds(
             on_data(list(data))
         return list(data)
 
-    params = init
+    params, ended = init, None
     for k, size in enumerate(sizes):
         before = params
-        if k == 0:
-            first = [data.take(size) for data in offline]
-            told(first)
+        if k == 0 and rounds.loop == "iterated":
+            first = told([data.take(size) for data in offline])
             params = train(k, "train", params, first[0] if datasets is None else first)
         elif rounds.loop == "spin":
             own = own_rows(bed, params, size, 1, _derived(seed, "round", k))
@@ -173,13 +178,16 @@ def train_in_rounds(
             halves = [size // 2, size - size // 2] if rounds.loop == "extragradient" else [size]
             for half, count in enumerate(halves):
                 streams = _derived(seed, f"round {half}" if half else "round", k)
-                part = own_pairs(bed, params, count, streams)
                 last = half + 1 == len(halves)
+                if k == 0 and not last:
+                    part = [data.take(count) for data in offline]
+                else:
+                    part = own_pairs(bed, params, count, streams)
                 params = train(k, f"train {half}", before, told(part), quiet=not last)
-        if k and rounds.extrapolation:
-            step = rounds.extrapolation
-            params = {name: p + step * (p - before[name]) for name, p in params.items()}
-        begin += size
+        after, begin = params, begin + size
+        if ended is not None and rounds.extrapolation and k + 1 < len(sizes):
+            params = extrapolated(ended, after, rounds.extrapolation)
+        ended = after
     return params
 
 
@@ -262,7 +270,13 @@ def _against(data: PreferenceDataset, own: dict[str, Tensor], begin: int) -> Pre
     """The chosen trajectories of pairs of the data, each against an own one."""
     count = len(own["lengths"])
     rows = data.chosen[begin : begin + count]
-    joined = {name: torch.cat([getattr(data, name)[rows], value]) for name, value in own.items()}
+    times = data.action.shape[1], own["action"].shape[1]
+    joined = {}
+    for name, value in own.items():
+        both = [getattr(data, name)[rows], value]
+        if value.ndim > 1:  # a file's trajectories may have another time limit
+            both = [pad(x, (0, 0, 0, max(times) - x.shape[1])) for x in both]
+        joined[name] = torch.cat(both)
     order = torch.arange(count)
     return PreferenceDataset(**joined, chosen=order, rejected=order + count)
 

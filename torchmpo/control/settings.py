@@ -45,8 +45,8 @@ class TestbedSettings:
         reference_refresh: rounds after which the reference of a loss that has one becomes the
             policy; 0 for never after the first.
         loop: what a further round's pairs are: iterated, spin or extragradient.
-        extrapolation: how much farther the policy goes after each further round, in parts of what
-            the round has changed.
+        extrapolation: how much farther the policy goes before a next round, in parts of what it
+            has moved since the round before ended; below 1.
         chunk_size: at most this many policies are trained together.
         compile: compile the training; false starts sooner and runs slower.
         seed: everything random follows from it.

@@ -379,7 +379,7 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
     rounds = Rounds(
         settings.rounds, settings.reference_refresh, settings.loop, settings.extrapolation
     )
-    rounds.check(pool.pairs, settings.minibatch_pairs)
+    rounds.check(pool.pairs, settings.minibatch_pairs, data)
     if pool.pairs < settings.minibatch_pairs:
         raise UserError(
             f"pairs ({pool.pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"
