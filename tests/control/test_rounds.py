@@ -194,6 +194,55 @@ def test_an_extragradient_round_steps_from_where_its_half_step_began(cache, monk
     assert not same(begins[1], begins[2])
 
 
+def test_what_is_watched_at_the_end_is_what_training_gives(cache):
+    """With extrapolation, too: margins and returns are of the same policies."""
+    seen = {}
+
+    def watch(epoch, members, params):
+        for place, member in enumerate(members):
+            seen[epoch, member] = {name: value[place].clone() for name, value in params.items()}
+
+    end = train(bed_of(cache, count=2, extrapolation=0.5), on_epoch=watch)
+    for member in range(2):
+        assert same(seen[2, member], {name: value[member] for name, value in end.items()})
+
+
+def test_own_ones_against_chosen_ones_show_losses_the_same_rewards(cache):
+    """What the kind lets losses see, and not the returns, whoever made the trajectory."""
+    from torchmpo.control.components import return_components
+
+    bed, seen = bed_of(cache, "objectives:0.7", count=2, loop="spin"), []
+    train(bed, on_data=seen.append)
+    own = seen[1][0]
+    rows = {n: getattr(own, n) for n in ("observation", "action", "lengths", "returns")}
+    rest = own.returns - return_components("tla", 12, rows)["velocity"]
+    torch.testing.assert_close(own.rewards, rest.to(own.rewards), rtol=0, atol=1e-4)
+    assert torch.equal(own.rewards[own.chosen], bed.dataset.rewards[bed.dataset.chosen[4:]])
+
+
+def test_lists_of_a_file_go_on_as_lists(cache, tmp_path):
+    path = tmp_path / "lists.npz"
+    bed_of(cache, "graded:0-0.4+list:3").dataset.save(path)
+    bed, seen = bed_of(cache, str(path), count=2), []
+    train(bed, "plackett_luce", on_data=seen.append)
+    assert [tuple(data[0].lists.shape) for data in seen] == [(4, 3), (4, 3)]
+
+
+def test_a_kept_reference_moves_on_from_where_it_is(cache):
+    """A step of next to no size leaves it there, and does not make it the policy."""
+    frozen = replace(INNER, learning_rate=1e-2)
+    moved = replace(frozen, reference_sync=1, reference_mix=1e-6)
+    beds = [bed_of(cache, inner=inner, count=2, reference_refresh=0) for inner in (frozen, moved)]
+    ends = [train(bed, "dpo") for bed in beds]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-4)
+
+
+def test_rounds_of_a_smaller_budget_are_refused_before_training(cache):
+    with pytest.raises(UserError, match="2 pairs in 2 rounds are too few for updates of 2"):
+        bed_of(cache, "pairs:2", count=2)
+
+
 def test_a_policy_that_diverged_disturbs_nobody(cache):
     bed = bed_of(cache)
     params = bed.initial(2, 0)
@@ -238,5 +287,5 @@ def test_rounds_of_fewer_pairs_than_an_update_are_refused():
     with pytest.raises(UserError, match="too few"):
         Rounds(4, loop="extragradient").check(8, 2)
     Rounds(4).check(8, 2)
-    with pytest.raises(UserError, match="loop spin compares two trajectories"):
+    with pytest.raises(UserError, match="loop spin compares two trajectories, and"):
         Rounds(2, loop="spin").check(8, 2, "graded:0-0.4+list:4")

@@ -53,3 +53,13 @@ def test_cells_of_one_kind_meet_seed_by_seed():
     assert found.losses == ["a", "b"]
     assert found.rates[0, 1].item() == pytest.approx(0.5)  # each loses once
     assert tournament(cells[:1]) is None
+
+
+def test_seeds_of_cells_that_did_not_tell_are_left_out():
+    """Such as those that an older version has finished."""
+    returns, order = [[1.0, 2.0], [3.0, 4.0]], [None, [0.0, 1.0, 2.0, 3.0]]
+    cells = [{"loss": n, "returns": returns, "judged_returns": order} for n in ("dpo", "sft")]
+    found = tournament(cells)
+    assert found is not None
+    assert found.losses == ["dpo", "sft"]
+    assert tournament([cell | {"judged_returns": [None, None]} for cell in cells]) is None

@@ -174,15 +174,15 @@ def train_policies(
         watch = on_epoch and _of_members(on_epoch, members)
         if isinstance(dataset, Sequence):
             loop = _Loop(policy, [dataset[i] for i in members], config, like)
+        other = reference_params and _rows(reference_params, members)
         if not alike:
-            other = reference_params and _rows(reference_params, members)
             own = _rows(init_params, members), rates[members]
             params, reference = start(*own, stream, watch, other)
         first = {n: v.expand(size, *v.shape[1:]).contiguous() for n, v in params.items()}
         prior = {n: v.expand(size, *v.shape[1:]) for n, v in reference.items()}
         own = _rows(objective_params, members)
         phase = ("preference", first, rates[members], objective, own, prior)
-        trained.append(loop.train(*phase, stream, watch))
+        trained.append(loop.train(*phase, stream, watch, other))
         if watch:
             watch(config.sft_epochs + config.epochs, trained[-1])
     return {name: torch.cat([t[name] for t in trained])[:population] for name in init_params}
@@ -322,8 +322,13 @@ class _Loop:
         reference: Params,
         seed: Seed,
         watch: Watch = None,
+        anchor: Params | None = None,
     ) -> Params:
-        """The epochs of one phase, for one chunk of the population."""
+        """The epochs of one phase, for one chunk of the population.
+
+        Args:
+            anchor: parameters of the reference, if they are others than ``params``.
+        """
         config, shared = self.config, isinstance(seed, int)
         epochs = config.sft_epochs if phase == "sft" else config.epochs
         pairs = self.pairs[trained_ranks(objective.inputs, len(self.pairs))]
@@ -334,7 +339,9 @@ class _Loop:
         weighing = tree_map(Tensor.contiguous, weighing)
         state, update = (params, *moments, weighing), None
         before = 0 if phase == "sft" else config.sft_epochs
-        anchor = params if reference and config.reference_sync else None  # the reference's own
+        anchor = params if anchor is None else anchor
+        if not (reference and config.reference_sync):
+            anchor = None  # the reference stays as it is
         for epoch in range(epochs):
             if watch:
                 watch(before + epoch, state[0])

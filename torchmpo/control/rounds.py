@@ -29,8 +29,8 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import pad
 
 from torchmpo.control.environments import simulations
-from torchmpo.control.inner_loop import OnEpoch, train_policies
-from torchmpo.control.kinds import Kind, parse_kind
+from torchmpo.control.inner_loop import OnEpoch, check_lists, train_policies
+from torchmpo.control.kinds import PARTS, Kind, parse_kind
 from torchmpo.control.pools import roll_out
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.restarts import Restarts
@@ -86,14 +86,13 @@ class Rounds:
         return [pairs // self.count + (k < pairs % self.count) for k in range(self.count)]
 
     def check(self, pairs: int, minibatch: int, data: str = "base") -> None:
-        """Refuse rounds of fewer pairs than an update has, and self-play on what it cannot compare.
+        """Refuse rounds of fewer pairs than an update has, and self-play on lists.
 
         Raises:
-            UserError: they are, or ``data`` has lists or other rewards than the return.
+            UserError: they are, or ``data`` has lists.
         """
-        unfit = dict(parse_kind(data).modifiers).keys() & {"list", "objectives"}
-        if self.loop == "spin" and unfit:
-            raise UserError(f"loop spin compares two trajectories by nobody's taste: not {data}")
+        if self.loop == "spin" and "list" in dict(parse_kind(data).modifiers):
+            raise UserError(f"loop spin compares two trajectories, and {data} has lists")
         least = self.labels(pairs)[-1] // (2 if self.loop == "extragradient" else 1)
         if self.count > 1 and least < minibatch:
             raise UserError(
@@ -128,6 +127,8 @@ def train_in_rounds(
     population = len(next(iter(init.values())))
     offline = list(datasets or [bed.dataset] * population)
     sizes, begin = rounds.labels(len(bed.dataset)), 0
+    if rounds.loop == "spin":
+        check_lists(objective, 2, "a round of loop spin")
     each = inner.sft_epochs + inner.epochs
     kept: dict[int, Params] = {}  # the policies that the reference is, by member
 
@@ -172,7 +173,7 @@ def train_in_rounds(
             params = train(k, "train", params, first[0] if datasets is None else first)
         elif rounds.loop == "spin":
             own = own_rows(bed, params, size, 1, _derived(seed, "round", k))
-            part = [_against(data, rows, begin) for data, rows in zip(offline, own, strict=True)]
+            part = [_against(bed, data, o, begin) for data, o in zip(offline, own, strict=True)]
             params = train(k, "train", params, told(part))
         else:
             halves = [size // 2, size - size // 2] if rounds.loop == "extragradient" else [size]
@@ -204,9 +205,8 @@ def own_pairs(
     Returns:
         a data set per member.
     """
-    kind = parse_kind(bed.config.data)
-    modifiers = {name: value for name, value in kind.modifiers if name != "pairs"}
-    judged = Kind("base", (), tuple(modifiers.items()))
+    judged = _judge(bed)
+    modifiers = dict(judged.modifiers)
     per_start = int(modifiers.get("best_of", modifiers.get("list", 2)))
     found = []
     rows = own_rows(bed, params, pairs, per_start, seed)
@@ -266,7 +266,9 @@ def own_rows(
     return [{n: torch.cat([p[n] for p in parts]) for n in parts[0]} for parts in found]
 
 
-def _against(data: PreferenceDataset, own: dict[str, Tensor], begin: int) -> PreferenceDataset:
+def _against(
+    bed: "Testbed", data: PreferenceDataset, own: dict[str, Tensor], begin: int
+) -> PreferenceDataset:
     """The chosen trajectories of pairs of the data, each against an own one."""
     count = len(own["lengths"])
     rows = data.chosen[begin : begin + count]
@@ -278,7 +280,22 @@ def _against(data: PreferenceDataset, own: dict[str, Tensor], begin: int) -> Pre
             both = [pad(x, (0, 0, 0, max(times) - x.shape[1])) for x in both]
         joined[name] = torch.cat(both)
     order = torch.arange(count)
-    return PreferenceDataset(**joined, chosen=order, rejected=order + count)
+    rewards = None
+    if data.rewards is not None:  # those that the judge of the data lets losses see
+        modifiers = parse_kind(bed.config.data).modifiers
+        taste = Kind("base", (), tuple(m for m in modifiers if PARTS[m[0]].role == "taste"))
+        config = replace(bed.config.pool, pairs=count, rollouts=None)
+        rewards = taste.pairs(joined, config).rewards
+    return PreferenceDataset(**joined, chosen=order, rejected=order + count, rewards=rewards)
+
+
+def _judge(bed: "Testbed") -> Kind:
+    """The annotators of the data of ``bed``, of two trajectories from each start state."""
+    modifiers = dict(parse_kind(bed.config.data).modifiers)
+    modifiers.pop("pairs", None)
+    if bed.dataset.lists is not None:  # those of a file, too
+        modifiers["list"] = bed.dataset.lists.shape[1]
+    return Kind("base", (), tuple(sorted(modifiers.items())))
 
 
 def _derived(seed: int | Sequence[int], what: str, k: int) -> int | list[int]:

@@ -43,7 +43,10 @@ def tournament(cells: Sequence[Mapping]) -> Tournament | None:
     """
     known = [cell for cell in cells if cell.get("judged_returns")]
     seeds = min((len(cell["returns"]) for cell in known), default=0)
-    whole = [k for k in range(seeds) if all(cell["returns"][k] for cell in known)]
+    # A seed whose training failed, or of a time when cells did not tell, is left out.
+    whole = [
+        k for k in range(seeds) if all(c["returns"][k] and c["judged_returns"][k] for c in known)
+    ]
     if len(known) < 2 or not whole:
         return None
     rates = torch.stack(
