@@ -7,7 +7,7 @@ import torch
 
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.pools import PoolConfig
-from torchmpo.control.rounds import Rounds, own_pairs, own_rows
+from torchmpo.control.rounds import Rounds, own_pairs, own_rows, train_in_rounds
 from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
@@ -48,7 +48,9 @@ def test_one_round_is_the_offline_run(cache, loss):
     objective = resolve(loss)
     own = {n: torch.full((2,), float(v)) for n, v in objective.parameters_tree().items()}
     args = (bed.policy, bed.initial(2, 3), objective, own, bed.dataset, inner, 3)
-    assert same(train(bed, loss), train_policies(*args))
+    offline = train_policies(*args)
+    assert same(train(bed, loss), offline)
+    assert same(train_in_rounds(bed, objective, own, bed.initial(2, 3), 3), offline)
 
 
 def test_a_first_round_is_an_offline_run_on_the_first_pairs(cache):
