@@ -245,6 +245,13 @@ def test_rounds_of_a_smaller_budget_are_refused_before_training(cache):
         bed_of(cache, "pairs:2", count=2)
 
 
+def test_a_loss_of_lists_is_refused_where_rounds_have_pairs(cache):
+    bed, seen = bed_of(cache, "graded:0-0.4+list:3", count=2, loop="spin"), []
+    with pytest.raises(UserError, match="a round of loop spin has pairs"):
+        train(bed, "tpo", on_data=seen.append)
+    assert not seen  # before anything is trained
+
+
 def test_a_policy_that_diverged_disturbs_nobody(cache):
     bed = bed_of(cache)
     params = bed.initial(2, 0)

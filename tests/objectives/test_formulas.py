@@ -107,6 +107,21 @@ def test_no_gradient_of_what_is_not_computed_is_infinite():
     assert by_chosen.tolist() == pytest.approx([-1.0, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("name", [n for n, o in OPERATIONS.items() if o.takes[0][1] > 1])
+def test_every_operation_takes_lengths(name):
+    """Which are whole numbers, of which torch does not know every function."""
+    pair, leaves = make_pair()
+    own = (name, *["c_len", "r_len"][: len(OPERATIONS[name].takes)])
+    formula = Formula(("sub", own, "c"))
+    scope = {}
+    exec(formula.source(), scope)
+    found = value_and_gradient(Objective(formula), pair, leaves)
+    close(found, value_and_gradient(Objective(scope["loss"]), pair, leaves))
+    sizes = [pair.chosen_lengths.double(), pair.rejected_lengths.double()]
+    wanted = OPERATIONS[name].function(*sizes[: len(own) - 1]) - pair.chosen_mean_logps
+    torch.testing.assert_close(found[0], wanted.detach(), rtol=1e-6, atol=1e-6)
+
+
 def test_source_is_the_same_loss(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     pair, leaves = make_pair()

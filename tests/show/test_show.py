@@ -203,7 +203,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
 class FakeBed:
     """A testbed whose policy says what it is asked: a training that goes from −3 to −1."""
 
-    config = SimpleNamespace(inner=SimpleNamespace(epochs=2, sft_epochs=1))
+    config = SimpleNamespace(
+        inner=SimpleNamespace(epochs=2, sft_epochs=1), rounds=SimpleNamespace(count=1)
+    )
     dataset, policy = None, None
 
     def train(self, objective, params, population, seed, *, on_epoch):
@@ -243,6 +245,18 @@ def test_visits_are_the_pairs_of_every_epoch_after_sft(monkeypatch):
     assert pairs.range() == (-2.5, 0.0)
     show.visits(resolve("simpo"), config)
     assert bed.params["beta"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("loss", ["orpo", "dpo"])
+def test_in_rounds_the_progress_of_visits_is_that_of_the_round(tmp_path, monkeypatch, loss):
+    """From 0 to 1, as losses get it, and without the supervised epochs of any round."""
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path))
+    config = {"task": "tla", "data": "base", "pairs": 4, "episode_steps": 8, "rounds": 2}
+    config |= {"epochs": 3, "sft_epochs": 1, "steps_per_trajectory": 4}
+    pairs = show.visits(resolve(loss), config)
+    epochs = 2 if loss == "dpo" else 3
+    places = [k / epochs for k in range(epochs + 1)]
+    assert pairs.progress.unique().tolist() == pytest.approx(places)
 
 
 @pytest.mark.parametrize(

@@ -129,11 +129,14 @@ def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
     for testbed in testbeds:
         testbed = suited(testbed, objective, settings.sft_epochs)
         sample, inner = Sample.of(testbed.dataset), testbed.config.inner
+        count = testbed.config.rounds.count
 
-        def watch(epoch, members, params, testbed=testbed, sample=sample, inner=inner):
-            if epoch >= inner.sft_epochs:
+        def watch(epoch, members, params, testbed=testbed, sample=sample, inner=inner, count=count):
+            each = inner.sft_epochs + inner.epochs
+            done = each if epoch == count * each else epoch % each  # of the round
+            if done >= inner.sft_epochs:
                 chosen, rejected = sample.mean_logps(testbed.policy, params)[0].double()
-                progress = (epoch - inner.sft_epochs) / inner.epochs
+                progress = (done - inner.sft_epochs) / inner.epochs
                 seen.append(torch.stack([chosen, rejected, torch.full_like(chosen, progress)]))
 
         testbed.train(objective, _parameters(objective), 1, settings.seed, on_epoch=watch)

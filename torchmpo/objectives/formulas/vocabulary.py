@@ -77,6 +77,11 @@ def _margin(unit: str, ref: str = "") -> tuple[tuple[str, ...], str]:
     return fields + theirs, f"({code}) - ({' - '.join(theirs)})"
 
 
+def _length(side: str) -> Leaf:
+    field = f"{side}_lengths"  # whole numbers, of which not every operation is known
+    return Leaf("lengths", (field,), f"{field}.float()", f"n_{side[0]}", (1.0, math.inf), (0, 0))
+
+
 def _one(group: str, field: str, latex: str, slopes: tuple[int, int]) -> Leaf:
     return Leaf(group, (field,), field, latex, LOGP, slopes)
 
@@ -89,10 +94,8 @@ LEAVES: dict[str, Leaf] = {
     "r_sum": _one("sums", "rejected_logps", "r", (0, 1)),
     "margin_sum": Leaf("sums", *_margin("logps"), r"\Delta", REAL, (1, -1)),
     "t": Leaf("time", ("progress",), "progress", "t", PROB, (0, 0)),
-    "c_len": Leaf("lengths", ("chosen_lengths",), "chosen_lengths", "n_c", (1.0, math.inf), (0, 0)),
-    "r_len": Leaf(
-        "lengths", ("rejected_lengths",), "rejected_lengths", "n_r", (1.0, math.inf), (0, 0)
-    ),
+    "c_len": _length("chosen"),
+    "r_len": _length("rejected"),
     "c_ref": _one("reference", "ref_chosen_mean_logps", r"\bar c'", (0, 0)),
     "r_ref": _one("reference", "ref_rejected_mean_logps", r"\bar r'", (0, 0)),
     "D_mean": Leaf("reference", *_margin("mean_logps", "ref"), r"\bar D", REAL, (1, -1)),
@@ -177,6 +180,8 @@ def leaf_values(name: str, values: dict[str, Tensor]) -> Tensor:
         count = mask.sum(-1, keepdim=True)
         mean = (logps * mask).sum(-1, keepdim=True) / count
         return ((logps - mean) * mask).square().sum(-1) / count[..., 0]
+    if name.endswith("_len"):
+        return fields[0].float()
     if len(fields) == 4:
         return (fields[0] - fields[1]) - (fields[2] - fields[3])
     return fields[0] - fields[1] if len(fields) == 2 else fields[0]
