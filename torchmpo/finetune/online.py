@@ -267,8 +267,13 @@ class Run:
     def round(self, number: int) -> None:
         """Make the pairs of a round, train on them, write what came of it; what is done stays."""
         folder = self.folder(number)
-        if (folder / "metrics.json").is_file():
-            return
+        if not (folder / "metrics.json").is_file():
+            self._make(number, folder)
+        # A run that was killed here does these when it goes on.
+        (folder / "fit" / "last.ckpt").unlink(missing_ok=True)
+        self._table()
+
+    def _make(self, number: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         first = number == 1 and self.rounds.first is not None
         found = None if first else self._pairs(number)
@@ -279,8 +284,6 @@ class Run:
             found = Judged(stop=0, labels=size, answers=0, cut=0, pairs=[{}] * size)
         told = {"round": number, "stop": found["stop"], **_numbers(found)} | metrics
         write_atomic(folder / "metrics.json", json.dumps(told, indent=1) + "\n")
-        (folder / "fit" / "last.ckpt").unlink(missing_ok=True)
-        self._table()
         shown = ", ".join(f"{metrics[n]:.3f} {n}" for n in ("loss", "val/loss") if n in metrics)
         print(
             f"round {number}/{self.rounds.rounds}: {told['pairs']} pairs, {told['labels']} labels"
