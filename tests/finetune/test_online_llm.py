@@ -221,6 +221,23 @@ def test_what_a_kill_after_the_last_round_left_undone_is_done(whole, settings, t
     assert not checkpoint.exists()
 
 
+def test_answers_are_written_with_the_threads_of_training(settings, tmp_path, monkeypatch):
+    def notes_threads(prompts, first, second):
+        threads.append(torch.get_num_threads())
+        return wants_letters(prompts, first, second)
+
+    threads: list[int] = []
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    try:
+        given = changed(settings, online={"judge": None})
+        train_online(given, judge=notes_threads, out=tmp_path / "run")
+    finally:
+        torch.set_num_threads(before)
+    assert {*threads} == {1}  # of both rounds: a resumed one begins without a training
+
+
 def test_a_run_goes_on_for_more_rounds(whole, settings, tmp_path):
     assert run(changed(settings, online={"rounds": 1}), tmp_path) == 0
     assert run(settings, tmp_path, "--resume") == 0

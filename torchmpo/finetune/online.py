@@ -49,6 +49,7 @@ from torchmpo.runs.files import LOCK, SOFT_LOCK, alone_in, write_atomic
 from torchmpo.runs.json_files import read_json
 from torchmpo.runs.options import settings_text
 from torchmpo.runs.seeding import derive_seed
+from torchmpo.runs.threads import one_thread_if_tiny
 from torchmpo.winrate.judges import FunctionJudge, Judge
 from torchmpo.winrate.run import judge_of
 from torchmpo.winrate.settings import WinRateConfig
@@ -373,6 +374,9 @@ class Run:
         check_tokenizer(model, self.tokenizer)
         cuda = self.settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
         model = model.to("cuda" if cuda else "cpu")
+        # As the training does, so that a round has the same answers in a process of its own.
+        if not cuda:
+            one_thread_if_tiny(sum(p.numel() for p in model.parameters()))
         seed = derive_seed(self.seed, "online")
         writer = AnswerWriter(model, self.tokenizer, rounds.sampling(seed))
         writer.check(self.asking.encoded)
