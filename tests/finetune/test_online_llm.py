@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -208,6 +209,33 @@ def test_an_interrupted_run_ends_in_the_same_bytes(cut, whole, settings, tmp_pat
     rounds = csv.DictReader((whole / "metrics.csv").read_text().splitlines())
     assert sum(asked) == sum(int(row["labels"]) for row in rounds)  # nothing is judged twice
     assert results(tmp_path / "run") == results(whole)
+
+
+def test_what_a_kill_after_the_last_round_left_undone_is_done(whole, settings, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    table, checkpoint = tmp_path / "run/metrics.csv", tmp_path / "run/rounds/2/fit/last.ckpt"
+    table.unlink()
+    checkpoint.touch()
+    assert run(settings, tmp_path, "--resume") == 0
+    assert results(tmp_path / "run") == results(whole)
+    assert not checkpoint.exists()
+
+
+def test_answers_are_written_with_the_threads_of_training(settings, tmp_path, monkeypatch):
+    def notes_threads(prompts, first, second):
+        threads.append(torch.get_num_threads())
+        return wants_letters(prompts, first, second)
+
+    threads: list[int] = []
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    try:
+        given = changed(settings, online={"judge": None})
+        train_online(given, judge=notes_threads, out=tmp_path / "run")
+    finally:
+        torch.set_num_threads(before)
+    assert {*threads} == {1}  # of both rounds: a resumed one begins without a training
 
 
 def test_a_run_goes_on_for_more_rounds(whole, settings, tmp_path):

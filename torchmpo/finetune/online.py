@@ -49,6 +49,7 @@ from torchmpo.runs.files import LOCK, SOFT_LOCK, alone_in, write_atomic
 from torchmpo.runs.json_files import read_json
 from torchmpo.runs.options import settings_text
 from torchmpo.runs.seeding import derive_seed
+from torchmpo.runs.threads import one_thread_if_tiny
 from torchmpo.winrate.judges import FunctionJudge, Judge
 from torchmpo.winrate.run import judge_of
 from torchmpo.winrate.settings import WinRateConfig
@@ -267,8 +268,13 @@ class Run:
     def round(self, number: int) -> None:
         """Make the pairs of a round, train on them, write what came of it; what is done stays."""
         folder = self.folder(number)
-        if (folder / "metrics.json").is_file():
-            return
+        if not (folder / "metrics.json").is_file():
+            self._make(number, folder)
+        # A run that was killed here does these when it goes on.
+        (folder / "fit" / "last.ckpt").unlink(missing_ok=True)
+        self._table()
+
+    def _make(self, number: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         first = number == 1 and self.rounds.first is not None
         found = None if first else self._pairs(number)
@@ -279,8 +285,6 @@ class Run:
             found = Judged(stop=0, labels=size, answers=0, cut=0, pairs=[{}] * size)
         told = {"round": number, "stop": found["stop"], **_numbers(found)} | metrics
         write_atomic(folder / "metrics.json", json.dumps(told, indent=1) + "\n")
-        (folder / "fit" / "last.ckpt").unlink(missing_ok=True)
-        self._table()
         shown = ", ".join(f"{metrics[n]:.3f} {n}" for n in ("loss", "val/loss") if n in metrics)
         print(
             f"round {number}/{self.rounds.rounds}: {told['pairs']} pairs, {told['labels']} labels"
@@ -370,6 +374,9 @@ class Run:
         check_tokenizer(model, self.tokenizer)
         cuda = self.settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
         model = model.to("cuda" if cuda else "cpu")
+        # As the training does, so that a round has the same answers in a process of its own.
+        if not cuda:
+            one_thread_if_tiny(sum(p.numel() for p in model.parameters()))
         seed = derive_seed(self.seed, "online")
         writer = AnswerWriter(model, self.tokenizer, rounds.sampling(seed))
         writer.check(self.asking.encoded)
