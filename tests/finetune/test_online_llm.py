@@ -406,6 +406,8 @@ def test_other_mistakes_are_one_line_too(whole, settings, tmp_path, capsys):
     assert "--resume: there is no run in" in capsys.readouterr().err
     assert run(changed(settings, model={"lr": 2e-2}), whole.parent, "--resume") == 2
     assert "model.lr is 0.02, but the run was made with 0.01" in capsys.readouterr().err
+    assert run(settings, whole.parent, "--resume", "--rounds", "1") == 2
+    assert "has begun more rounds than --rounds 1: raise --rounds" in capsys.readouterr().err
     assert run(settings, tmp_path, "--round", "3") == 2
     assert "round" in capsys.readouterr().err.splitlines()[-1]
     bad = tmp_path / "bad.jsonl"

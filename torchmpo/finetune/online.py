@@ -170,6 +170,10 @@ def _train(program: str, words: list[str], judge: Callable[..., Any] | None) -> 
         )
     if command.resume and not (out / made_of.FILE).is_file():
         raise UserError(f"--resume: there is no run in {out}")
+    if (out / ROUNDS / str(rounds.rounds + 1)).exists():
+        raise UserError(
+            f"--resume: {out} has begun more rounds than --rounds {rounds.rounds}: raise --rounds"
+        )
     run = Run(program, settings, rounds, out, judge)
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
