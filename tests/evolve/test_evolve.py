@@ -574,7 +574,8 @@ def test_a_rival_or_a_start_that_has_changed_is_noticed(capsys, no_run, monkeypa
 
 
 def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(capsys):
-    flags = ["--preset", "smoke", "--learning_rate", "null", "--rival_trials", "3", "--out"]
+    short = ["--episode_steps", "10", "--final_seeds", "2"]
+    flags = ["--preset", "smoke", "--learning_rate", "null", "--rival_trials", "3", *short, "--out"]
     assert main([*flags, "run"]) == 0
     found = json.loads(Path("run/learning_rate.json").read_text())
     assert found["trials"] == 3
