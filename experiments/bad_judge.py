@@ -12,7 +12,6 @@ flipped. It is an ordinary diagnosis, which goes on where it was stopped. The pl
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from torchmpo.control.annotators import preference_probability
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import preference_data
 from torchmpo.diagnose.__main__ import main as diagnose
+from torchmpo.diagnose.cells import seed_scores
 from torchmpo.statistics import mean_of
 
 SOURCES = ("base", "graded:0-0.4")
@@ -56,21 +56,9 @@ def collect(args):
     return diagnose([*words, "--losses", losses, "--data", kinds, "--out", str(args.out)])
 
 
-def scores(out):
-    """loss, kind → the score of every seed; NaN for one that diverged."""
-    anchors = json.loads((out / "anchors.json").read_text())
-    low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
-    found = {}
-    for path in sorted(out.glob("cells/*.json")):
-        cell = json.loads(path.read_text())
-        means = [np.mean(row) if row else np.nan for row in cell["returns"]]
-        found[cell["loss"], cell["data"]] = (np.array(means) - low) / (high - low)
-    return found
-
-
 def report(args):
     """The bad judge's score minus that of flipped labels, paired by seed."""
-    found = scores(args.out)
+    found = seed_scores(args.out)
     kinds = list(dict.fromkeys(kind for _, kind in found))
     for source in SOURCES:
         flips, judge = (

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from torchmpo.diagnose.__main__ import main as diagnose
+from torchmpo.diagnose.cells import seed_scores
 from torchmpo.statistics import mean_of
 
 ARMS = {1: "offline", 2: "2 rounds", 4: "4 rounds", 16: "16 rounds"}
@@ -41,37 +42,29 @@ def collect(args):
     return 0
 
 
-def scores(out):
-    """(loss, kind) → the score of every seed; NaN for one that diverged. And mean costs."""
-    anchors = json.loads((out / "anchors.json").read_text())
-    low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
-    found, costs = {}, {}
-    for path in sorted(out.glob("cells/*.json")):
-        cell = json.loads(path.read_text())
-        means = [np.mean(row) if row else np.nan for row in cell["returns"]]
-        key = cell["loss"], cell["data"]
-        found[key] = (np.array(means) - low) / (high - low)
-        costs[key] = np.mean(cell["environment_steps"]), np.mean(cell["labels"])
-    return found, costs
+def environment_steps(out):
+    """Of a seed, on average, by loss and kind."""
+    cells = (json.loads(path.read_text()) for path in sorted(out.glob("cells/*.json")))
+    return {(cell["loss"], cell["data"]): np.mean(cell["environment_steps"]) for cell in cells}
 
 
 def report(args):
     """Every arm minus the offline one, by kind of data and loss, paired by seed."""
-    arms = {
-        r: scores(args.out / f"rounds-{r}") for r in ARMS if (args.out / f"rounds-{r}").is_dir()
-    }
+    folders = {r: args.out / f"rounds-{r}" for r in ARMS if (args.out / f"rounds-{r}").is_dir()}
+    arms = {rounds: seed_scores(folder) for rounds, folder in folders.items()}
+    costs = {rounds: environment_steps(folder) for rounds, folder in folders.items()}
     for kind in KINDS:
-        if not all((loss, kind) in found for found, _ in arms.values() for loss in LOSSES):
+        if not all((loss, kind) in found for found in arms.values() for loss in LOSSES):
             continue
         print(kind)
-        for rounds, (found, costs) in arms.items():
-            steps = np.mean([costs[loss, kind][0] for loss in LOSSES]) / 1e3
+        for rounds, found in arms.items():
+            steps = np.mean([costs[rounds][loss, kind] for loss in LOSSES]) / 1e3
             line = "  ".join(f"{loss} {np.nanmean(found[loss, kind]):.2f}" for loss in LOSSES)
             print(f"  {ARMS[rounds]:10} {line}  {steps:.0f} thousand environment steps")
-        for rounds, (found, _) in arms.items():
+        for rounds, found in arms.items():
             if rounds == 1:
                 continue
-            by_loss = [found[loss, kind] - arms[1][0][loss, kind] for loss in LOSSES]
+            by_loss = [found[loss, kind] - arms[1][loss, kind] for loss in LOSSES]
             for loss, difference in zip(LOSSES, by_loss, strict=True):
                 print(f"  {ARMS[rounds]:10} − offline  {loss:5} {_interval(difference)}")
             print(f"  {ARMS[rounds]:10} − offline  all   {_interval(np.nanmean(by_loss, axis=0))}")
@@ -82,7 +75,7 @@ def report(args):
 def coverage(arms):
     """What 4 rounds gain on data near the policy, minus what they gain on data far from it."""
     near, far = KINDS[-1], KINDS[0]
-    found, offline = arms[4][0], arms[1][0]
+    found, offline = arms[4], arms[1]
     if all(
         (loss, kind) in own for loss in LOSSES for kind in (near, far) for own in (found, offline)
     ):

@@ -1,9 +1,15 @@
 """The temperature at which a judge errs as often as labels are flipped."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from experiments import bad_judge
+from torchmpo.diagnose.cells import seed_scores
+
+RECORDED = Path(bad_judge.__file__).parent / "results" / "bad_judge"
 
 
 def test_the_temperature_is_the_inverse_of_the_share():
@@ -22,3 +28,13 @@ def test_the_temperature_is_the_inverse_of_the_share():
 def test_words(difference, word, capsys):
     bad_judge._line("sft", torch.tensor(difference))
     assert word in capsys.readouterr().out
+
+
+def test_the_scores_of_seeds_have_the_means_of_the_leaderboard():
+    found = seed_scores(RECORDED)
+    rows = json.loads((RECORDED / "leaderboard.json").read_text())["rows"]
+    assert len(found) == len(rows) == 24
+    for row in rows:
+        scores = found[row["loss"], row["data"]]
+        assert scores.shape == (8,)
+        assert scores.mean() == pytest.approx(row["score"]["mean"], abs=1e-4)

@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from torchmpo.control.grids import nothing_to_tune
 from torchmpo.control.pools import PoolConfig
 from torchmpo.diagnose.schemas import Cell
@@ -35,6 +38,21 @@ def read_cell(path: Path) -> dict:
         UserError: the file is damaged, or not a cell.
     """
     return read_json(path, Cell)
+
+
+def seed_scores(out: Path) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """The scores of a run's finished cells, by loss and kind of data: ``[seeds]`` each.
+
+    NaN is a seed that diverged; the original agent scores 0 and the target 1.
+    """
+    anchors = json.loads((out / "anchors.json").read_text())
+    low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
+    found = {}
+    for path in sorted(out.glob("cells/*.json")):
+        cell = json.loads(path.read_text())
+        means = [np.mean(row) if row else np.nan for row in cell["returns"]]
+        found[cell["loss"], cell["data"]] = (np.array(means) - low) / (high - low)
+    return found
 
 
 def write_cell(path: Path, cell: Mapping) -> None:
