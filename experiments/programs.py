@@ -23,6 +23,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import search_study as study
 import torch
 
 from torchmpo.control.grids import RATE
@@ -36,7 +37,6 @@ from torchmpo.evolve.setup import Setup
 from torchmpo.objectives.formulas import Formula, text
 from torchmpo.objectives.formulas.vocabulary import size
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed
 from torchmpo.statistics import mean_of
 
@@ -68,15 +68,6 @@ def setup_of(kind, args):
     return Setup.of(EvolveConfig(**{**preset, **settings}))
 
 
-def piece(path, make):
-    """The JSON in ``path``, made first where it is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(make()) + "\n")
-        print(path.name, flush=True)
-    return json.loads(path.read_text())
-
-
 def run_search(kind, setup, args):
     """What the search found, how long it took, and at which learning rate."""
 
@@ -98,7 +89,7 @@ def run_search(kind, setup, args):
             "config": asdict(setup.config),
         }
 
-    return piece(args.out / f"search__{kind}.json", make)
+    return study.piece(args.out / f"search__{kind}.json", make)
 
 
 def tuned(kind, loss, setup, args):
@@ -110,7 +101,7 @@ def tuned(kind, loss, setup, args):
         found = tune_rival(testbeds, resolve(loss), args.trials, protocol, "mean", rate=True)
         return found and found._asdict()
 
-    return piece(args.out / f"rival__{kind}__{loss}.json", make)
+    return study.piece(args.out / f"rival__{kind}__{loss}.json", make)
 
 
 def judged(kind, name, made, fresh, setup, args):
@@ -123,7 +114,7 @@ def judged(kind, name, made, fresh, setup, args):
         returns = seed_returns(testbeds, {name: made}, *counts, protocol, "final", data=fresh)
         return {"returns": returns[name][0].tolist()}
 
-    return piece(args.out / f"final__{kind}__{name}.json", make)
+    return study.piece(args.out / f"final__{kind}__{name}.json", make)
 
 
 def collect(kind, args):
@@ -137,7 +128,7 @@ def collect(kind, args):
         scale = anchors(first[0], args.final_episodes, Protocol(seed=derive_seed("programs")))
         return {agent: float(torch.tensor(scale[agent]).mean()) for agent in ("original", "target")}
 
-    piece(args.out / f"anchors__{kind}.json", ends)
+    study.piece(args.out / f"anchors__{kind}.json", ends)
     seeds = [derive_seed("programs", "data", i) for i in range(args.final_seeds)]
     fresh = fresh_data(first, seeds, cache_dir=str(args.out / "running" / "data"))
     one = contestant_at(setup, first, torch.tensor(found["vector"]))
