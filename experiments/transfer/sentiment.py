@@ -291,9 +291,9 @@ def run_baseline(world: World, study: TransferStudy, seed: int) -> dict[str, flo
     }
 
 
-def pieces(study: TransferStudy) -> Iterator[Piece]:
+def pieces(study: TransferStudy, losses: Sequence[str]) -> Iterator[Piece]:
     """All trainings on one kind of data; a loss's trials come before its seeds."""
-    for loss in study.losses:
+    for loss in losses:
         yield from ((loss, "trial", number) for number in range(study.trials))
         yield from ((loss, "seed", number) for number in range(1, study.seeds + 1))
 
@@ -311,9 +311,9 @@ def best_setting(folder: Path, study: TransferStudy, kind: str, loss: str) -> di
     return trials[rates.index(max(rates))]["setting"]
 
 
-def run_kind(world: World, study: TransferStudy, kind: str) -> None:
+def run_kind(world: World, study: TransferStudy, kind: str, losses: Sequence[str]) -> None:
     """Every piece of one kind of data that is not there yet."""
-    todo = [p for p in pieces(study) if not piece_path(world.folder, kind, p).exists()]
+    todo = [p for p in pieces(study, losses) if not piece_path(world.folder, kind, p).exists()]
     started = time.perf_counter()
     for done, piece in enumerate(todo, 1):
         loss, what, number = piece
@@ -377,6 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/transfer_sentiment"), help="folder of the run"
     )
     parser.add_argument("--kind", choices=KINDS, help="this kind of data only, not all four")
+    parser.add_argument(
+        "--losses", help="these only, comma-separated: their pieces are those of the whole run"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny, in seconds, to see it work")
     parser.add_argument("--reviews", help="CSV of reviews, in place of the installed package's")
     args = parser.parse_args(argv)
@@ -385,6 +388,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         with quiet():
             world, study = prepare(args.out, args.smoke, args.reviews)
+            losses = args.losses.split(",") if args.losses else study.losses
+            if unknown := sorted(set(losses) - set(study.losses)):
+                raise UserError(f"no such loss in this study: {', '.join(unknown)}")
             for seed in range(1, study.seeds + 1):
                 path = args.out / f"baseline-{seed}.json"
                 if not path.exists():
@@ -393,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder = args.out / kind.replace(":", "_")
                 folder.mkdir(exist_ok=True)
                 with alone_in(folder):
-                    run_kind(world, study, kind)
+                    run_kind(world, study, kind, losses)
 
     return exit_code(work, lambda: "interrupted; the same command goes on")
 

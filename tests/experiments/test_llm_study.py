@@ -416,7 +416,11 @@ def test_the_transfer_studys_side_of_language_models(smoke, tmp_path, capsys):
     assert 0 < found["matched"]["win_rate"] < 100
     before = pieces[0].read_bytes()
     pieces[0].unlink()
-    assert transfer.main(argv) == 0  # what is missing is made again, with the same numbers
+    assert transfer.main([*argv, "--losses", "dpo,nosuch"]) == 2
+    assert "no such loss in this study: nosuch" in capsys.readouterr().err
+    assert (
+        transfer.main([*argv, "--losses", "dpo"]) == 0
+    )  # what is missing is made again, with the same numbers
     assert "1/1 best_of dpo seed 1" in capsys.readouterr().out
     assert pieces[0].read_bytes() == before
 
