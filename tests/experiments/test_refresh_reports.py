@@ -1,0 +1,23 @@
+"""Recorded diagnoses get today's statistics from the returns that they hold."""
+
+import json
+import shutil
+from pathlib import Path
+
+from experiments import refresh_reports
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_returns_stay_and_differences_are_added(tmp_path, monkeypatch):
+    recorded = ROOT / "experiments/results/diagnose_128_pairs_rate_3e-4"
+    folder = shutil.copytree(recorded, tmp_path / "run")
+    monkeypatch.setattr(refresh_reports, "write_page", lambda folder: folder / "report.html")
+    assert refresh_reports.refresh(folder) == folder / "report.html"
+    old, new = (json.loads((path / "leaderboard.json").read_text()) for path in (recorded, folder))
+    returns = [
+        {(row["loss"], row["data"]): row["return"] for row in board["rows"]} for board in (old, new)
+    ]
+    assert returns[0] == returns[1]
+    assert new["differences"]
+    assert new["pairs"] == old["pairs"]
