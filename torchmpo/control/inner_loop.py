@@ -262,6 +262,7 @@ class _Loop:
             return torch.cat([getattr(dataset, name)[rows] for dataset, rows in parts])
 
         self.lengths = joined("lengths").to(self.device)
+        self.first = joined("first").to(self.device)  # step that counts
         if int(self.lengths.min()) < 1:
             raise UserError("a trajectory of the dataset has length 0: leave it out of the pairs")
         self.buffers = {name: buffer.to(like) for name, buffer in policy.named_buffers()}
@@ -389,17 +390,17 @@ class _Loop:
 
     def gather(self, rows: Tensor, offsets: Tensor, reference: Params) -> Params:
         """The minibatch of the trajectories ``rows [(C,) R]``, at the time steps it looks at."""
-        lengths = self.lengths[rows]
-        last = lengths[..., None] - 1
+        lengths, first = self.lengths[rows] - self.first[rows], self.first[rows][..., None]
+        last = self.lengths[rows][..., None] - 1
         if steps := self.config.steps_per_trajectory:
             # One uniform draw in each of K equal strata: every step is equally likely.
             strata = torch.arange(steps, device=self.device) + offsets
-            time = torch.minimum((strata * lengths[..., None] / steps).long(), last)
+            time = torch.minimum(first + (strata * lengths[..., None] / steps).long(), last)
             mask = torch.ones_like(time, dtype=torch.bool)
         else:
             # Steps past the end repeat the last one, so that padding is never even read.
             steps = torch.arange(self.action.shape[1], device=self.device)
-            time, mask = torch.minimum(steps, last), steps <= last
+            time, mask = torch.minimum(steps, last), (steps >= first) & (steps <= last)
         at = rows[..., None], time
         batch = {"whitened": self.whitened[at], "action": self.action[at], "mask": mask}
         batch |= {"lengths": lengths, "rewards": self.rewards[rows]}

@@ -27,6 +27,8 @@ from torchmpo.control.annotators import (
     vote_shares,
 )
 from torchmpo.control.components import TASTE, effort, return_components
+from torchmpo.control.environments import can_fork
+from torchmpo.control.forks import fork_step, forked_at
 from torchmpo.control.pair_files import MINARI, file_of
 from torchmpo.control.pools import ROLES, PoolConfig
 from torchmpo.control.rollouts import FileRows, LineRollouts
@@ -125,6 +127,15 @@ PARTS: dict[str, Part] = {
         whole=True,
         alone="graded:0-0.4",
     ),
+    "fork": Part(
+        "fork:F",
+        "fork:0.5",
+        "trajectories of one start are the same for a share F of the time limit, then the "
+        "simulator's state is copied and each goes on its own; losses read the steps from there on",
+        "prefix",
+        0.0,
+        0.99,
+    ),
     "bad_judge": Part(
         "bad_judge:ETA",
         "bad_judge:1000",
@@ -203,6 +214,7 @@ class Pairs(NamedTuple):
         preference_probs: ``[pairs]``, how many of the voters agree, or None where nobody voted.
         rewards: ``[rows]``, what losses are given as rewards, or None for the returns.
         lists: ``[pairs, n]``, best first, from the chosen one to the rejected one, or None.
+        begins: ``[rows]``, int64, steps before those that losses read, or None for none.
     """
 
     chosen: Tensor
@@ -210,6 +222,7 @@ class Pairs(NamedTuple):
     preference_probs: Tensor | None = None
     rewards: Tensor | None = None
     lists: Tensor | None = None
+    begins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +261,11 @@ class Kind:
                 "mixture and objectives need the components of a return, which cannot be told of "
                 "trajectories that were started again: leave out --auto_reset"
             )
+        if modifiers.get("fork") and not can_fork(config.task):
+            raise UserError(
+                f"fork copies the state of a simulator, which task {config.task!r} cannot: take "
+                "one of the shipped robots"
+            )
         rollouts: LineRollouts | FileRows | None = None
         if self.source == "graded":
             per_start = int(modifiers.get("best_of", self.responses))
@@ -257,7 +275,7 @@ class Kind:
             rollouts = LineRollouts(1.0, 1.0, per_start=self.responses, levels=levels)
         elif self.source not in PARTS:
             rollouts = FileRows.of(self.source)
-        return replace(config, rollouts=rollouts)
+        return replace(config, rollouts=rollouts, fork=modifiers.get("fork", 0.0))
 
     def pairs(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
         """The pairs.
@@ -270,8 +288,13 @@ class Kind:
             UserError: a budget of more labels than there are pairs.
         """
         rest = dict(self.modifiers)
-        budget = int(rest.pop("pairs", 0))
+        budget, fork = int(rest.pop("pairs", 0)), rest.pop("fork", 0.0)
         found = replace(self, modifiers=tuple(rest.items()))._annotated(pool, config)
+        begins = pool.get("begins")  # of a file
+        if fork:
+            step = fork_step(fork, config.max_steps)
+            begins = forked_at(pool["lengths"], config.pairs, step)
+        found = found._replace(begins=begins)
         if not budget:
             return found
         if budget > len(found.chosen):
@@ -279,12 +302,9 @@ class Kind:
                 f"data pairs:{budget} is a part of {len(found.chosen)} pairs: raise pairs to "
                 f"{budget} at least"
             )
-        probs, lists = (
-            None if value is None else value[:budget]
-            for value in (found.preference_probs, found.lists)
-        )
-        ends = found.chosen[:budget], found.rejected[:budget]
-        return Pairs(*ends, probs, found.rewards, lists)
+        by_pair = ("chosen", "rejected", "preference_probs", "lists")
+        values = {name: getattr(found, name) for name in by_pair}
+        return found._replace(**{n: v if v is None else v[:budget] for n, v in values.items()})
 
     def _annotated(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
         modifiers, seed = dict(self.modifiers), config.seed
@@ -473,6 +493,10 @@ def parse_kind(kind: str) -> Kind:
         raise UserError(
             f"data {kind!r}: {size} trajectories of a list differ in their noise, which has "
             f"{max(numbers):g} levels: take degraded:{size} or more"
+        )
+    if path and "fork" in modifiers:
+        raise UserError(
+            f"data {kind!r}: fork makes trajectories in a simulator, and {path} has its own"
         )
     if "best_of" in modifiers and name != "graded":
         raise UserError(

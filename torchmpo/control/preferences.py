@@ -47,6 +47,8 @@ class PreferenceDataset:
             returns.
         lists: ``[pairs, n]``, int64, rows of the pool, best first, the chosen one first and the
             rejected one last; ``None`` where there are pairs only.
+        begins: ``[trajectories]``, int64, steps before those that losses read, which the
+            trajectories of a pair share; ``None`` for none.
     """
 
     observation: Tensor
@@ -58,9 +60,27 @@ class PreferenceDataset:
     preference_probs: Tensor | None = None
     rewards: Tensor | None = None
     lists: Tensor | None = None
+    begins: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def first(self) -> Tensor:
+        """The first step of each trajectory that losses read, ``[trajectories]``, int64."""
+        return torch.zeros_like(self.lengths) if self.begins is None else self.begins
+
+    @property
+    def counted(self) -> Tensor:
+        """How many steps of each trajectory losses read, ``[trajectories]``, int64."""
+        return self.lengths - self.first
+
+    @property
+    def simulated_steps(self) -> int:
+        """Steps of the trajectories that are compared, what they share counted once."""
+        ranked = self.ranked
+        shared = self.first[ranked[:, 0]].sum()
+        return int(self.counted[ranked.unique()].sum() + shared)
 
     @property
     def ranked(self) -> Tensor:

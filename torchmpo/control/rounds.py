@@ -29,6 +29,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import pad
 
 from torchmpo.control.environments import simulations
+from torchmpo.control.forks import Fork, by_start, fork_step
 from torchmpo.control.inner_loop import OnEpoch, check_lists, train_policies
 from torchmpo.control.kinds import PARTS, Kind, parse_kind
 from torchmpo.control.pools import roll_out
@@ -86,13 +87,18 @@ class Rounds:
         return [pairs // self.count + (k < pairs % self.count) for k in range(self.count)]
 
     def check(self, pairs: int, minibatch: int, data: str = "base") -> None:
-        """Refuse rounds of fewer pairs than an update has, and self-play on lists.
+        """Refuse rounds of fewer pairs than an update has, and self-play on lists and forks.
 
         Raises:
-            UserError: they are, or ``data`` has lists.
+            UserError: they are, or ``data`` has lists or forks.
         """
-        if self.loop == "spin" and "list" in dict(parse_kind(data).modifiers):
+        modifiers = dict(parse_kind(data).modifiers)
+        if self.loop == "spin" and "list" in modifiers:
             raise UserError(f"loop spin compares two trajectories, and {data} has lists")
+        if self.loop == "spin" and "fork" in modifiers:
+            raise UserError(
+                "loop spin compares trajectories that share no beginning: leave fork out"
+            )
         least = self.labels(pairs)[-1] // (2 if self.loop == "extragradient" else 1)
         if self.count > 1 and least < minibatch:
             raise UserError(
@@ -228,8 +234,11 @@ def own_rows(
         per member ``observation``, ``action``, ``lengths`` and ``returns``.
     """
     config, population = bed.config, len(next(iter(params.values())))
-    count = starts * per_start
+    count, fork, order = starts * per_start, None, torch.arange(starts * per_start)
     at_once = min(count, simulations(config.pool.task))
+    if share := dict(parse_kind(config.data).modifiers).get("fork", 0.0):
+        fork = Fork(fork_step(share, config.pool.max_steps), per_start)
+        order, at_once = by_start(starts, per_start), at_once - at_once % per_start
     members_at_once = max(1, min(population, simulations(config.pool.task) // at_once))
     env = bed.materials.environment(config, at_once * members_at_once)
     act = vmap(lambda own, obs: functional_call(bed.policy, own, (obs,)))
@@ -242,7 +251,7 @@ def own_rows(
         members = torch.arange(first, first + members_at_once).clamp(max=population - 1).tolist()
         own = {name: value[members] for name, value in params.items()}
         for row in range(0, count, at_once):
-            rows = torch.arange(row, row + at_once).clamp(max=count - 1)
+            rows = order[torch.arange(row, row + at_once).clamp(max=count - 1)]
             draws = [generator(seeds[i], "actions", row) for i in members]
 
             def begin(*stream: str | int, rows: Tensor = rows, members: list = members) -> Tensor:
@@ -258,12 +267,13 @@ def own_rows(
                 return torch.cat([torch.randn(size, generator=draw) for draw in draws])
 
             again = Restarts(env, partial(begin, "restarts")) if config.pool.auto_reset else None
-            part = roll_out(env, mean, std, begin("start states"), noise, again)
+            part = roll_out(env, mean, std, begin("start states"), noise, again, fork)
             whole = min(at_once, count - row)
             for place, member in enumerate(members[: population - first]):
                 at = slice(place * at_once, place * at_once + whole)
                 found[member].append({name: value[at] for name, value in part.items()})
-    return [{n: torch.cat([p[n] for p in parts]) for n in parts[0]} for parts in found]
+    place = order.argsort()
+    return [{n: torch.cat([p[n] for p in parts])[place] for n in parts[0]} for parts in found]
 
 
 def _against(

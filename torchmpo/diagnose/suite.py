@@ -88,7 +88,7 @@ def judge(
     def spent(data: Sequence[PreferenceDataset]) -> None:
         for k, own in enumerate(data):
             labels[k] += len(own)
-            steps[k] += int(own.lengths[own.ranked.unique()].sum())
+            steps[k] += own.simulated_steps
 
     # Epoch → member → parameters, from the start of the preference phase on.
     kept = {epoch: {} for epoch in [begin, *chosen_epochs(begin, end, checkpoints)]}
