@@ -9,13 +9,17 @@ labels, epochs over them and updates are those of the offline run, and one round
 - ``iterated``: both trajectories of a pair by the current policy.
 - ``spin``, self-play: in every round the chosen trajectories of the data against own ones; nobody
   judges.
+- ``spo``, self-play with win rates: from the first round on, several own trajectories from each
+  start state; the reward of one is its mean probability to be preferred to the others, and the pair
+  is the one with the highest against the one with the lowest; lists are ranked by it.
 - ``extragradient``: in every round a half step shows another policy; the step is then made from
   where the half step began, on pairs of that other policy. Each half has half of the labels.
 
 Own trajectories are made as those of the pool are: mean actions with noise of ``behaviour_std``.
 
-Sources: iterated DPO, arXiv 2312.16682; SPIN, arXiv 2401.01335; extragradient preference
-optimization, arXiv 2503.08942; extrapolation between rounds, APO, arXiv 2410.06293.
+Sources: iterated DPO, arXiv 2312.16682; SPIN, arXiv 2401.01335; SPO, arXiv 2401.04056;
+extragradient preference optimization, arXiv 2503.08942; extrapolation between rounds, APO, arXiv
+2410.06293.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +47,9 @@ from torchmpo.runs.threads import one_torch_thread
 if TYPE_CHECKING:
     from torchmpo.control.testbed import Testbed
 
-LOOPS = ("iterated", "spin", "extragradient")
+LOOPS = ("iterated", "spin", "extragradient", "spo")
+REPLAY = ("new", "all")
+SPO_TRAJECTORIES = 4  # from each start state, where the data does not name a number
 Params = dict[str, Tensor]
 OnData = Callable[[list[PreferenceDataset]], None]
 
@@ -59,6 +65,9 @@ class Rounds:
         loop: one of ``LOOPS``.
         extrapolation: a in [0, 1): before each further round but the first, the policy goes on by a
             times what it has moved from the end of one round to the end of the next.
+        replay: ``"new"``: a round trains on its own pairs; ``"all"``: also on those of the rounds
+            before. It has as many updates either way: every epoch draws as many pairs as are new,
+            from all so far, without replacement.
 
     Raises:
         UserError: a setting out of its range, or one that says nothing of a single round.
@@ -68,6 +77,7 @@ class Rounds:
     reference_refresh: int = 1
     loop: str = "iterated"
     extrapolation: float = 0.0
+    replay: str = "new"
 
     def __post_init__(self):
         if self.count < 1:
@@ -78,9 +88,17 @@ class Rounds:
             raise UserError(f"unknown loop {self.loop!r}: {nearest(self.loop, LOOPS)}")
         if not 0 <= self.extrapolation < 1:
             raise UserError(f"extrapolation must be in [0, 1); got {self.extrapolation}")
-        rest = self.reference_refresh, self.loop, self.extrapolation
-        if self.count == 1 and rest != (1, "iterated", 0.0):
-            raise UserError("reference_refresh, loop and extrapolation are for rounds of 2 or more")
+        if self.replay not in REPLAY:
+            raise UserError(f"unknown replay {self.replay!r}: {nearest(self.replay, REPLAY)}")
+        if self.replay == "all" and self.loop == "extragradient":
+            raise UserError(
+                "loop extragradient steps on pairs of another policy, so replay must be new"
+            )
+        rest = self.reference_refresh, self.loop, self.extrapolation, self.replay
+        if self.count == 1 and rest != (1, "iterated", 0.0, "new"):
+            raise UserError(
+                "reference_refresh, loop, extrapolation and replay are for rounds of 2 or more"
+            )
 
     def labels(self, pairs: int) -> list[int]:
         """How many pairs each round has."""
@@ -137,6 +155,7 @@ def train_in_rounds(
         check_lists(objective, 2, "a round of loop spin")
     each = inner.sft_epochs + inner.epochs
     kept: dict[int, Params] = {}  # the policies that the reference is, by member
+    past: list[list[PreferenceDataset]] = []  # data of the rounds so far
 
     def train(k: int, part: str, params: Params, data: Any, quiet: bool = False) -> Params:
         renew = k == 0 or (rounds.reference_refresh and k % rounds.reference_refresh == 0)
@@ -153,13 +172,19 @@ def train_in_rounds(
             reference = {n: torch.stack([kept[i][n] for i in range(population)]) for n in params}
         # The first round's numbers are those of the offline run.
         stream = seed if (k, part) == (0, "train") else _derived(seed, part, k)
+        config = inner
+        if rounds.replay == "all":
+            past.append(data if isinstance(data, list) else [data] * population)
+            if k:
+                data = [PreferenceDataset.joined(own) for own in zip(*past, strict=True)]
+                config = replace(inner, pairs_per_epoch=sizes[k])
         return train_policies(
             bed.policy,
             params,
             objective,
             objective_params,
             data,
-            inner,
+            config,
             stream,
             learning_rates=learning_rates,
             on_epoch=watch,
@@ -212,6 +237,7 @@ def own_pairs(
         a data set per member.
     """
     judged = _judge(bed)
+    choose = judged.by_win_rate if bed.config.rounds.loop == "spo" else judged.pairs
     modifiers = dict(judged.modifiers)
     per_start = int(modifiers.get("best_of", modifiers.get("list", 2)))
     found = []
@@ -219,7 +245,7 @@ def own_pairs(
     for member, own in enumerate(rows):
         stream = seed if isinstance(seed, int) else seed[member]
         config = replace(bed.config.pool, pairs=pairs, seed=stream, rollouts=None)
-        found.append(PreferenceDataset(**own, **judged.pairs(own, config)._asdict()))
+        found.append(PreferenceDataset(**own, **choose(own, config)._asdict()))
     return found
 
 
@@ -300,11 +326,13 @@ def _against(
 
 
 def _judge(bed: "Testbed") -> Kind:
-    """The annotators of the data of ``bed``, of two trajectories from each start state."""
+    """The annotators of the data of ``bed``, of trajectories from each start state."""
     modifiers = dict(parse_kind(bed.config.data).modifiers)
     modifiers.pop("pairs", None)
     if bed.dataset.lists is not None:  # those of a file, too
         modifiers["list"] = bed.dataset.lists.shape[1]
+    if bed.config.rounds.loop == "spo":
+        modifiers.setdefault("list", modifiers.pop("best_of", SPO_TRAJECTORIES))
     return Kind("base", (), tuple(sorted(modifiers.items())))
 
 
