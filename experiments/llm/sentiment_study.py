@@ -10,6 +10,7 @@ the LM ("original") is compared with the best of four by the annotator ("target"
 base        one answer of each, and the annotator says which is chosen
 noisy:0.3   the same pairs, three tenths of them with their labels swapped
 mixed       two answers, each of original or target as a coin falls; the annotator says
+best_of     the best of four, and another one of the four (in the study of transfer only)
 
 Every loss gets the same pairs, minibatches, steps, and number of trials; what validates a trial is
 the annotator on prompts of its own. The best setting is trained again with fresh seeds, each with
@@ -168,6 +169,8 @@ class World:
             if kind != "mixed":
                 is_target = [False, True]
             picks = [best[i] if target else i for i, target in enumerate(is_target)]
+            if kind == "best_of":
+                picks = [draw.choice([i for i in range(2, 2 + many) if i != best[0]]), best[0]]
             a, b = (texts[i] for i in picks)
             if a == b or not a.strip() or not b.strip():
                 continue
@@ -249,6 +252,7 @@ def train(world: World, pairs, loss: str, setting, seed: int) -> tuple[Any, dict
         tokenizer=world.tokenizer,
         max_length=128,
         batch_size=world.settings.batch_size,
+        unpair=module.objective.unpaired,
         seed=seed,
     )
     trainer = Trainer(

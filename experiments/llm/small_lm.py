@@ -4,10 +4,11 @@ Byte-level BPE and a Llama of 1.6 M parameters. A row is BOS, a passage of whole
 that the model knows when to stop and answers have lengths of their own. It is kept as an ordinary
 folder of transformers, with ``card.json`` beside the weights.
 
-    python -m experiments.llm.small_lm             (about a quarter of an hour, once)
+    python -m experiments.llm.small_lm             (minutes, once)
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -41,7 +42,8 @@ class LmSettings:
         vocabulary: tokens, BOS, EOS and padding among them; at least 259.
         layers, hidden, heads, intermediate: of the Llama.
         max_tokens: of a passage, without BOS and EOS.
-        epochs: passes over all passages.
+        epochs: passes over all passages, at most: after the validation loss has risen twice
+            running there is no further one, and the weights are those of the best pass.
         batch_size: passages.
         lr: peak learning rate of AdamW; 5 % warm-up, then a cosine to 0.
         seed: of initial weights and order.
@@ -156,6 +158,8 @@ def make_lm(
         raise UserError(f"no passage of the reviews fits into {settings.max_tokens} tokens")
     unseen = rows_of(held_out, tokenizer, settings.max_tokens)
     model = _new_model(settings, len(tokenizer))
+    passed: list[float] = []
+    best = model.state_dict()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), fused=True)
     steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -177,13 +181,25 @@ def make_lm(
                 print(
                     f"LM step {step}/{steps}  loss {mean:.3f}  {left / 60:.1f} min left", flush=True
                 )
+        if not unseen:
+            continue
+        passed.append(mean_loss(model, unseen, settings.batch_size))
+        model.train()
+        print(f"LM pass {epoch + 1}  validation loss {passed[-1]:.3f}", flush=True)
+        if passed[-1] == min(passed):
+            best = copy.deepcopy(model.state_dict())
+        if len(passed) > 2 and passed[-1] > passed[-2] > passed[-3]:
+            break
+    if passed:
+        model.load_state_dict(best)
     card = {
         "settings": asdict(settings),
         "parameters": sum(p.numel() for p in model.parameters()),
         "passages": len(rows),
         "tokens": sum(map(len, rows)),
-        "steps": steps,
-        "validation_loss": mean_loss(model, unseen, settings.batch_size) if unseen else None,
+        "steps": step,
+        "validation_losses": passed,
+        "validation_loss": min(passed, default=None),
         "seconds": round(time.perf_counter() - started),
     }
     partial = folder.with_name(f".{folder.name}.tmp")

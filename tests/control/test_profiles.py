@@ -32,6 +32,13 @@ def test_anchored_is_the_default():
     assert config == default
 
 
+def test_a_language_models_answers_are_drawn_from_what_is_trained():
+    """With another σ than the data's, the start alone would score far from the original's 0."""
+    own = read_settings(PROFILES / "llm_like.yaml")
+    assert own["sample"]
+    assert own["policy_std"] == own["behaviour_std"]
+
+
 def test_a_run_like_a_language_model(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = "--preset smoke --profile llm_like --losses sft,dpo --data graded:0-0.4"

@@ -25,6 +25,7 @@ from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.report.sections import columns as columns_of
 from torchmpo.diagnose.report.words import findings, headline, protocol
+from torchmpo.diagnose.run import _tell_start
 from torchmpo.diagnose.settings import PRESETS
 from torchmpo.runs.errors import UserError
 
@@ -274,6 +275,14 @@ def test_diverged_cells_and_seeds_are_marked(page):
     assert told in page.visible
     assert "Worse than the original agent: simpo on noisy:0.3 (−1.7" in page.visible
     assert "rrhf on noisy:0.3 (−" not in page.visible  # nothing was measured there
+
+
+def test_a_start_that_is_not_the_original_agents_is_told(capsys):
+    agents = {"original": {"mean": 500.0}, "target": {"mean": 3600.0}}
+    _tell_start(agents | {"start": {"mean": 600.0}})
+    assert not capsys.readouterr().err
+    _tell_start(agents | {"start": {"mean": -2445.0}})
+    assert "note: training starts at a score of -0.95, not" in capsys.readouterr().err
 
 
 def test_tuning_agents_data_and_settings_are_shown(page):

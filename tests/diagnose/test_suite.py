@@ -494,6 +494,12 @@ def test_anchors_are_the_agents_in_the_start_states_of_the_final_evaluation(bed,
         close(found[role], expected[0].tolist())
     assert found["original"] != found["target"]
     assert anchors(bed.changed(start="scratch"), 4, PROTOCOL) == found
+    # Sampled actions have the σ of training, which the agents need not have.
+    sampled = bed.changed(sample=True)
+    start = {key: value[None] for key, value in sampled.policy.trainable().items()}
+    expected = sampled.evaluate(start, 4, evaluations[0][0][2])
+    close(anchors(sampled, 4, PROTOCOL)["start"], expected[0].tolist())
+    assert "start" not in anchors(sampled.changed(start="scratch"), 4, PROTOCOL)
 
 
 def trajectories(lengths, time):

@@ -24,6 +24,7 @@ from experiments.llm import (
 from experiments.llm import reviews as reviews_module
 from experiments.llm.reviews import Review, load_reviews, sentences, splits
 from experiments.llm.sentiment import SentimentClassifier, bradley_terry, classifier, examples
+from experiments.transfer import sentiment as transfer
 from torchmpo import resolve
 from torchmpo.finetune.models import load_model, load_tokenizer
 from torchmpo.runs.errors import Diverged, UserError
@@ -470,3 +471,38 @@ def test_a_study_grows_by_arms_and_by_nothing_else():
 def test_arms_that_are_none_are_one_line(arms, message):
     with pytest.raises(UserError, match=message):
         online_study.chosen_arms(arms, smoke=False)
+
+
+def test_the_transfer_studys_side_of_language_models(smoke, tmp_path, capsys):
+    _, argv = smoke
+    argv = ["--smoke", "--kind", "best_of", *argv[1:3], "--out", f"{tmp_path}/run"]
+    shutil.copytree(smoke[0] / "models", tmp_path / "run/models")
+    assert transfer.main(argv) == 0
+    pieces = sorted((tmp_path / "run/best_of").glob("*.json"))
+    assert len(pieces) == 12
+    found = json.loads(pieces[0].read_text())
+    assert found["matched"]["kl"] <= found["far"]["kl"] + 1e-6
+    assert 0 < found["matched"]["win_rate"] < 100
+    before = pieces[0].read_bytes()
+    pieces[0].unlink()
+    assert transfer.main([*argv, "--losses", "dpo,nosuch"]) == 2
+    assert "no such loss in this study: nosuch" in capsys.readouterr().err
+    assert (
+        transfer.main([*argv, "--losses", "dpo"]) == 0
+    )  # what is missing is made again, with the same numbers
+    assert "1/1 best_of dpo seed 1" in capsys.readouterr().out
+    assert pieces[0].read_bytes() == before
+
+
+def test_a_pair_of_the_best_of_several(world):
+    drawn = json.loads((world.folder / "answers/train-1.json").read_text())
+    pairs = world.pairs("best_of", 1)
+    texts = dict(zip(world.prompts["train"], drawn, strict=True))
+    assert len(pairs) == world.settings.pairs
+    for pair in pairs:
+        several = texts[pair["prompt"]][2 : 2 + world.settings.candidates]
+        scores = world.annotator.logits([pair["prompt"] + text for text in several])
+        assert pair["rejected"] in several
+        assert pair["chosen"] in several
+        assert world.annotator.logits([pair["prompt"] + pair["chosen"]])[0] == scores.max()
+        assert pair["margin"] >= 0

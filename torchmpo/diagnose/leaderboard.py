@@ -61,8 +61,9 @@ def leaderboard(
             tune), ``best`` (index into the settings, −1 for none) and ``returns``
             ``[seed][episode]``, a seed being ``None`` (or holding a number that is not finite)
             where training diverged. Other entries are not read.
-        anchors: returns per episode of the ``"original"`` and the ``"target"`` agent. A score is
-            (R − R_original)/(R_target − R_original) with their means.
+        anchors: returns per episode of the ``"original"`` and the ``"target"`` agent, and of the
+            ``"start"`` of training, if it was judged. A score is
+            (R − R_original)/(R_target − R_original) with the agents' means.
 
     Returns:
         python numbers, strings, lists and dictionaries, ready for JSON:
@@ -147,7 +148,11 @@ def leaderboard(
         {
             "task": tasks[0] if tasks else None,
             "scaled": scaled,
-            "anchors": {agent: _mean(anchors[agent]) for agent in ("original", "target")},
+            "anchors": {
+                agent: _mean(anchors[agent])
+                for agent in ("original", "target", "start")
+                if agent in anchors
+            },
             "rows": rows,
             "overall": overall,
             "differences": differences,

@@ -39,6 +39,7 @@ from torchmpo.runs.seeding import derive_seed
 from torchmpo.runs.trackers import tag, tracked
 
 prepare = Setup.of
+FAR_START = 0.1  # of the scale from the original to the target agent
 
 
 def run(setup: Setup, out: Path) -> int:
@@ -237,6 +238,19 @@ def _summary(cell: dict, agents: dict) -> str:
     return f"return {mean:7.0f}{error}{score}{note}"
 
 
+def _tell_start(agents: Mapping[str, Mapping[str, float]]) -> None:
+    """Say so where training does not start at a score of about 0, whatever the loss."""
+    low, high, start = (agents[who]["mean"] for who in ("original", "target", "start"))
+    score = (start - low) / (high - low)
+    if abs(score) > FAR_START:
+        print(
+            f"note: training starts at a score of {score:.2f}, not at the original agent's 0: "
+            "actions are drawn with another σ (--policy_std), or of other bins, than the agent's; "
+            "a score below or above 0 says little by itself",
+            file=sys.stderr,
+        )
+
+
 def report(setup: Setup, out: Path) -> None:
     """Leaderboard and page of the cells that are there."""
     names = [*setup.objectives, *setup.baselines]
@@ -256,6 +270,8 @@ def report(setup: Setup, out: Path) -> None:
             f"not above the original's, {low:.0f}: losses are ranked by their returns",
             file=sys.stderr,
         )
+    elif "start" in board["anchors"]:
+        _tell_start(board["anchors"])
     write_comparisons(setup, cells, out)
     write_page(out)
     print(f"report: {out / 'report.html'}   table: {out / 'leaderboard.csv'}", flush=True)

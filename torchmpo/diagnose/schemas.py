@@ -92,6 +92,7 @@ def _fits(cell: dict[str, Any]) -> dict[str, Any]:
 class _Anchors(TypedDict):
     original: Row
     target: Row
+    start: NotRequired[Row]
     components: NotRequired[dict[str, dict[str, FiniteFloat]]]
 
 

@@ -189,6 +189,8 @@ def _judged(testbed: Testbed, data: PreferenceDataset, sample: Sample) -> Tensor
 def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, Any]:
     """Returns of the two agents that made the data, in the start states of the final evaluation.
 
+    Where training starts from the original agent but is not judged by its mean actions alone, also
+    ``start``: those of the policy that training starts from, judged as what comes out of it is.
     Where the environment tells the terms of its rewards, also ``components``: by agent, the mean
     parts of its returns.
     """
@@ -203,6 +205,11 @@ def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, An
         how: dict[str, Any] = {"policy": agent, "on_reward": parts.add}
         returns = testbed.evaluate(params, episodes, states, **how)
         found[role], components[role] = returns[0].tolist(), parts.means(returns)[0]
+    config = testbed.config
+    if config.start == "original" and (config.sample or config.policy != "gaussian"):
+        # No other draws than the agents': their returns stay what they are without it.
+        start = stack_policies(testbed.policy.trainable(), 1)
+        found["start"] = testbed.evaluate(start, episodes, states)[0].tolist()
     return found | ({"components": components} if all(components.values()) else {})
 
 

@@ -385,7 +385,8 @@ def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
     left, height = label_inches(list(returns)), 0.5 * len(returns)
     figure = new_figure(6.5, height + 0.6, None)
     ax = axes_at(figure, left, 0.5, 6.4 - left, height)
-    for y, (values, colour) in enumerate(zip(returns.values(), (RUST, TEAL), strict=False)):
+    colours = (RUST, TEAL, MUTED)
+    for y, (values, colour) in enumerate(zip(returns.values(), colours, strict=False)):
         spread = 0.28 * np.sin(2.4 * np.arange(len(values)))  # apart, and the same every time
         style = {"markersize": 3.5, "alpha": 0.5, "color": colour, "markeredgewidth": 0}
         ax.plot(values, y + spread, "o", **style)

@@ -259,14 +259,18 @@ def _trial(returns: Sequence, best: bool) -> Cell:
 
 
 def agents(run: Run) -> Markup:
-    """The two agents that made the data, which are 0 and 1 of every score."""
+    """The two agents that made the data, which are 0 and 1 of every score, and the start."""
     lines = []
+    low, high = (run.board["anchors"][agent]["mean"] for agent in ("original", "target"))
     for role, entry in run.board["anchors"].items():
         returns = [r for r in run.anchors.get(role, []) if finite(r)]
         ends = [min(returns), max(returns)] if returns else [None, None]
         numbers = [entry["mean"], entry["se"], *ends, len(returns) or None]
-        zero = {"original": "0", "target": "1"}.get(role, "") if run.scaled else "–"
-        lines.append([heading(f"{role} agent"), amount(None, text=zero), *map(amount, numbers)])
+        score = number((entry["mean"] - low) / (high - low), 2) if run.scaled else "–"
+        known = {"original": "0", "target": "1"} if run.scaled else {}
+        name = "start of training" if role == "start" else f"{role} agent"
+        text = known.get(role, score)
+        lines.append([heading(name), amount(None, text=text), *map(amount, numbers)])
     head = ["", "#score", "#mean return", "#s.e.", "#lowest", "#highest", "#episodes"]
     return table(head, lines, "The agents that made the data", "")
 
