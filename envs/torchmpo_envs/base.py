@@ -199,6 +199,28 @@ class BatchedMujocoEnv(EnvBase):
         """A copy of the full state ``[num_envs, nq + nv]``, float64."""
         return torch.cat([self._physics.qpos, self._physics.qvel], -1).double()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fork(self, source: Tensor) -> None:
+        """Let every robot go on as a copy of another one, as that one is now.
+
+        All that physics and the end of an episode depend on is copied, the solver's warm start and
+        the steps that are done among it: under the same actions the two go on to the same bits.
+
+        Args:
+            source: ``[num_envs]``, int64, whose copy each robot becomes; its own number for itself.
+
+        Raises:
+            ValueError: another shape, or a number that no robot has.
+        """
+        source = source.to(self._home)
+        known = source.shape == (self.num_envs,) and not source.is_floating_point()
+        if not known or not bool(((source >= 0) & (source < self.num_envs)).all()):
+            raise ValueError(f"source must be {self.num_envs} numbers from 0 to num_envs − 1")
+        self._physics.copy(source)
+        self._steps, self._finished = self._steps[source], self._finished[source]
+        self._terms = {name: term[source] for name, term in self._terms.items()}
+
     def data(self, index: int = 0) -> mujoco.MjData:
         """One robot as MuJoCo's data: a copy of its state, with all that follows from it."""
         data, physics = mujoco.MjData(self.model), self._physics

@@ -30,6 +30,10 @@ class Physics(Protocol):
         """Advance the simulations in ``mask`` (all if None) under ``control`` [num_envs, nu]."""
         ...
 
+    def copy(self, source: Tensor) -> None:
+        """Put every simulation into the whole state of the one in ``source`` [num_envs]."""
+        ...
+
 
 PHYSICS = ("threads", "warp")
 
@@ -84,6 +88,10 @@ class Threads:
     def step(self, control: Tensor, mask: Tensor | None, substeps: int) -> None:
         self.control.copy_(control)
         self._batch.step(None if mask is None else mask.numpy(), nstep=substeps)
+
+    def copy(self, source: Tensor) -> None:
+        for field in (self._state, self.xpos):
+            field.copy_(field[source])
 
     def __reduce__(self) -> tuple:
         model, num_envs = self._batch.get_model(0), len(self.qpos)

@@ -75,6 +75,10 @@ class Warp:
         with self._on_torchs_stream(), _only_in(mask, *self._changing):
             warp.capture_launch(self._graph(substeps))
 
+    def copy(self, source: Tensor) -> None:
+        for field in (*self._changing, self.control):
+            field.copy_(field[source])
+
     def __reduce__(self) -> tuple:
         return Warp, self._made_of, [field.cpu() for field in (*self._changing, self.control)]
 

@@ -1,23 +1,26 @@
-"""Does DPO gain from pairs of its own answers, at equal labels, on the sentiment of film reviews?
+"""Does a loss gain from pairs of its own answers, at equal labels, on sentiment of film reviews?
 
     python -m experiments.llm.online_study             (goes on where it was stopped)
+    python -m experiments.llm.online_study --arms offline_ipo,rounds4_ipo         (only these two)
     python -m experiments.llm.online_study --smoke     (all of it in seconds, with a random LM)
     python -m experiments.llm.online_study --report    (only the numbers, of what is there)
 
 The language model, the prompts, the annotator who labels and the judge who compares are those of
 ``sentiment_study.py``. Every arm makes 1,024 pairs of two plain samples each, has every pair
-labelled once by the annotator, and takes 32 steps of 32 pairs with DPO; what differs is whose
-answers they are:
+labelled once by the annotator, and takes 32 steps of 32 pairs, with DPO unless said otherwise; what
+differs is whose answers they are:
 
 offline           all of the untuned model
 rounds4           a quarter each of the model as it is after 0, 8, 16 and 24 steps
 rounds4_refresh   the same; in each round the reference is the model that it began with
 rounds16          a sixteenth each of the model as it is after 0, 2, 4, … steps
+offline_ipo, rounds4_ipo, offline_cpo, rounds4_cpo
+                  as offline and rounds4, with IPO or CPO in the place of DPO
 
-All four are ``python -m torchmpo.finetune online``, with 1, 4, 4 and 16 rounds. Each arm has the
+All are ``python -m torchmpo.finetune online``, with 1, 4 or 16 rounds. Each arm has the
 same learning rates to choose from, by the annotator on prompts of its own, and is trained again
-with fresh seeds; and once more, with the same seeds, at the rate that offline has chosen. Arms are
-paired: a seed has the same prompts and draws in all of them.
+with fresh seeds; and once more, with the same seeds, at the rate that the offline arm of its loss
+has chosen. Arms are paired: a seed has the same prompts and draws in all of them.
 """
 
 import argparse
@@ -27,7 +30,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -51,7 +54,7 @@ from experiments.llm.sentiment_study import (
 from experiments.llm.small_lm import TINY, LmSettings, lm_folder
 from torchmpo.finetune.loading import load_model
 from torchmpo.finetune.online import train_online
-from torchmpo.runs.errors import Diverged, UserError, exit_code
+from torchmpo.runs.errors import Diverged, UserError, exit_code, nearest
 from torchmpo.runs.files import alone_in, write_atomic
 from torchmpo.runs.seeding import derive_seed
 
@@ -61,7 +64,30 @@ ARMS: dict[str, tuple[int, int | None]] = {
     "rounds4": (4, None),
     "rounds4_refresh": (4, 1),
     "rounds16": (16, None),
+    "offline_ipo": (1, None),
+    "rounds4_ipo": (4, None),
+    "offline_cpo": (1, None),
+    "rounds4_cpo": (4, None),
 }
+
+
+def loss_of(arm: str) -> str:
+    """What an arm trains with.
+
+    >>> loss_of("rounds4_refresh"), loss_of("rounds4_ipo")
+    ('dpo', 'ipo')
+    """
+    last = arm.rpartition("_")[2]
+    return last if last in ("ipo", "cpo") else "dpo"
+
+
+def offline_of(arm: str) -> str:
+    """The arm that it is compared with.
+
+    >>> offline_of("rounds4_refresh"), offline_of("rounds4_ipo")
+    ('offline', 'offline_ipo')
+    """
+    return "offline" if loss_of(arm) == "dpo" else f"offline_{loss_of(arm)}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +97,7 @@ class OnlineStudy:
     Args:
         arms: of ``ARMS``.
         rates: learning rates that an arm chooses from; constant in a training.
-        beta: of DPO.
+        beta: of the loss.
         seeds: fresh ones; tuning has seed 0.
         pairs: of a training; a multiple of the batch and of every number of rounds.
         batch_size: pairs of a step.
@@ -100,14 +126,14 @@ SMOKE = OnlineStudy(
     test=12,
     new_tokens=8,
 )
-Piece = tuple[str, str, int]  # arm; trial, or seed at its own rate or at offline's; and which
+Piece = tuple[str, str, int]  # arm; trial, or seed at its own rate or its offline's; and which
 
 
 def pieces(settings: OnlineStudy) -> Iterator[Piece]:
     """All trainings; an arm's trials come before its seeds."""
     for arm in settings.arms:
         yield from ((arm, "trial", number) for number in range(len(settings.rates)))
-        for what in ("seed",) if arm == "offline" else ("seed", "same_rate"):
+        for what in ("seed",) if arm == offline_of(arm) else ("seed", "same_rate"):
             yield from ((arm, what, number) for number in range(1, settings.seeds + 1))
 
 
@@ -144,7 +170,7 @@ def trained(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float
         "model": {
             "model": str(lm),
             "dtype": "float32",
-            "loss": "dpo",
+            "loss": loss_of(arm),
             "loss_args": {"beta": settings.beta},
             "lr": rate,
         },
@@ -236,7 +262,7 @@ def run_study(world: World, settings: OnlineStudy, lm: Path) -> None:
             rate = settings.rates[number]
             found = run_trial(world, settings, lm, arm, rate)
         else:
-            whose = arm if what == "seed" else "offline"
+            whose = arm if what == "seed" else offline_of(arm)
             rate = best_rate(world.folder, settings, whose)
             found = run_seed(world, settings, lm, arm, rate, number)
         spent.append(time.perf_counter() - started)
@@ -270,18 +296,19 @@ def write_results(folder: Path) -> str:
         paths = [piece_path(folder, (arm, what, number)) for number in numbers]
         if not all(path.exists() for path in paths):
             continue
-        name = arm if what == "seed" else f"{arm} at offline's rate"
+        name = arm if what == "seed" else f"{arm} at {offline_of(arm)}'s rate"
         found = [_json(path) for path in paths]
         rows[name], wins[name] = _row(found, settings["test"])
     if not rows:
         raise UserError(f"no arm in {folder} has all its seeds yet")
+    against = {name: offline_of(name.partition(" ")[0]) for name in rows}
     differences = {
-        f"{name} - offline": {
-            "win_rate": summary(wins[name] - wins["offline"]),
-            "kl": float(np.mean(rows[name]["kl"]) - np.mean(rows["offline"]["kl"])),
+        f"{name} - {offline}": {
+            "win_rate": summary(wins[name] - wins[offline]),
+            "kl": float(np.mean(rows[name]["kl"]) - np.mean(rows[offline]["kl"])),
         }
-        for name in rows
-        if name != "offline" and "offline" in rows
+        for name, offline in against.items()
+        if name != offline and offline in rows
     }
     results = {"arms": rows, "differences": differences}
     write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -317,13 +344,48 @@ def _row(found: Sequence[Any], prompts: int) -> tuple[dict[str, Any], np.ndarray
     return row, wins
 
 
-def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, OnlineStudy, Path]:
+def chosen_arms(words: str | None, smoke: bool) -> OnlineStudy:
+    """The study of these arms, by commas; of all of them by default, or of those of a smoke run.
+
+    Raises:
+        UserError: there is no such arm, or one without the offline arm that it is compared with.
+    """
+    settings = SMOKE if smoke else OnlineStudy()
+    if words is None:
+        return settings
+    arms = [word.strip() for word in words.split(",")]
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise UserError(f"unknown arm {unknown[0]!r}: {nearest(unknown[0], ARMS)}")
+    if alone := [arm for arm in arms if offline_of(arm) not in arms]:
+        raise UserError(f"{alone[0]} is compared with {offline_of(alone[0])}: name that arm, too")
+    return replace(settings, arms=tuple(arm for arm in ARMS if arm in arms))
+
+
+def grown(known: dict[str, Any], about: dict[str, Any]) -> dict[str, Any] | None:
+    """What a folder holds when the arms of ``about`` are there, too; None if they do not fit it.
+
+    Args:
+        known, about: ``study.json``, as it is and as this run would write it.
+    """
+    own = known["settings"]["arms"], about["settings"]["arms"]
+    arms = [arm for arm in ARMS if arm in {*own[0], *own[1]}]
+    settings = about["settings"] | {"arms": arms}
+    found = about | {"settings": settings, "arms": {arm: list(ARMS[arm]) for arm in arms}}
+    before = found | {
+        "settings": settings | {"arms": own[0]},
+        "arms": {arm: list(ARMS.get(arm, ())) for arm in known["arms"]},
+    }
+    return found if before == known else None
+
+
+def prepare(
+    out: Path, smoke: bool, reviews_file: str | None, settings: OnlineStudy
+) -> tuple[World, Path]:
     """Reviews, classifiers, the LM: from the cache or made now; a smoke run has its own.
 
     Raises:
         UserError: a package is missing, or the folder holds a run with other settings.
     """
-    settings = SMOKE if smoke else OnlineStudy()
     own = out / "models" if smoke or reviews_file else None
     parts = splits(load_reviews(reviews_file))
     judges = {role: classifier(role, parts, own) for role in ROLES}
@@ -338,13 +400,14 @@ def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, On
     world = World(of_world, out, lm, judges, parts["prompts"], vader=False)
     card = _json(lm / "card.json")
     del card["seconds"]  # which it took to make it here
-    about = {"settings": asdict(settings), "arms": ARMS, "lm": card}
+    arms = {arm: ARMS[arm] for arm in settings.arms}
+    about = json.loads(json.dumps({"settings": asdict(settings), "arms": arms, "lm": card}))
     (out / "pieces").mkdir(parents=True, exist_ok=True)
-    path, text = out / "study.json", json.dumps(about, indent=1) + "\n"
-    if path.exists() and path.read_text("utf-8") != text:
+    path = out / "study.json"
+    if path.exists() and (about := grown(_json(path), about)) is None:
         raise UserError(f"{out} holds a run with other settings or models: choose another --out")
-    write_atomic(path, text)
-    return world, settings, lm
+    write_atomic(path, json.dumps(about, indent=1) + "\n")
+    return world, lm
 
 
 def _json(path: Path) -> Any:
@@ -361,6 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/online_sentiment"), help="folder of the run"
     )
     parser.add_argument("--smoke", action="store_true", help="tiny, in seconds, to see it work")
+    parser.add_argument("--arms", help="some of them, by commas; all by default")
     parser.add_argument("--reviews", help="CSV of reviews, in place of the installed package's")
     parser.add_argument("--report", action="store_true", help="only write the numbers again")
     args = parser.parse_args(argv)
@@ -370,7 +434,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         with quiet():
             if not args.report:
-                world, settings, lm = prepare(args.out, args.smoke, args.reviews)
+                settings = chosen_arms(args.arms, args.smoke)
+                world, lm = prepare(args.out, args.smoke, args.reviews, settings)
                 with alone_in(args.out):
                     run_study(world, settings, lm)
             print(write_results(args.out))

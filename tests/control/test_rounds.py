@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import PoolConfig
+from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.rounds import Rounds, own_pairs, own_rows, train_in_rounds
 from torchmpo.control.testbed import TestbedConfig, prepare
+from torchmpo.games.self_play import queue_win_rates
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 
@@ -64,7 +67,7 @@ def test_a_first_round_is_an_offline_run_on_the_first_pairs(cache):
     assert torch.equal(seen[0][0].action, first.action)
 
 
-@pytest.mark.parametrize("loop", ["iterated", "spin", "extragradient"])
+@pytest.mark.parametrize("loop", ["iterated", "spin", "extragradient", "spo"])
 def test_labels_are_those_of_the_offline_run(cache, loop):
     bed, seen = bed_of(cache, count=2, loop=loop), []
     train(bed, on_data=seen.append)
@@ -275,6 +278,160 @@ def test_the_best_of_own_ones(cache, data):
     assert torch.equal(own.returns[own.chosen], best)
 
 
+def rows_of(data):
+    """The actions of the trajectories of every pair or list, ``[pairs, n, time, actions]``."""
+    return data.action[data.ranked]
+
+
+@pytest.mark.parametrize(
+    ("loop", "data"), [("iterated", "votes:3"), ("spin", "base"), ("spo", "base")]
+)
+def test_a_round_may_train_on_all_pairs_so_far(cache, monkeypatch, loop, data):
+    """In as many updates, and every label is paid for once."""
+    from torchmpo.control import inner_loop, rounds
+
+    told, trained, updates, real = [], [], [], rounds.train_policies
+    draw = inner_loop._Loop.draw
+
+    def spy(policy, params, objective, tree, given, *args, **settings):
+        trained.append(given[0] if isinstance(given, list) else given)
+        return real(policy, params, objective, tree, given, *args, **settings)
+
+    def count(self, phase, epoch, number, seed):
+        updates.append(number)
+        return draw(self, phase, epoch, number, seed)
+
+    monkeypatch.setattr(rounds, "train_policies", spy)
+    monkeypatch.setattr(inner_loop._Loop, "draw", count)
+    bed = bed_of(cache, data, pool=replace(POOL, pairs=9), count=3, loop=loop, replay="all")
+    train(bed, seed=3, on_data=told.append)
+    assert [len(part[0]) for part in told] == [3, 3, 3]
+    assert [len(part) for part in trained] == [3, 6, 9]
+    assert set(updates) == {1}
+    for k, part in enumerate(trained):
+        so_far = torch.cat([rows_of(own[0]) for own in told[: k + 1]])
+        assert torch.equal(rows_of(part), so_far)
+    if data == "votes:3":
+        probs = torch.cat([own[0].preference_probs for own in told])
+        assert torch.equal(trained[-1].preference_probs, probs)
+    updates.clear()
+    train(bed_of(cache, data, pool=replace(POOL, pairs=9), count=3, loop=loop), seed=3)
+    assert set(updates) == {1}
+
+
+def test_every_epoch_draws_from_all_pairs(cache):
+    """Of an epoch that is smaller than the data, no pair comes twice; each comes at some time."""
+    from torchmpo.control.inner_loop import _Loop
+
+    bed = bed_of(cache)
+    loop = _Loop(bed.policy, [bed.dataset], INNER, next(iter(bed.initial(1, 0).values())))
+    epochs = [loop.draw("preference", epoch, 2, 0)[0].flatten().tolist() for epoch in range(30)]
+    assert all(len(set(epoch)) == 4 for epoch in epochs)
+    assert {pair for epoch in epochs for pair in epoch} == set(range(8))
+
+
+def test_data_sets_are_joined_with_what_only_some_have(cache, tmp_path):
+    voted = bed_of(cache, "base+votes:3+fork:0.5").dataset
+    longer = bed_of(cache, "objectives:0.7", pool=replace(POOL, max_steps=20)).dataset.take(3)
+    both = PreferenceDataset.joined([voted, longer])
+    assert both.action.shape[:2] == (16 + 6, 20)
+    assert torch.equal(both.action[both.chosen[8:]], longer.action[longer.chosen])
+    assert torch.equal(both.action[both.rejected[:8], :12], voted.action[voted.rejected])
+    assert torch.equal(both.preference_probs[:8], voted.preference_probs)
+    assert both.preference_probs[8:].tolist() == [1.0] * 3
+    assert torch.equal(both.rewards[both.chosen[8:]], longer.rewards[longer.chosen])
+    assert torch.equal(both.rewards[both.chosen[:8]], voted.returns[voted.chosen])
+    assert torch.equal(both.first[both.chosen], torch.cat([torch.full((8,), 6), torch.zeros(3)]))
+    alone = PreferenceDataset.joined([bed_of(cache, "graded:0-0.4+list:3").dataset] * 2)
+    assert alone.lists.shape == (16, 3)
+    assert alone.preference_probs is alone.rewards is alone.begins is None
+
+
+# --- self-play with win rates
+
+
+def test_win_rates_of_a_judge_without_error_are_the_order_of_returns(cache):
+    """So the lists are those of list:N, and the pair is of the best and the worst."""
+    spo = bed_of(cache, "graded:0-0.4+list:5", count=2, loop="spo")
+    params = spo.initial(1, 0)
+    own = own_pairs(spo, params, 4, 5)[0]
+    assert own.lists.shape == (4, 5)
+    returns = own.returns[own.lists]
+    assert (returns[:, :-1] > returns[:, 1:]).all()
+    assert torch.equal(own.rewards[own.lists], torch.tensor([[1, 0.75, 0.5, 0.25, 0]] * 4))
+    listed = own_pairs(bed_of(cache, "graded:0-0.4+list:5", count=2), params, 4, 5)[0]
+    assert torch.equal(own.lists, listed.lists)
+    assert torch.equal(own.action, listed.action)
+
+
+@pytest.mark.parametrize(("data", "count"), [("base", 4), ("graded:0-0.4+best_of:3", 3)])
+def test_self_play_with_win_rates_is_of_own_trajectories_in_every_round(cache, data, count):
+    seen = []
+    bed = bed_of(cache, data, count=2, loop="spo")
+    train(bed, on_data=seen.append)
+    for own, _ in seen:
+        assert own.lists.shape == (4, count)
+        assert not torch.isin(own.returns, bed.dataset.returns).any()
+        assert own.simulated_steps == own.lengths.sum()
+    assert not torch.equal(seen[1][0].action, seen[0][0].action)
+
+
+def spo_pairs(kind, returns):
+    """Of made-up trajectories ``[n, starts]``."""
+    n, starts = returns.shape
+    judged = Kind("base", (), (*parse_kind(kind).modifiers, ("list", n)))
+    return judged.by_win_rate({"returns": returns.flatten()}, PoolConfig(pairs=starts))
+
+
+def test_win_rates_under_a_cyclic_judge_are_the_closed_form():
+    """Styles are ranks as parts of a turn, and m = m̄·sin 2π(q − q′)."""
+    returns = torch.tensor([[1.0, 2.0], [5.0, 3.0], [4.0, 6.0]])
+    found = spo_pairs("cyclic+bad_judge:2", returns)
+    q = (returns.flatten()[:, None] > returns.flatten()).sum(1).view(3, 2) / 6
+    sizes = torch.stack([(returns[i] - returns[j]).abs() for i, j in ((0, 1), (0, 2), (1, 2))])
+    margins = sizes.mean() * torch.sin(2 * torch.pi * (q[:, None] - q[None]))
+    expected = (torch.sigmoid(margins / 2).sum(1) - 0.5) / 2  # without itself
+    torch.testing.assert_close(found.rewards.view(3, 2), expected)
+    order = expected.argsort(0, descending=True).T
+    assert torch.equal(found.lists, order * 2 + torch.arange(2)[:, None])
+    # Three that beat each other in a circle win a half each, however sure the judge is.
+    circle = torch.tensor([[1.0], [2.0], [3.0]])
+    for judge in ("cyclic", "cyclic+bad_judge:0.5"):
+        torch.testing.assert_close(spo_pairs(judge, circle).rewards, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "beats"),
+    [
+        ("bad_judge:2", lambda m: torch.sigmoid(m / 2)),
+        ("noisy:0.2", lambda m: torch.where(m > 0, 0.8, 0.2)),
+        ("bad_judge:2+noisy:0.2", lambda m: 0.2 + 0.6 * torch.sigmoid(m / 2)),
+    ],
+)
+def test_an_erring_judges_probabilities_are_averaged_over_the_others(kind, beats):
+    """A queue of the others, see the games' win rates."""
+    returns = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 3
+    found = spo_pairs(kind, returns)
+    rates = found.rewards.view(5, 40)
+    for start in (0, 7):
+        for k in range(5):
+            others = torch.cat([returns[:k, start], returns[k + 1 :, start]])
+            own = returns[k : k + 1, start]
+            rate = queue_win_rates(lambda a, b: beats(a - b), own, others)[0]
+            assert rates[k, start].item() == pytest.approx(rate.item(), abs=1e-5)
+    assert torch.equal(found.chosen % 40, torch.arange(40))
+    assert torch.equal(rates.max(0).values, found.rewards[found.chosen])
+
+
+def test_votes_are_cast_and_their_share_is_known():
+    returns = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    found = spo_pairs("votes:3", returns)
+    thirds = found.preference_probs * 3
+    torch.testing.assert_close(thirds, thirds.round())
+    assert ((found.rewards * 9 - (found.rewards * 9).round()).abs() < 1e-4).all()
+    assert thirds.mean() > 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -283,6 +440,9 @@ def test_the_best_of_own_ones(cache, data):
         ({"count": 2, "extrapolation": 1.0}, r"extrapolation must be in \[0, 1\)"),
         ({"count": 2, "reference_refresh": -1}, "must not be negative"),
         ({"loop": "spin"}, "for rounds of 2 or more"),
+        ({"replay": "all"}, "for rounds of 2 or more"),
+        ({"count": 2, "replay": "some"}, "unknown replay 'some'"),
+        ({"count": 2, "replay": "all", "loop": "extragradient"}, "so replay must be new"),
     ],
 )
 def test_mistakes_are_told(settings, message):

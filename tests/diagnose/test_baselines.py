@@ -26,7 +26,8 @@ def bed(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
     inner = InnerConfig(epochs=1, compile=False, steps_per_trajectory=5)
     pool = PoolConfig(pairs=6, max_steps=12)
-    return prepare([TestbedConfig(pool=pool, inner=inner, num_threads=1, cache_dir=cache)])[0]
+    own = {"pool": pool, "inner": inner, "num_threads": 1, "cache_dir": cache}
+    return prepare([TestbedConfig(**own, data="proxy:2")])[0]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def test_a_cell_is_like_one_of_a_loss_and_can_be_read_again(cell, tmp_path):
         assert about["held_out_accuracy"] in (0.0, 0.5, 1.0)  # of one pair
         assert path["epoch"] == [0, 32, 64]
         assert path["kl"][0] == 0.0 < path["kl"][1]
-        assert len(path["learned"]) == len(path["return"]) == 3
+        assert len(path["learned"]) == len(path["return"]) == len(path["judged"]) == 3
+        assert path["judged"][0] != path["return"][0]
     assert all(why["kl_to_start"] > 0 for why in cell["why"])
 
 

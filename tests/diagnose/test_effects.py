@@ -3,14 +3,20 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
+from torchmpo.control.annotators import biased_scores
+from torchmpo.control.components import effort, return_components
+from torchmpo.control.pools import PoolConfig
+from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.diagnose import run
 from torchmpo.diagnose.__main__ import main
+from torchmpo.diagnose.checkpoints import proxy_judge
 from torchmpo.diagnose.comparisons import overoptimisation
 from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling
 from torchmpo.diagnose.settings import DiagnoseConfig
@@ -158,8 +164,32 @@ def test_the_curve_against_the_distance_by_hand():
     assert [row["root_kl"] for row in rows] == pytest.approx([0, 2**0.5, 8**0.5])
     assert [row["score"] for row in rows] == pytest.approx([0.0, 1.1, 0.25])
     assert rows[1]["low"] == pytest.approx(mean_of([1.0, 1.2]).low)
+    assert [row["judged"] for row in rows] == [row["learned"] for row in rows] == [None] * 3
+    impressed = {"judged": [20.0, 40.0, 70.0], "learned": [0.0, 1.0, 3.0]}
+    paths = [path | impressed, other | impressed | {"judged": [20.0, 60.0, 90.0]}]
+    rows = overoptimisation([cell | {"checkpoints": paths}], {"original": [10.0], "target": [30.0]})
+    assert [row["judged"] for row in rows] == pytest.approx([0.5, 2.0, 3.5])
+    assert [row["learned"] for row in rows] == pytest.approx([0.0, 1.0, 3.0])
     without = {"loss": "sft", "data": "base"}
     assert overoptimisation([without], {"original": [0], "target": [1]}) == []
+
+
+def test_a_proxy_judge_on_the_way_is_the_one_who_labelled(tmp_path):
+    """Of the trajectories that it compared, it says what it said then."""
+    pool = PoolConfig(pairs=6, max_steps=20)
+    config = TestbedConfig(pool=pool, data="proxy:1.5", cache_dir=str(tmp_path), num_threads=1)
+    data = prepare([config])[0].dataset
+    rows = {name: getattr(data, name) for name in ("action", "lengths", "returns")}
+    used = data.ranked.flatten()
+    expected = biased_scores(data.returns[used].double(), effort(rows)[used], 1.5)
+    parts = return_components("tla", 20, rows)
+    judge = proxy_judge(config, data)
+    for row, score in zip(used.tolist(), expected.tolist(), strict=True):
+        own = {name: float(value[row]) for name, value in parts.items()}
+        assert judge(float(data.returns[row]), own) == pytest.approx(score, abs=1e-3)
+    chosen, rejected = expected.view(-1, 2).T
+    assert (chosen > rejected).all()
+    assert proxy_judge(replace(config, data="base"), data) is None
 
 
 # A whole run
@@ -189,6 +219,7 @@ def test_a_run_with_varied_settings_and_checkpoints(tmp_path, monkeypatch, capsy
         assert path["epoch"] == [0, 2, 3]
         assert path["kl"][0] == 0
         assert path["kl"][-1] > 0
+        assert len(path["judged"]) == 3
     with open("run/overoptimisation.csv") as file:
         assert len(list(csv.DictReader(file))) == 6
 

@@ -74,11 +74,15 @@ def test_a_curve_that_turns_is_told(folder):
         return {"loss": loss, "data": "proxy:1", "checkpoints": paths}
 
     cells = [cell("sft", [0.0, 0.5, 0.75]), cell("simpo", [0.0, 0.5, -1.0])]
+    for path in cells[1]["checkpoints"]:
+        path |= {"judged": [1.0, 2.0, 4.0], "learned": [-0.5, 0.0, 0.25]}
     page = page_with(folder, overoptimisation=overoptimisation(cells, ANCHORS))
     words = text_of(page, "Over-optimisation")
     assert "sft was highest at the end: 0.75 at √KL 2.00." in words
     assert "simpo was highest with 0.50 at √KL 1.00, and ended with −1.00 at √KL 2.00; its" in words
-    assert "its interval lies below" in words
+    assert "its interval lies below. The judge’s score went from 1.00 to 4.00. The" in words
+    assert "The learned reward of a step went from −0.50 to 0.25." in words
+    assert words.count("The judge’s score went") == 1
     assert (folder / "figures/overoptimisation-proxy-1.svg").exists()
 
 

@@ -209,6 +209,22 @@ def test_a_copy_goes_on_from_the_same_state(device):
 
 
 @on_each_device
+def test_a_fork_goes_on_from_the_state_of_another_robot(device):
+    env = Hopper(3, physics="warp", device=device, seed=0)
+    state = env.reset()
+    for action in actions(env, 5, scale=0.3):
+        state = step(env, state, action)
+    before, source = env.state(), torch.tensor([0, 0, 2], device=env.device)
+    env.fork(source)
+    state = state[source]
+    assert_close(env.state(), before[source], rtol=0, atol=0)
+    for action in actions(env, 6, scale=0.3):
+        state = step(env, state, action[[0, 0, 2]])
+    assert_close(env.state()[1], env.state()[0], rtol=0, atol=0 if device == "cpu" else 1e-5)
+    assert (env.state()[2] != env.state()[0]).any()
+
+
+@on_each_device
 def test_robots_outside_the_mask_stand_still_and_no_gradient_passes(device):
     env = Hopper(4, physics="warp", device=device, seed=0)
     state = env.reset()

@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 
 from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
+from torchmpo.control.rounds import Rounds
 from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.evolve import workers as cluster
 from torchmpo.evolve.fitness import ObjectiveFitness
@@ -135,11 +136,25 @@ class TwoFunctions:
         return None
 
 
+IN_ROUNDS = 5  # the generation that trains as its testbeds say; the others are offline
+
+
 class Accidents:
     """Fitness that meets with the accidents whose files lie in ``folder``, in actors only."""
 
     def __init__(self, fitness, folder, driver=None):
         self.fitness, self.folder, self.driver = fitness, folder, driver or os.getpid()
+
+    def of(self, generation):
+        """Rounds are on one kind of data, and on half of it, because trajectories take time."""
+        if generation == IN_ROUNDS:
+            one = self.fitness.on(1)
+            return replace(
+                one, testbeds=[replace(b, dataset=b.dataset.take(32)) for b in one.testbeds]
+            )
+        every = self.fitness.on(-1)
+        offline = [replace(b, config=replace(b.config, rounds=Rounds())) for b in every.testbeds]
+        return replace(every, testbeds=offline)
 
     def share(self, put):
         return Accidents(self.fitness.share(put), self.folder, self.driver)
@@ -147,7 +162,7 @@ class Accidents:
     def __call__(self, vectors, generation, streams=None):
         if os.getpid() != self.driver:
             self.meet(generation)
-        return self.fitness(vectors, generation, streams)
+        return self.of(generation)(vectors, generation, streams)
 
     def meet(self, generation):
         node = ray.get_runtime_context().get_node_id()
@@ -175,7 +190,8 @@ class Nodes:
         self.second = self.cluster.add_node(num_cpus=1)
         self.cluster.wait_for_nodes()
         pool = PoolConfig(pairs=64, max_steps=50)
-        config = TestbedConfig(pool=pool, inner=INNER, num_threads=1, cache_dir=str(folder))
+        own = {"rounds": Rounds(2, replay="all"), "cache_dir": str(folder)}
+        config = TestbedConfig(pool=pool, inner=INNER, num_threads=1, **own)
         beds = prepare([config, replace(config, data="noisy:0.3")])
         self.space = TwoFunctions()
         self.evaluate = Accidents(ObjectiveFitness(beds, self.space, 2, seed=0), folder)
@@ -278,8 +294,13 @@ def test_an_actor_that_dies_mid_generation_changes_nothing(nodes):
 
 
 def test_a_node_that_is_lost_mid_generation_changes_nothing(nodes):
+    """Of a generation whose policies train in rounds, on trajectories of their own, too."""
     nodes.both_work()
-    (nodes.folder / f"hang-5-{nodes.second.node_id}").touch()
+    (nodes.folder / f"hang-{IN_ROUNDS}-{nodes.second.node_id}").touch()
+    seen = []
+    for bed in nodes.evaluate.of(IN_ROUNDS).testbeds:
+        bed.train(nodes.space.objective, nodes.vectors[:1], 1, 0, on_data=seen.append)
+    assert [len(part[0]) for part in seen] == [16, 16]
 
     def lose():
         while not (nodes.folder / "hanging").exists():
@@ -289,7 +310,7 @@ def test_a_node_that_is_lost_mid_generation_changes_nothing(nodes):
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
     with pytest.warns(UserWarning, match=r"generation 5: lost process \d+ on .*again"):
-        nodes.check(5)
+        nodes.check(IN_ROUNDS)
     thread.join()
     nodes.check(6)
     deadline = time.monotonic() + 60

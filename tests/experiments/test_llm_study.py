@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from torchmpo.runs.seeding import generator
 from torchmpo.winrate.judges import resolve_judge
 
 pytestmark = QUIET
+RESULTS = Path(online_study.__file__).parent.parent / "results"
 GOOD = ["great", "wonderful", "superb", "moving", "funny", "brilliant"]
 BAD = ["awful", "boring", "terrible", "dull", "stupid", "weak"]
 THINGS = ["film", "story", "actor", "plot", "scene", "music", "camera", "ending"]
@@ -399,9 +401,76 @@ def test_online_and_offline_are_compared_at_equal_labels(smoke, tmp_path, capsys
     assert gain == pytest.approx(wins[1] - wins[0], abs=0.02)
     assert "rounds4 − offline: " in capsys.readouterr().out
     (tmp_path / "run/pieces/offline-seed-1.json").unlink()
-    assert online_study.main(argv) == 0  # what is missing is made again, with the same numbers
+    # What is missing is made again, with the same numbers; arms that are added leave the others.
+    assert online_study.main([*argv, "--arms", "offline,offline_cpo"]) == 0
     again = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
+    added = {name: again.pop(name) for name in list(again) if "cpo" in name}
     assert again == pieces
+    assert sorted(added) == ["offline_cpo-seed-1.json", "offline_cpo-trial-0.json"]
+    arms = json.loads((tmp_path / "run/study.json").read_text())["settings"]["arms"]
+    assert arms == ["offline", "rounds4", "offline_cpo"]
+    own = json.loads(added["offline_cpo-seed-1.json"])["preferences"]
+    assert own != json.loads(pieces["offline-seed-1.json"])["preferences"]
+
+
+@pytest.mark.parametrize("arm", online_study.ARMS)
+def test_arms_train_with_their_loss_and_are_compared_with_their_offline_arm(arm, monkeypatch):
+    given = []
+    world = dataclasses.make_dataclass("World", ["folder", "prompts", "annotator"])
+
+    def stop(settings, **more):
+        given.append(settings)
+        raise Diverged("far enough")
+
+    monkeypatch.setattr(online_study, "train_online", stop)
+    monkeypatch.setattr(online_study, "write_atomic", lambda *args: None)
+    monkeypatch.setattr(online_study.shutil, "rmtree", lambda *args, **more: None)
+    made = world(Path("."), {"train": ["a"]}, None)
+    with pytest.raises(Diverged):
+        online_study.trained(made, online_study.OnlineStudy(), Path("lm"), arm, 1e-3, 0)
+    loss = {"ipo": "ipo", "cpo": "cpo"}.get(arm[-3:], "dpo")
+    assert given[0]["model"]["loss"] == loss
+    online = given[0]["online"]
+    assert online["pairs"] * online["rounds"] == 1024
+    offline = online_study.offline_of(arm)
+    assert online_study.ARMS[offline][0] == 1
+    assert online_study.loss_of(offline) == loss
+    assert (arm == offline) == (online["rounds"] == 1)
+
+
+def test_a_study_grows_by_arms_and_by_nothing_else():
+    def about(*arms, **settings):
+        settings = {"arms": list(arms), "beta": 0.1, **settings}
+        return {
+            "settings": settings,
+            "arms": {arm: list(online_study.ARMS[arm]) for arm in arms},
+            "lm": {"tokens": 3},
+        }
+
+    known, more = about("offline", "rounds4"), about("offline_ipo", "rounds4_ipo")
+    whole = online_study.grown(known, more)
+    assert whole == about("offline", "rounds4", "offline_ipo", "rounds4_ipo")
+    assert online_study.grown(whole, known) == whole
+    assert online_study.grown(known, about("offline_ipo", beta=0.2)) is None
+    assert online_study.grown(known | {"lm": {}}, more) is None
+    assert online_study.grown(known | {"arms": {"offline": [2, None]}}, more) is None
+    committed = json.loads((RESULTS / "online_sentiment/study.json").read_text())
+    settings = dataclasses.asdict(online_study.OnlineStudy())
+    asked = about(*online_study.ARMS, **json.loads(json.dumps(settings)))
+    found = online_study.grown(committed, asked | {"lm": committed["lm"]})
+    assert found["settings"]["arms"] == list(online_study.ARMS)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ("offline,rounds5", "unknown arm 'rounds5': did you mean 'rounds4'"),
+        ("rounds4_ipo,offline", "rounds4_ipo is compared with offline_ipo: name that arm, too"),
+    ],
+)
+def test_arms_that_are_none_are_one_line(arms, message):
+    with pytest.raises(UserError, match=message):
+        online_study.chosen_arms(arms, smoke=False)
 
 
 def test_the_transfer_studys_side_of_language_models(smoke, tmp_path, capsys):

@@ -48,7 +48,8 @@ class Environment(Protocol):
     """A batch of simulations of one task; in each, an episode from its start to its end.
 
     One with a method ``reward_terms``, as
-    :meth:`torchmpo_envs.base.BatchedMujocoEnv.reward_terms`, has its terms reported.
+    :meth:`torchmpo_envs.base.BatchedMujocoEnv.reward_terms`, has its terms reported. Those of
+    :func:`can_fork` have :meth:`torchmpo_envs.base.BatchedMujocoEnv.fork`.
 
     Args:
         num_envs: simulations in the batch.
@@ -154,6 +155,11 @@ def stepped_one_by_one(task: str) -> bool:
 def can_begin_again(task: str) -> bool:
     """Whether one simulation of a task can be reset while the others go on."""
     return task in {**TASKS, **BATCHED} or stepped_one_by_one(task)
+
+
+def can_fork(task: str) -> bool:
+    """Whether the state of a task's simulations can be copied from one to another."""
+    return task in TASKS or task in BATCHED
 
 
 def sizes(task: str, num_threads: int = 0) -> tuple[int, int]:

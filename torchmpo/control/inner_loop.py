@@ -67,6 +67,8 @@ class InnerConfig:
             ``reference_sync=1`` is an exponential moving average.
         chunk_size: at most this many members are trained at once. Large chunks leave the cache,
             small ones spend their time between operations.
+        pairs_per_epoch: so many of the pairs, drawn anew for every epoch, make an epoch (≥ 1); None
+            for all.
         compile: compile the update. ``False`` runs the same code eagerly, about 2× slower; so does
             a machine without a working C++ compiler, after a warning in the log.
 
@@ -83,6 +85,7 @@ class InnerConfig:
     reference_sync: int | None = None
     reference_mix: float = 1.0
     chunk_size: int = 16
+    pairs_per_epoch: int | None = None
     compile: bool = True
 
     def __post_init__(self):
@@ -90,7 +93,7 @@ class InnerConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
         whole = ("minibatch_pairs", "steps_per_trajectory", "chunk_size", "reference_sync")
-        for name in whole:
+        for name in (*whole, "pairs_per_epoch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
@@ -262,6 +265,7 @@ class _Loop:
             return torch.cat([getattr(dataset, name)[rows] for dataset, rows in parts])
 
         self.lengths = joined("lengths").to(self.device)
+        self.first = joined("first").to(self.device)  # step that counts
         if int(self.lengths.min()) < 1:
             raise UserError("a trajectory of the dataset has length 0: leave it out of the pairs")
         self.buffers = {name: buffer.to(like) for name, buffer in policy.named_buffers()}
@@ -332,7 +336,7 @@ class _Loop:
         config, shared = self.config, isinstance(seed, int)
         epochs = config.sft_epochs if phase == "sft" else config.epochs
         pairs = self.pairs[trained_ranks(objective.inputs, len(self.pairs))]
-        updates = self.count // config.minibatch_pairs
+        updates = min(config.pairs_per_epoch or self.count, self.count) // config.minibatch_pairs
         moments = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
         balance = _balance(objective)
         weighing = vmap(balance.start)(params) if balance else {}
@@ -389,17 +393,17 @@ class _Loop:
 
     def gather(self, rows: Tensor, offsets: Tensor, reference: Params) -> Params:
         """The minibatch of the trajectories ``rows [(C,) R]``, at the time steps it looks at."""
-        lengths = self.lengths[rows]
-        last = lengths[..., None] - 1
+        lengths, first = self.lengths[rows] - self.first[rows], self.first[rows][..., None]
+        last = self.lengths[rows][..., None] - 1
         if steps := self.config.steps_per_trajectory:
             # One uniform draw in each of K equal strata: every step is equally likely.
             strata = torch.arange(steps, device=self.device) + offsets
-            time = torch.minimum((strata * lengths[..., None] / steps).long(), last)
+            time = torch.minimum(first + (strata * lengths[..., None] / steps).long(), last)
             mask = torch.ones_like(time, dtype=torch.bool)
         else:
             # Steps past the end repeat the last one, so that padding is never even read.
             steps = torch.arange(self.action.shape[1], device=self.device)
-            time, mask = torch.minimum(steps, last), steps <= last
+            time, mask = torch.minimum(steps, last), (steps >= first) & (steps <= last)
         at = rows[..., None], time
         batch = {"whitened": self.whitened[at], "action": self.action[at], "mask": mask}
         batch |= {"lengths": lengths, "rewards": self.rewards[rows]}

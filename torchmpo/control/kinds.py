@@ -27,8 +27,11 @@ from torchmpo.control.annotators import (
     vote_shares,
 )
 from torchmpo.control.components import TASTE, effort, return_components
+from torchmpo.control.environments import can_fork
+from torchmpo.control.forks import fork_step, forked_at
 from torchmpo.control.pair_files import MINARI, file_of
 from torchmpo.control.pools import ROLES, PoolConfig
+from torchmpo.control.ranked_lists import by_win_rate, every_pair, ranked
 from torchmpo.control.rollouts import FileRows, LineRollouts
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.seeding import generator
@@ -125,6 +128,15 @@ PARTS: dict[str, Part] = {
         whole=True,
         alone="graded:0-0.4",
     ),
+    "fork": Part(
+        "fork:F",
+        "fork:0.5",
+        "trajectories of one start are the same for a share F of the time limit, then the "
+        "simulator's state is copied and each goes on its own; losses read the steps from there on",
+        "prefix",
+        0.0,
+        0.99,
+    ),
     "bad_judge": Part(
         "bad_judge:ETA",
         "bad_judge:1000",
@@ -203,6 +215,7 @@ class Pairs(NamedTuple):
         preference_probs: ``[pairs]``, how many of the voters agree, or None where nobody voted.
         rewards: ``[rows]``, what losses are given as rewards, or None for the returns.
         lists: ``[pairs, n]``, best first, from the chosen one to the rejected one, or None.
+        begins: ``[rows]``, int64, steps before those that losses read, or None for none.
     """
 
     chosen: Tensor
@@ -210,6 +223,7 @@ class Pairs(NamedTuple):
     preference_probs: Tensor | None = None
     rewards: Tensor | None = None
     lists: Tensor | None = None
+    begins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +262,11 @@ class Kind:
                 "mixture and objectives need the components of a return, which cannot be told of "
                 "trajectories that were started again: leave out --auto_reset"
             )
+        if modifiers.get("fork") and not can_fork(config.task):
+            raise UserError(
+                f"fork copies the state of a simulator, which task {config.task!r} cannot: take "
+                "one of the shipped robots"
+            )
         rollouts: LineRollouts | FileRows | None = None
         if self.source == "graded":
             per_start = int(modifiers.get("best_of", self.responses))
@@ -257,7 +276,7 @@ class Kind:
             rollouts = LineRollouts(1.0, 1.0, per_start=self.responses, levels=levels)
         elif self.source not in PARTS:
             rollouts = FileRows.of(self.source)
-        return replace(config, rollouts=rollouts)
+        return replace(config, rollouts=rollouts, fork=modifiers.get("fork", 0.0))
 
     def pairs(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
         """The pairs.
@@ -271,7 +290,9 @@ class Kind:
         """
         rest = dict(self.modifiers)
         budget = int(rest.pop("pairs", 0))
+        rest.pop("fork", None)
         found = replace(self, modifiers=tuple(rest.items()))._annotated(pool, config)
+        found = found._replace(begins=self._begins(pool, config))
         if not budget:
             return found
         if budget > len(found.chosen):
@@ -279,12 +300,37 @@ class Kind:
                 f"data pairs:{budget} is a part of {len(found.chosen)} pairs: raise pairs to "
                 f"{budget} at least"
             )
-        probs, lists = (
-            None if value is None else value[:budget]
-            for value in (found.preference_probs, found.lists)
-        )
-        ends = found.chosen[:budget], found.rejected[:budget]
-        return Pairs(*ends, probs, found.rewards, lists)
+        by_pair = ("chosen", "rejected", "preference_probs", "lists")
+        values = {name: getattr(found, name) for name in by_pair}
+        return found._replace(**{n: v if v is None else v[:budget] for n, v in values.items()})
+
+    def by_win_rate(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
+        """Lists of this kind as in SPO: ordered by, and rewarded with, win rates in their list.
+
+        Where a judge errs, its probabilities count and no draws from them; votes are cast, and
+        wrong labels make every comparison the less sure. Losses see win rates as rewards, or what
+        the kind lets them see.
+        """
+        lists = self._lists(pool, config)
+        assert lists is not None
+        first, second = every_pair(lists)
+        probability, share, flips, rewards = self._compare(pool, config, first, second)
+        probability = probability if share is None else share
+        for flip in flips.values():
+            probability = probability + flip - 2 * probability * flip
+        lists, rates, ends = by_win_rate(lists, probability.float())
+        if rewards is None:
+            rewards = torch.zeros(len(pool["returns"]))
+            rewards[lists] = rates
+        begins = self._begins(pool, config)
+        probs = None if share is None else ends
+        return Pairs(lists[:, 0], lists[:, -1], probs, rewards, lists, begins)
+
+    def _begins(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Tensor | None:
+        if share := dict(self.modifiers).get("fork"):
+            step = fork_step(share, config.max_steps)
+            return forked_at(pool["lengths"], config.pairs, step)
+        return pool.get("begins")  # of a file
 
     def _annotated(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Pairs:
         modifiers, seed = dict(self.modifiers), config.seed
@@ -293,6 +339,30 @@ class Kind:
             ends = pool["chosen"], pool["rejected"]
             return Pairs(*ends, pool.get("preference_probs"), lists=lists)
         first, second = self._compared(pool, config) if lists is None else every_pair(lists)
+        probability, share, flips, rewards = self._compare(pool, config, first, second)
+        if share is not None:
+            probability = torch.where(share == 0.5, 0.5, (share > 0.5).float())
+            share = torch.maximum(share, 1 - share)  # of the majority
+        elif "preference_probs" in pool and lists is None and not _rejudged(modifiers):
+            share = pool["preference_probs"]
+        uniform = torch.rand(len(first), generator=generator(seed, "judge"))
+        wrong = uniform >= probability
+        # One uniform draw per pair decides at every probability: flips at 0.1 are among those at
+        # 0.2. The vote goes with its label: whoever flips it claims the votes, too.
+        for stream, flip in flips.items():
+            wrong ^= torch.rand(len(first), generator=generator(seed, stream)) < flip
+        if lists is not None:
+            lists, share = ranked(lists, wrong, share)
+            return Pairs(lists[:, 0], lists[:, -1], share, rewards, lists)
+        chosen, rejected = torch.where(wrong, second, first), torch.where(wrong, first, second)
+        return Pairs(chosen, rejected, share, rewards)
+
+    def _compare(
+        self, pool: Mapping[str, Tensor], config: PoolConfig, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]:
+        """P(first preferred) by the judges, the share of votes for it if there are any, the
+        probabilities of a wrong label by stream, and what losses may see."""
+        modifiers = dict(self.modifiers)
         groups, rewards = self._judges(pool, config, first, second)
         spread = groups[0][1].abs().double().mean().item() or 1.0
         temperature = modifiers.get(
@@ -302,32 +372,17 @@ class Kind:
             weight * preference_probability(margin, temperature=temperature)
             for weight, margin in groups
         )
-        probability = sum(judged, torch.zeros(()))
-        share = None
+        probability, share = sum(judged, torch.zeros(())), None
         if votes := int(modifiers.get("votes", 0)):
-            draws = torch.rand(len(first), votes, generator=generator(seed, "votes"))
+            draws = torch.rand(len(first), votes, generator=generator(config.seed, "votes"))
             share = vote_shares(probability, draws)
-            probability = torch.where(share == 0.5, 0.5, (share > 0.5).float())
-        elif "preference_probs" in pool and lists is None and not _rejudged(modifiers):
-            share = pool["preference_probs"]
-        uniform = torch.rand(len(first), generator=generator(seed, "judge"))
-        wrong = uniform >= probability
-        if votes and share is not None:
-            share = torch.maximum(share, 1 - share)  # of the majority
-        # One uniform draw per pair decides at every probability: flips at 0.1 are among those at
-        # 0.2. The vote goes with its label: whoever flips it claims the votes, too.
-        for name, flip in (("noisy", "flips"), ("hard_noise", "hard flips")):
-            if name in modifiers:
-                probability = torch.tensor(modifiers[name])
-                if name == "hard_noise":
-                    margin = groups[0][1].abs().double()
-                    probability = hard_flip_probability(margin, modifiers[name], spread)
-                wrong ^= torch.rand(len(first), generator=generator(seed, flip)) < probability
-        if lists is not None:
-            lists, share = ranked(lists, wrong, share)
-            return Pairs(lists[:, 0], lists[:, -1], share, rewards, lists)
-        chosen, rejected = torch.where(wrong, second, first), torch.where(wrong, first, second)
-        return Pairs(chosen, rejected, share, rewards)
+        flips: dict[str, Tensor] = {}
+        if "noisy" in modifiers:
+            flips["flips"] = torch.tensor(modifiers["noisy"])
+        if "hard_noise" in modifiers:
+            margin = groups[0][1].abs().double()
+            flips["hard flips"] = hard_flip_probability(margin, modifiers["hard_noise"], spread)
+        return probability, share, flips, rewards
 
     def _lists(self, pool: Mapping[str, Tensor], config: PoolConfig) -> Tensor | None:
         """Rows of the trajectories of each list, ``[lists, n]``; None where there are pairs."""
@@ -399,41 +454,6 @@ def _rejudged(modifiers: Mapping[str, float]) -> bool:
     )
 
 
-def every_pair(lists: Tensor) -> tuple[Tensor, Tensor]:
-    """The two rows of every comparison in lists ``[lists, n]``: ``[n(n − 1)/2 · lists]`` each."""
-    first, second = torch.triu_indices(lists.shape[1], lists.shape[1], 1)
-    return lists[:, first].T.flatten(), lists[:, second].T.flatten()
-
-
-def ranked(lists: Tensor, lost: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Lists in the order of how many comparisons each of their trajectories wins.
-
-    Those with equally many stay in the order they are given in.
-
-    Args:
-        lists: ``[lists, n]``.
-        lost: whether the first of the two of each comparison loses, as :func:`every_pair` has them.
-        share: of the votes for the winner of each comparison, or None.
-
-    Returns:
-        ``[lists, n]``, best first, and the share of votes for the first against the last one.
-    """
-    count, n = lists.shape
-    first, second = torch.triu_indices(n, n, 1)
-    lost = lost.view(-1, count)
-    wins = torch.zeros(n, count, dtype=torch.int64)
-    wins.index_add_(0, first, (~lost).long()).index_add_(0, second, lost.long())
-    order = wins.argsort(dim=0, descending=True, stable=True)
-    if share is not None:
-        number = torch.zeros(n, n, dtype=torch.int64)
-        number[first, second] = number[second, first] = torch.arange(len(first))
-        at = number[order[0], order[-1]][None]
-        last_won = lost.gather(0, at)[0] == (order[0] < order[-1])
-        share = share.view(-1, count).gather(0, at)[0]
-        share = torch.where(last_won, 1 - share, share)
-    return lists.gather(1, order.T), share
-
-
 def parse_kind(kind: str) -> Kind:
     """What a kind of data means.
 
@@ -473,6 +493,10 @@ def parse_kind(kind: str) -> Kind:
         raise UserError(
             f"data {kind!r}: {size} trajectories of a list differ in their noise, which has "
             f"{max(numbers):g} levels: take degraded:{size} or more"
+        )
+    if path and "fork" in modifiers:
+        raise UserError(
+            f"data {kind!r}: fork makes trajectories in a simulator, and {path} has its own"
         )
     if "best_of" in modifiers and name != "graded":
         raise UserError(

@@ -98,6 +98,8 @@ def to_minari(
         known["lists"] = data.lists.tolist()
     if data.preference_probs is not None:
         known["preference_probs"] = data.preference_probs.tolist()
+    if data.begins is not None:
+        known["begins"] = data.begins.tolist()
     made.storage.update_metadata({PAIRS: known})
     return made
 

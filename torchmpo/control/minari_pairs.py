@@ -57,6 +57,8 @@ def minari_arrays(
         arrays["lists"] = places
     if (probs := known.get("preference_probs")) is not None:
         arrays["preference_probs"] = array(probs, "preference_probs")
+    if (begins := known.get("begins")) is not None:
+        arrays["begins"] = array([begins[episode] for episode in used], "begins")
     return checked_arrays(arrays)
 
 

@@ -18,7 +18,7 @@ from torchmpo.runs.errors import UserError, one_line
 
 SUFFIXES = (".npz", ".safetensors")
 MINARI = "minari:"  # how a kind of data names a data set of Minari
-_WHOLE = ("lengths", "chosen", "rejected", "lists")
+_WHOLE = ("lengths", "chosen", "rejected", "lists", "begins")
 _REQUIRED = ("observation", "action", "lengths", "returns", "chosen", "rejected")
 
 
@@ -79,15 +79,15 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         arrays: ``observation [trajectories, time, n]``, ``action [trajectories, time, m]``,
             ``lengths`` and ``returns`` ``[trajectories]``, ``chosen`` and ``rejected`` ``[pairs]``,
-            and perhaps ``preference_probs [pairs]``, and ``lists [pairs, n]`` from the chosen
-            trajectory to the rejected one.
+            and perhaps ``preference_probs [pairs]``, ``lists [pairs, n]`` from the chosen
+            trajectory to the rejected one, and ``begins [trajectories]``.
 
     Raises:
         UserError: what is missing or wrong, in a line.
     """
     if missing := [name for name in _REQUIRED if name not in arrays]:
         raise UserError(f"{', '.join(missing)} missing; pairs need {', '.join(_REQUIRED)}")
-    if unknown := arrays.keys() - {*_REQUIRED, "preference_probs", "lists"}:
+    if unknown := arrays.keys() - {*_REQUIRED, "preference_probs", "lists", "begins"}:
         raise UserError(f"{', '.join(sorted(unknown))}: there is no array of such a name")
     for name, value in arrays.items():
         whole = name in _WHOLE
@@ -101,12 +101,16 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: value.long() if name in _WHOLE else value.float() for name, value in arrays.items()
     }
     count, time = found["observation"].shape[:2]
-    for name, shape in (("action", (count, time)), ("lengths", (count,)), ("returns", (count,))):
+    of_trajectory = {name: (count,) for name in ("lengths", "returns", "begins") if name in found}
+    for name, shape in {"action": (count, time), **of_trajectory}.items():
         have = tuple(found[name].shape[: len(shape)])
         if have != shape:
             raise UserError(f"{name} is of {have}, but observation of {(count, time)}")
     if not (int(found["lengths"].min()) > 0 and int(found["lengths"].max()) <= time):
         raise UserError(f"lengths must be between 1 and {time}, the time steps there are")
+    begins = found.get("begins", torch.zeros(()))
+    if not bool(((begins >= 0) & (begins < found["lengths"])).all()):
+        raise UserError("begins must be from 0 to below lengths: a step at least has to count")
     pairs = len(found["chosen"])
     for name in ("rejected", "preference_probs", "lists"):
         if name in found and len(found[name]) != pairs:

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from torchmpo.control.environments import (
     make_environment,
     simulations,
 )
+from torchmpo.control.forks import Fork, by_start, fork_step
 from torchmpo.control.minari_pairs import minari_rows
 from torchmpo.control.pair_files import MINARI, read_pair_file
 from torchmpo.control.policy import GaussianPolicy
@@ -65,6 +67,8 @@ class PoolConfig:
         rollouts: other trajectories than those of the two agents and of either; or a file.
         auto_reset: an episode that ends early is started again, so that every trajectory has
             ``max_steps`` steps.
+        fork: share of ``max_steps``, in [0, 1), that the trajectories of a start state have in
+            common, see :mod:`torchmpo.control.forks`.
 
     Raises:
         UserError: an unknown task or agent, a number out of its range, or rollouts of agents
@@ -81,6 +85,7 @@ class PoolConfig:
     target: str = ""
     rollouts: LineRollouts | FileRows | None = None
     auto_reset: bool = False
+    fork: float = 0.0
 
     def __post_init__(self):
         check_task(self.task)
@@ -90,6 +95,8 @@ class PoolConfig:
             )
         if not self.behaviour_std > 0:
             raise UserError(f"behaviour_std must be positive; got {self.behaviour_std}")
+        if not 0 <= self.fork < 1:
+            raise UserError(f"fork must be in [0, 1); got {self.fork}")
         for role in ("original", "target"):
             agent = agent_of(self.task, role, getattr(self, role))
             object.__setattr__(self, role, agent)  # frozen, and still being made
@@ -129,7 +136,7 @@ class PoolConfig:
         # Other physics give other trajectories, and the noise is drawn batch by batch.
         versions = [version(package) for package in ("mujoco", "gymnasium")]
         settings = asdict(self)
-        for later in ("rollouts", "auto_reset"):  # as before there were others
+        for later in ("rollouts", "auto_reset", "fork"):  # as before there were others
             if not settings[later]:
                 del settings[later]
         parts = [FORMAT, simulations(self.task), settings, digests, penalty, versions]
@@ -188,17 +195,20 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             )
             for name, shape in shapes.items()
         }
-        pair = torch.arange(config.pairs)
-        start_of = pair.repeat(count // config.pairs)
-        batch = min(simulations(config.task), count)
+        pair, each = torch.arange(config.pairs), count // config.pairs
+        start_of = pair.repeat(each)
+        order, batch, fork = torch.arange(count), min(simulations(config.task), count), None
+        if config.fork:
+            order, batch = by_start(config.pairs, each), batch - batch % each
+            fork = Fork(fork_step(config.fork, config.max_steps), each)
         settings = {"integrator": config.integrator, "max_steps": config.max_steps}
         env = make_environment(config.task, batch, **settings)
         start = env.start_states(config.pairs, generator(config.seed, "start states"))
         bar = tqdm(total=count, desc=f"{config.task} trajectories", disable=not progress)
         with bar:
             for first in range(0, count, batch):
-                rows = torch.arange(first, min(first + batch, count))
-                padded = torch.arange(first, first + batch).clamp(max=count - 1)
+                rows = order[first : first + batch]
+                padded = order[torch.arange(first, first + batch).clamp(max=count - 1)]
                 draw = generator(config.seed, "actions", first)
                 shape = len(padded), env.action_size
                 noise = functools.partial(torch.randn, shape, generator=draw)
@@ -206,7 +216,8 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
                 if config.auto_reset:
                     starts = functools.partial(_starts_again, env, config, start_of[padded])
                     again = Restarts(env, starts)
-                part = roll_out(env, *act(padded), start[start_of[padded]], noise, again)
+                begin = start[start_of[padded]]
+                part = roll_out(env, *act(padded), begin, noise, again, fork)
                 for name, value in part.items():
                     pool[name][rows] = value[: len(rows)]
                 bar.update(len(rows))
@@ -329,6 +340,7 @@ def roll_out(
     start: Tensor,
     noise: Callable[[], Tensor],
     again: Restarts | None,
+    fork: Fork | None = None,
 ) -> dict[str, Tensor]:
     """One episode in every simulation, from ``start``; or one after the other.
 
@@ -337,6 +349,8 @@ def roll_out(
         std: of the actions, ``[action_size]`` or ``[num_envs, action_size]``.
         noise: standard normal numbers for one step, ``[num_envs, action_size]``.
         again: starts what is over again; ``None`` leaves it as it is.
+        fork: where simulations become copies of others; ``None`` for nowhere. The environment
+            must be one of :func:`torchmpo.control.environments.can_fork`.
 
     Returns:
         ``observation``, ``action``, ``lengths`` and ``returns``, ``[num_envs, …]``, as
@@ -344,7 +358,7 @@ def roll_out(
     """
     from tensordict import TensorDict
 
-    state = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
+    state: Any = env.reset(TensorDict({"start_state": start}, [env.num_envs]))
     shape = (env.num_envs, env.max_steps)
     observation = torch.zeros(*shape, state["observation"].shape[-1])
     actions = torch.zeros(*shape, std.shape[-1])
@@ -352,6 +366,14 @@ def roll_out(
     returns = torch.zeros(env.num_envs)
     running = torch.ones(env.num_envs, dtype=torch.bool)
     for step in range(env.max_steps):
+        if fork is not None and step == fork.step:
+            source = fork.sources(running)
+            env.fork(source)  # pyright: ignore[reportAttributeAccessIssue]
+            state, running = state[source], running[source]
+            for recorded in (observation, actions, lengths, returns):
+                recorded.copy_(recorded[source])
+            if again is not None:
+                again.ends = again.ends[source]
         obs = state["observation"]
         mean = mean_action(obs)
         action = mean + std * noise()

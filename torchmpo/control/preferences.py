@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from torchmpo.control.annotators import bradley_terry
 from torchmpo.control.kinds import Kind, parse_kind
@@ -47,6 +48,8 @@ class PreferenceDataset:
             returns.
         lists: ``[pairs, n]``, int64, rows of the pool, best first, the chosen one first and the
             rejected one last; ``None`` where there are pairs only.
+        begins: ``[trajectories]``, int64, steps before those that losses read, which the
+            trajectories of a pair share; ``None`` for none.
     """
 
     observation: Tensor
@@ -58,9 +61,27 @@ class PreferenceDataset:
     preference_probs: Tensor | None = None
     rewards: Tensor | None = None
     lists: Tensor | None = None
+    begins: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def first(self) -> Tensor:
+        """The first step of each trajectory that losses read, ``[trajectories]``, int64."""
+        return torch.zeros_like(self.lengths) if self.begins is None else self.begins
+
+    @property
+    def counted(self) -> Tensor:
+        """How many steps of each trajectory losses read, ``[trajectories]``, int64."""
+        return self.lengths - self.first
+
+    @property
+    def simulated_steps(self) -> int:
+        """Steps of the trajectories that are compared, what they share counted once."""
+        ranked = self.ranked
+        shared = self.first[ranked[:, 0]].sum()
+        return int(self.counted[ranked.unique()].sum() + shared)
 
     @property
     def ranked(self) -> Tensor:
@@ -80,6 +101,50 @@ class PreferenceDataset:
         lists = None if self.lists is None else self.lists[:pairs]
         chosen, rejected = self.chosen[:pairs], self.rejected[:pairs]
         return replace(self, chosen=chosen, rejected=rejected, preference_probs=probs, lists=lists)
+
+    @staticmethod
+    def joined(parts: Sequence["PreferenceDataset"]) -> "PreferenceDataset":
+        """All pairs of several data sets, one after another, with the trajectories in them.
+
+        What only some of them have is filled up as losses are told it: votes with 1, rewards with
+        returns.
+
+        Args:
+            parts: of one robot, with lists of one length; their time limits may differ.
+        """
+        rows, ranked, first = [], [], 0
+        for part in parts:
+            own, places = torch.unique(part.ranked, return_inverse=True)
+            rows.append(own)
+            ranked.append(places + first)
+            first += len(own)
+        longest = max(part.action.shape[1] for part in parts)
+
+        def of(values: Sequence[Tensor]) -> Tensor:
+            taken = [value[own] for value, own in zip(values, rows, strict=True)]
+            if taken[0].ndim > 1:
+                taken = [pad(value, (0, 0, 0, longest - value.shape[1])) for value in taken]
+            return torch.cat(taken)
+
+        lists, probs, rewards, begins = torch.cat(ranked), None, None, None
+        if any(part.preference_probs is not None for part in parts):
+            told = [part.preference_probs for part in parts]
+            ones = [torch.ones(len(part)) for part in parts]
+            probs = torch.cat([y if x is None else x for x, y in zip(told, ones, strict=True)])
+        if any(part.rewards is not None for part in parts):
+            rewards = of([p.returns if p.rewards is None else p.rewards for p in parts])
+        if any(part.begins is not None for part in parts):
+            begins = of([part.first for part in parts])
+        names = ("observation", "action", "lengths", "returns")
+        return PreferenceDataset(
+            **{name: of([getattr(part, name) for part in parts]) for name in names},
+            chosen=lists[:, 0],
+            rejected=lists[:, -1],
+            preference_probs=probs,
+            rewards=rewards,
+            lists=None if parts[0].lists is None else lists,
+            begins=begins,
+        )
 
     @staticmethod
     def from_trajectories(

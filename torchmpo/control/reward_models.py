@@ -146,7 +146,8 @@ def train_reward_model(
     params = {n: p.detach().clone() for n, p in stack_module_state(networks)[0].items()}
     optimizer = torch.optim.Adam(params.values(), lr=config.learning_rate)  # each for itself
     network, draw = networks[0], generator(seed, "reward model pairs")
-    weight = data.lengths / data.lengths.max()
+    first, counted = data.first, data.counted  # what a pair shares says nothing of who is better
+    weight = counted / counted.max()
     gaps = data.returns[data.chosen] - data.returns[data.rejected]
     margins = config.margin_coef * gaps / gaps.abs().mean().clamp(min=1e-8)
 
@@ -162,7 +163,8 @@ def train_reward_model(
             pairs = train[batch]  # [E, B]
             rows = torch.stack([data.chosen[pairs], data.rejected[pairs]], 1)  # [E, 2, B]
             uniform = torch.rand(*rows.shape, config.steps_per_trajectory, generator=draw)
-            at = rows[..., None], (uniform * data.lengths[rows][..., None]).long()
+            step = first[rows][..., None] + (uniform * counted[rows][..., None]).long()
+            at = rows[..., None], step
             given = _inputs(policy, data.observation[at], data.action[at])
             slopes = vmap(grad(loss))(params, given, weight[rows], margins[pairs])
             for name, value in params.items():

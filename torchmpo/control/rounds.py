@@ -9,13 +9,17 @@ labels, epochs over them and updates are those of the offline run, and one round
 - ``iterated``: both trajectories of a pair by the current policy.
 - ``spin``, self-play: in every round the chosen trajectories of the data against own ones; nobody
   judges.
+- ``spo``, self-play with win rates: from the first round on, several own trajectories from each
+  start state; the reward of one is its mean probability to be preferred to the others, and the pair
+  is the one with the highest against the one with the lowest; lists are ranked by it.
 - ``extragradient``: in every round a half step shows another policy; the step is then made from
   where the half step began, on pairs of that other policy. Each half has half of the labels.
 
 Own trajectories are made as those of the pool are: mean actions with noise of ``behaviour_std``.
 
-Sources: iterated DPO, arXiv 2312.16682; SPIN, arXiv 2401.01335; extragradient preference
-optimization, arXiv 2503.08942; extrapolation between rounds, APO, arXiv 2410.06293.
+Sources: iterated DPO, arXiv 2312.16682; SPIN, arXiv 2401.01335; SPO, arXiv 2401.04056;
+extragradient preference optimization, arXiv 2503.08942; extrapolation between rounds, APO, arXiv
+2410.06293.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +33,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import pad
 
 from torchmpo.control.environments import simulations
+from torchmpo.control.forks import Fork, by_start, fork_step
 from torchmpo.control.inner_loop import OnEpoch, check_lists, train_policies
 from torchmpo.control.kinds import PARTS, Kind, parse_kind
 from torchmpo.control.pools import roll_out
@@ -42,7 +47,9 @@ from torchmpo.runs.threads import one_torch_thread
 if TYPE_CHECKING:
     from torchmpo.control.testbed import Testbed
 
-LOOPS = ("iterated", "spin", "extragradient")
+LOOPS = ("iterated", "spin", "extragradient", "spo")
+REPLAY = ("new", "all")
+SPO_TRAJECTORIES = 4  # from each start state, where the data does not name a number
 Params = dict[str, Tensor]
 OnData = Callable[[list[PreferenceDataset]], None]
 
@@ -58,6 +65,9 @@ class Rounds:
         loop: one of ``LOOPS``.
         extrapolation: a in [0, 1): before each further round but the first, the policy goes on by a
             times what it has moved from the end of one round to the end of the next.
+        replay: ``"new"``: a round trains on its own pairs; ``"all"``: also on those of the rounds
+            before. It has as many updates either way: every epoch draws as many pairs as are new,
+            from all so far, without replacement.
 
     Raises:
         UserError: a setting out of its range, or one that says nothing of a single round.
@@ -67,6 +77,7 @@ class Rounds:
     reference_refresh: int = 1
     loop: str = "iterated"
     extrapolation: float = 0.0
+    replay: str = "new"
 
     def __post_init__(self):
         if self.count < 1:
@@ -77,22 +88,35 @@ class Rounds:
             raise UserError(f"unknown loop {self.loop!r}: {nearest(self.loop, LOOPS)}")
         if not 0 <= self.extrapolation < 1:
             raise UserError(f"extrapolation must be in [0, 1); got {self.extrapolation}")
-        rest = self.reference_refresh, self.loop, self.extrapolation
-        if self.count == 1 and rest != (1, "iterated", 0.0):
-            raise UserError("reference_refresh, loop and extrapolation are for rounds of 2 or more")
+        if self.replay not in REPLAY:
+            raise UserError(f"unknown replay {self.replay!r}: {nearest(self.replay, REPLAY)}")
+        if self.replay == "all" and self.loop == "extragradient":
+            raise UserError(
+                "loop extragradient steps on pairs of another policy, so replay must be new"
+            )
+        rest = self.reference_refresh, self.loop, self.extrapolation, self.replay
+        if self.count == 1 and rest != (1, "iterated", 0.0, "new"):
+            raise UserError(
+                "reference_refresh, loop, extrapolation and replay are for rounds of 2 or more"
+            )
 
     def labels(self, pairs: int) -> list[int]:
         """How many pairs each round has."""
         return [pairs // self.count + (k < pairs % self.count) for k in range(self.count)]
 
     def check(self, pairs: int, minibatch: int, data: str = "base") -> None:
-        """Refuse rounds of fewer pairs than an update has, and self-play on lists.
+        """Refuse rounds of fewer pairs than an update has, and self-play on lists and forks.
 
         Raises:
-            UserError: they are, or ``data`` has lists.
+            UserError: they are, or ``data`` has lists or forks.
         """
-        if self.loop == "spin" and "list" in dict(parse_kind(data).modifiers):
+        modifiers = dict(parse_kind(data).modifiers)
+        if self.loop == "spin" and "list" in modifiers:
             raise UserError(f"loop spin compares two trajectories, and {data} has lists")
+        if self.loop == "spin" and "fork" in modifiers:
+            raise UserError(
+                "loop spin compares trajectories that share no beginning: leave fork out"
+            )
         least = self.labels(pairs)[-1] // (2 if self.loop == "extragradient" else 1)
         if self.count > 1 and least < minibatch:
             raise UserError(
@@ -131,6 +155,7 @@ def train_in_rounds(
         check_lists(objective, 2, "a round of loop spin")
     each = inner.sft_epochs + inner.epochs
     kept: dict[int, Params] = {}  # the policies that the reference is, by member
+    past: list[list[PreferenceDataset]] = []  # data of the rounds so far
 
     def train(k: int, part: str, params: Params, data: Any, quiet: bool = False) -> Params:
         renew = k == 0 or (rounds.reference_refresh and k % rounds.reference_refresh == 0)
@@ -147,13 +172,19 @@ def train_in_rounds(
             reference = {n: torch.stack([kept[i][n] for i in range(population)]) for n in params}
         # The first round's numbers are those of the offline run.
         stream = seed if (k, part) == (0, "train") else _derived(seed, part, k)
+        config = inner
+        if rounds.replay == "all":
+            past.append(data if isinstance(data, list) else [data] * population)
+            if k:
+                data = [PreferenceDataset.joined(own) for own in zip(*past, strict=True)]
+                config = replace(inner, pairs_per_epoch=sizes[k])
         return train_policies(
             bed.policy,
             params,
             objective,
             objective_params,
             data,
-            inner,
+            config,
             stream,
             learning_rates=learning_rates,
             on_epoch=watch,
@@ -206,6 +237,7 @@ def own_pairs(
         a data set per member.
     """
     judged = _judge(bed)
+    choose = judged.by_win_rate if bed.config.rounds.loop == "spo" else judged.pairs
     modifiers = dict(judged.modifiers)
     per_start = int(modifiers.get("best_of", modifiers.get("list", 2)))
     found = []
@@ -213,7 +245,7 @@ def own_pairs(
     for member, own in enumerate(rows):
         stream = seed if isinstance(seed, int) else seed[member]
         config = replace(bed.config.pool, pairs=pairs, seed=stream, rollouts=None)
-        found.append(PreferenceDataset(**own, **judged.pairs(own, config)._asdict()))
+        found.append(PreferenceDataset(**own, **choose(own, config)._asdict()))
     return found
 
 
@@ -228,8 +260,11 @@ def own_rows(
         per member ``observation``, ``action``, ``lengths`` and ``returns``.
     """
     config, population = bed.config, len(next(iter(params.values())))
-    count = starts * per_start
+    count, fork, order = starts * per_start, None, torch.arange(starts * per_start)
     at_once = min(count, simulations(config.pool.task))
+    if share := dict(parse_kind(config.data).modifiers).get("fork", 0.0):
+        fork = Fork(fork_step(share, config.pool.max_steps), per_start)
+        order, at_once = by_start(starts, per_start), at_once - at_once % per_start
     members_at_once = max(1, min(population, simulations(config.pool.task) // at_once))
     env = bed.materials.environment(config, at_once * members_at_once)
     act = vmap(lambda own, obs: functional_call(bed.policy, own, (obs,)))
@@ -242,7 +277,7 @@ def own_rows(
         members = torch.arange(first, first + members_at_once).clamp(max=population - 1).tolist()
         own = {name: value[members] for name, value in params.items()}
         for row in range(0, count, at_once):
-            rows = torch.arange(row, row + at_once).clamp(max=count - 1)
+            rows = order[torch.arange(row, row + at_once).clamp(max=count - 1)]
             draws = [generator(seeds[i], "actions", row) for i in members]
 
             def begin(*stream: str | int, rows: Tensor = rows, members: list = members) -> Tensor:
@@ -258,12 +293,13 @@ def own_rows(
                 return torch.cat([torch.randn(size, generator=draw) for draw in draws])
 
             again = Restarts(env, partial(begin, "restarts")) if config.pool.auto_reset else None
-            part = roll_out(env, mean, std, begin("start states"), noise, again)
+            part = roll_out(env, mean, std, begin("start states"), noise, again, fork)
             whole = min(at_once, count - row)
             for place, member in enumerate(members[: population - first]):
                 at = slice(place * at_once, place * at_once + whole)
                 found[member].append({name: value[at] for name, value in part.items()})
-    return [{n: torch.cat([p[n] for p in parts]) for n in parts[0]} for parts in found]
+    place = order.argsort()
+    return [{n: torch.cat([p[n] for p in parts])[place] for n in parts[0]} for parts in found]
 
 
 def _against(
@@ -290,11 +326,13 @@ def _against(
 
 
 def _judge(bed: "Testbed") -> Kind:
-    """The annotators of the data of ``bed``, of two trajectories from each start state."""
+    """The annotators of the data of ``bed``, of trajectories from each start state."""
     modifiers = dict(parse_kind(bed.config.data).modifiers)
     modifiers.pop("pairs", None)
     if bed.dataset.lists is not None:  # those of a file, too
         modifiers["list"] = bed.dataset.lists.shape[1]
+    if bed.config.rounds.loop == "spo":
+        modifiers.setdefault("list", modifiers.pop("best_of", SPO_TRAJECTORIES))
     return Kind("base", (), tuple(sorted(modifiers.items())))
 
 

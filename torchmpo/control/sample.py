@@ -20,7 +20,7 @@ class Sample:
         observation: ``[pairs, 2, time, observation_size]``, of chosen and rejected trajectories.
         action: ``[pairs, 2, time, action_size]``.
         pairs: ``[pairs]``, int64, which pairs of the data these are.
-        lengths: ``[pairs, 2]``, steps of the whole trajectories.
+        lengths: ``[pairs, 2]``, steps of the whole trajectories that losses read.
         rewards: ``[pairs, 2]``, what losses are given as rewards.
         preference_probs: ``[pairs]``, what losses are told: 1 where nobody voted.
     """
@@ -38,12 +38,13 @@ class Sample:
         pairs = torch.linspace(0, len(data) - 1, min(SAMPLE_PAIRS, len(data))).long().unique()
         rows = torch.stack([data.chosen[pairs], data.rejected[pairs]], 1)  # [pairs, 2]
         fraction = (torch.arange(SAMPLE_STEPS) + 0.5) / SAMPLE_STEPS
-        time = (fraction * data.lengths[rows][..., None]).long()
+        lengths = data.counted[rows]
+        time = data.first[rows][..., None] + (fraction * lengths[..., None]).long()
         at = rows[..., None], time
         rewards = data.returns if data.rewards is None else data.rewards
         probs = data.preference_probs
         probs = torch.ones(len(pairs)) if probs is None else probs[pairs]
-        about = pairs, data.lengths[rows], rewards[rows], probs
+        about = pairs, lengths, rewards[rows], probs
         return Sample(data.observation[at], data.action[at], *about)
 
     @torch.no_grad()

@@ -44,9 +44,11 @@ class TestbedSettings:
             the policies' own trajectories, judged as the data is; 1 is the offline run.
         reference_refresh: rounds after which the reference of a loss that has one becomes the
             policy; 0 for never after the first.
-        loop: what a further round's pairs are: iterated, spin or extragradient.
+        loop: what a further round's pairs are: iterated, spin, extragradient or spo.
         extrapolation: how much farther the policy goes before a next round, in parts of what it
             has moved since the round before ended; below 1.
+        replay: what a further round trains on: new, its own pairs, or all, those of the rounds
+            before, too, in as many updates.
         chunk_size: at most this many policies are trained together.
         compile: compile the training; false starts sooner and runs slower.
         seed: everything random follows from it.
@@ -83,6 +85,7 @@ class TestbedSettings:
     reference_refresh: int = 1
     loop: str = "iterated"
     extrapolation: float = 0.0
+    replay: str = "new"
     chunk_size: int = 16
     compile: bool = True
     seed: int = 0
@@ -99,6 +102,7 @@ OLDER: dict[str, Any] = {
     **{"policy": "gaussian", "bins": 11, "original": None, "target": None},
     **{"reference_sync": None, "reference_mix": 1.0, "tracker": None, "auto_reset": False},
     **{"rounds": 1, "reference_refresh": 1, "loop": "iterated", "extrapolation": 0.0},
+    "replay": "new",
 }
 
 # Of the smoke presets: training and data in seconds, which say nothing.

@@ -377,15 +377,14 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
             f"auto_reset: task {settings.task!r} makes its simulations as a batch, of which one "
             "alone cannot be started again; a function without num_envs makes them one by one"
         )
-    rounds = Rounds(
-        settings.rounds, settings.reference_refresh, settings.loop, settings.extrapolation
-    )
+    names_of_rounds = ("reference_refresh", "loop", "extrapolation", "replay")
+    rounds = Rounds(settings.rounds, **{n: getattr(settings, n) for n in names_of_rounds})
     rounds.check(pool.pairs, settings.minibatch_pairs, data)
     if pool.pairs < settings.minibatch_pairs:
         raise UserError(
             f"pairs ({pool.pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"
         )
-    names = {f.name for f in fields(InnerConfig)} - {"sft_epochs"}
+    names = {f.name for f in fields(InnerConfig)} - {"sft_epochs", "pairs_per_epoch"}
     training = {name: getattr(settings, name) for name in names}
     if settings.learning_rate is None:  # every setting that is tried brings its own
         training["learning_rate"] = DEFAULT_RATE

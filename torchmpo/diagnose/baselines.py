@@ -59,7 +59,8 @@ def run_baseline(
 
     Returns:
         as :func:`torchmpo.diagnose.suite.run_cell`, with ``checkpoints`` always: the true return on
-        the way, against KL to the start, and ``learned``, the mean learned reward per step.
+        the way, against KL to the start, under ``proxy:B`` the judge's score, and ``learned``, the
+        mean learned reward per step.
         ``baseline``, per seed ``held_out_accuracy`` of the reward model, ``environment_steps`` of
         PPO and of the tuning's, which all seeds share, and ``labels``.
     """
@@ -137,7 +138,7 @@ def _judge(
         place: {k: {n: p[i] for n, p in run.policies.items()} for k, run in enumerate(runs)}
         for i, place in enumerate(runs[0].steps)
     }
-    paths = measure(testbed, kept, few, states)
+    paths = measure(testbed, kept, few, states, datasets)
     order = [judged_returns(testbed.config.data, data) for data in datasets]
     return ({} if order[0] is None else {"judged_returns": order}) | {
         "returns": returns.tolist(),

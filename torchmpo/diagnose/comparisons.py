@@ -60,15 +60,16 @@ def overoptimisation(cells: Iterable[Mapping], anchors: Mapping) -> list[dict[st
     Returns:
         ``data``, ``loss``, ``epoch``, ``root_kl`` (the root of the mean KL(π ‖ start) per step),
         ``score`` with ``low`` and ``high``, the return where there are no scores, and ``seeds``
-        that did not diverge.
+        that did not diverge; ``judged``, the score that a ``proxy:B`` judge would give, in the same
+        units, and ``learned``, the reward of a step that a baseline has learned, or None.
     """
     rows = []
     for cell in cells:
         paths = [path for path in cell.get("checkpoints", ()) if path]
-        returns = {**cell, "returns": [[value] for path in paths for value in path["return"]]}
-        scores = next(iter(cells_of([returns], anchors, 0).scores.values()))
+        scores, judged = (_scores(paths, anchors, name) for name in ("return", "judged"))
         for k in range(len(paths[0]["epoch"]) if paths else 0):
-            here = scores.reshape(len(paths), -1)[:, k]
+            here = scores[:, k]
+            learned = [path["learned"][k] for path in paths if "learned" in path]
             ends = mean_of(here.tolist())._asdict() if len(here) > 1 else {}
             rows.append(
                 {
@@ -80,9 +81,19 @@ def overoptimisation(cells: Iterable[Mapping], anchors: Mapping) -> list[dict[st
                     "low": ends.get("low"),
                     "high": ends.get("high"),
                     "seeds": len(paths),
+                    "judged": float(judged[:, k].mean()) if judged.size else None,
+                    "learned": float(np.mean(learned)) if learned else None,
                 }
             )
     return rows
+
+
+def _scores(paths: Sequence[Mapping], anchors: Mapping, name: str) -> np.ndarray:
+    """Returns on the way, or what a judge says of them, as scores: ``[seeds, checkpoints]``."""
+    values = [path[name] for path in paths if name in path]
+    rows = {"loss": "", "data": "", "returns": [[value] for path in values for value in path]}
+    found = cells_of([rows], anchors, 0).scores["", ""]
+    return found.reshape(len(values), -1) if values else np.empty((0, 0))
 
 
 def _variant(setup: Setup, out: Path) -> Cells | None:

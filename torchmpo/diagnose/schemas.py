@@ -26,6 +26,7 @@ _Path = TypedDict(
         "epoch": list[FiniteFloat],
         "return": list[FiniteFloat],
         "kl": list[FiniteFloat],
+        "judged": NotRequired[list[FiniteFloat]],
         "learned": NotRequired[list[FiniteFloat]],
     },
 )

@@ -88,7 +88,7 @@ def judge(
     def spent(data: Sequence[PreferenceDataset]) -> None:
         for k, own in enumerate(data):
             labels[k] += len(own)
-            steps[k] += int(own.lengths[own.ranked.unique()].sum())
+            steps[k] += own.simulated_steps
 
     # Epoch → member → parameters, from the start of the preference phase on.
     kept = {epoch: {} for epoch in [begin, *chosen_epochs(begin, end, checkpoints)]}
@@ -159,7 +159,7 @@ def judge(
     why = [own and own | other for own, other in zip(why, more, strict=True)]
     path: dict[str, Any] = {}
     if checkpoints:
-        path["checkpoints"] = measure(testbed, kept, few, states)
+        path["checkpoints"] = measure(testbed, kept, few, states, all_data)
     order = [judged_returns(testbed.config.data, data) for data in all_data]
     if order[0] is not None:
         path["judged_returns"] = order * (len(seeds) if datasets is None else 1)

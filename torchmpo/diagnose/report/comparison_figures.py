@@ -16,6 +16,7 @@ from torchmpo.diagnose.report.figures import (
     shorten,
 )
 from torchmpo.figures import MUTED, new_figure
+from torchmpo.figures import REJECTED as RUST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,10 +77,11 @@ def scaling(rows: Sequence[Mapping]) -> "Figure":
 
 
 def overoptimisation(curves: Mapping[str, Sequence[Mapping]], scaled: bool) -> "Figure":
-    """Score against √KL, a panel per loss.
+    """Score against √KL, a panel per loss; beside it the judge's, from the same start.
 
     Args:
-        curves: loss → its checkpoints in order: ``root_kl``, ``score``, ``low``, ``high``.
+        curves: loss → its checkpoints in order: ``root_kl``, ``score``, ``low``, ``high``, and
+            perhaps ``judged``.
         scaled: whether there are scores, or returns.
     """
     from matplotlib.lines import Line2D
@@ -94,6 +96,8 @@ def overoptimisation(curves: Mapping[str, Sequence[Mapping]], scaled: bool) -> "
             ax.vlines(far, *zip(*ends, strict=True), color=TEAL, alpha=0.4, linewidth=2)
         ax.plot(far, score, color=TEAL, marker="o", markersize=3, linewidth=1.2)
         ax.plot(far[-1], score[-1], "D", color=INK, markersize=4)
+        if known := _judged(rows):
+            ax.plot(far, [x - known[0] + score[0] for x in known], color=RUST, linewidth=1.2)
         ax.axhline(score[0], color=MUTED, linewidth=0.8, linestyle=":")
         ax.xaxis.get_major_locator().set_params(nbins=3)  # pyright: ignore
     what = "score" if scaled else "return"
@@ -102,8 +106,16 @@ def overoptimisation(curves: Mapping[str, Sequence[Mapping]], scaled: bool) -> "
         Line2D([], [], color=INK, marker="D", linestyle="", label="the end"),
         Line2D([], [], color=MUTED, linestyle=":", label="the start"),
     ]
+    if any(map(_judged, curves.values())):
+        lines.append(Line2D([], [], color=RUST, label="the judge’s, from the same start"))
     legend(figure, lines)
     return figure
+
+
+def _judged(rows: Sequence[Mapping]) -> list[float]:
+    """What the judge says along a curve; nothing where a row does not tell."""
+    known = [row["judged"] for row in rows if row.get("judged") is not None]
+    return known if len(known) == len(rows) else []
 
 
 def _panel(ax: "Axes", name: str) -> None:

@@ -135,8 +135,9 @@ def overoptimisation(run: Run) -> Section:
         "Policies on the way, from the start of the preference phase to its end: the score by the "
         "true return against √KL from the start, in the states that the policy visits, means over "
         "seeds with 95 % intervals. A curve that turns down is over-optimised: the loss goes on "
-        "falling and the return does not go on rising. A quarter of the final episodes each, in "
-        "the same start states."
+        "falling and the return does not go on rising. Where effort impresses the judge of the "
+        "data (proxy), what it would say goes beside it, moved to the same start. A quarter of the "
+        "final episodes each, in the same start states."
     )
     rows = run.comparisons.get("overoptimisation", [])
     parts = []
@@ -164,10 +165,19 @@ def _turn(run: Run, loss: str, rows: Sequence[Mapping]) -> Markup:
     def at(row: Mapping) -> str:
         return f"{number(row['score'], digits)} at √KL {number(row['root_kl'], 2)}"
 
+    more = Markup().join(
+        say(" {} went from {} to {}.", what, number(rows[0][name], 2), number(last[name], 2))
+        for name, what in (
+            ("judged", "The judge’s score"),
+            ("learned", "The learned reward of a step"),
+        )
+        if finite(rows[0].get(name)) and finite(last.get(name))
+    )
     if best is last:
-        return say("{} was highest at the end: {}.", code(loss), at(last))
+        return say("{} was highest at the end: {}.", code(loss), at(last)) + more
     fallen = finite(last["high"]) and last["high"] < best["score"]
     sure = "its interval lies below" if fallen else "its interval does not lie below"
-    return say(
+    told = say(
         "{} was highest with {}, and ended with {}; {}.", code(loss), at(best), at(last), sure
     )
+    return told + more
