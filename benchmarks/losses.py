@@ -26,6 +26,7 @@ import torch
 from by_hand import BY_HAND
 
 from torchmpo.losses import LOSSES
+from torchmpo.objectives.inputs import DRAWN
 
 # Settings under which ours computes the rival's formula.
 SETTINGS = {"ipo": {"reduction": "sum"}}
@@ -59,7 +60,8 @@ def inputs(loss, batch):
         if parameter.kind is parameter.KEYWORD_ONLY or parameter.default is None:
             continue
         steps = name.endswith("_mask") or "_step_" in name
-        shape = (batch, STEPS) if steps else (batch, RESPONSES) if "list_" in name else (batch,)
+        several = "list_" in name or name in DRAWN
+        shape = (batch, STEPS) if steps else (batch, RESPONSES) if several else (batch,)
         uniform = torch.rand(shape, generator=draw)
         if name.endswith("_lengths"):  # of all steps, so that masks and lengths agree
             value = torch.full((batch,), STEPS)
