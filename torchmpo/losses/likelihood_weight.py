@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.losses.arguments import Scalar, same_shape
+from torchmpo.losses.arguments import Scalar, in_dtype, same_shape
 from torchmpo.losses.logistic import dpo_loss
 from torchmpo.losses.numerics import MAX_EXPONENT
 
@@ -47,7 +47,7 @@ def likelihood_weight(
     total = chosen_mean_logps.detach() + rejected_mean_logps.detach()
     for collision in (chosen_log_collision, rejected_log_collision):
         if collision is not None:
-            total = total - collision.detach().to(total.dtype)
+            total = total - in_dtype(collision.detach(), total.dtype)
     return torch.exp(total.clamp(max=MAX_EXPONENT))
 
 

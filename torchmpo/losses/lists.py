@@ -15,9 +15,9 @@ from torchmpo.losses.arguments import (
     Scalar,
     check_choice,
     check_finite,
-    check_label_smoothing,
     check_non_negative,
     check_positive,
+    check_smoothing,
     log_ratio,
     reduce_steps,
     same_shape,
@@ -255,7 +255,7 @@ def tpo_loss(
     check_positive(beta=beta)
     check_non_negative(sft_coef=sft_coef)
     check_finite(target_margin=target_margin)
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     check_choice("curve", curve, CURVES)
     chosen = reduce_steps(chosen_logps, chosen_lengths, reduction)
     rejected = reduce_steps(rejected_logps, rejected_lengths, reduction)

@@ -14,10 +14,10 @@ from torch.nn.functional import logsigmoid
 from torchmpo.losses.arguments import (
     Scalar,
     check_finite,
-    check_label_smoothing,
     check_non_negative,
     check_not_nan,
     check_positive,
+    check_smoothing,
     reduce_steps,
     same_shape,
 )
@@ -256,7 +256,7 @@ def cpo_loss(
     )
     check_positive(beta=beta)
     check_non_negative(sft_coef=sft_coef)
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     preference = smoothed_logistic(beta * (chosen_logps - rejected_logps), label_smoothing)
     return preference - sft_coef * chosen_mean_logps
 
@@ -402,7 +402,7 @@ def simpo_loss(
     check_positive(beta=beta)
     check_finite(target_margin=target_margin)
     check_non_negative(sft_coef=sft_coef)
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     z = beta * (chosen_mean_logps - rejected_mean_logps) - target_margin
     loss = smoothed_logistic(z, label_smoothing)
     if not isinstance(sft_coef, Tensor) and sft_coef == 0:

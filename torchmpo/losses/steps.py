@@ -21,6 +21,7 @@ from torchmpo.losses.arguments import (
     check_non_negative,
     check_positive,
     check_within,
+    in_dtype,
     log_ratio,
     log_ratios,
     same_shape,
@@ -62,13 +63,15 @@ def _check_side(side: str, steps: dict[str, Tensor], mask: Tensor, lengths: Tens
 
 
 def _fits(steps: dict[str, Tensor], mask: Tensor, lengths: Tensor) -> bool:
-    every = (*steps.values(), mask, lengths)
-    if not all(isinstance(x, Tensor) for x in every) or steps["logps"].dim() not in (1, 2):
-        return False
-    floating = steps["logps"].is_floating_point() and steps["ref_logps"].is_floating_point()
+    for value in (*steps.values(), mask, lengths):
+        if type(value) is not Tensor:
+            return False
     shape = mask.shape
-    same = all(x.shape == shape for x in steps.values()) and lengths.shape == shape[:-1]
-    return floating and same
+    for value in steps.values():
+        if value.shape != shape:
+            return False
+    floating = steps["logps"].is_floating_point() and steps["ref_logps"].is_floating_point()
+    return floating and len(shape) in (1, 2) and lengths.shape == shape[:-1]
 
 
 def _ratios(
@@ -81,7 +84,8 @@ def _ratios(
     """h_t of both sides, of inputs that fit together."""
     _check_side("chosen", chosen, masks[0], lengths[0])
     _check_side("rejected", rejected, masks[1], lengths[1])
-    same_shape(chosen_lengths=lengths[0], rejected_lengths=lengths[1])
+    if lengths[0].shape != lengths[1].shape:
+        same_shape(chosen_lengths=lengths[0], rejected_lengths=lengths[1])
     check_positive(beta=beta)
     good = log_ratio(chosen["logps"], chosen["ref_logps"])
     return good, log_ratio(rejected["logps"], rejected["ref_logps"])
@@ -100,13 +104,13 @@ def _checked(
 
 
 def _side(ratio: Tensor, mask: Tensor, lengths: Tensor) -> Side:
-    wide, mask = torch.promote_types(ratio.dtype, torch.float32), mask.bool()
-    return ratio, mask, lengths.to(wide) / mask.sum(-1).clamp(min=1)
+    wide, mask = torch.promote_types(ratio.dtype, torch.float32), in_dtype(mask, torch.bool)
+    return ratio, mask, in_dtype(lengths, wide) / mask.sum(-1).clamp(min=1)
 
 
 def _total(values: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
     """The sum over a response's steps: the sum over those that are given, scaled up to all."""
-    return torch.where(mask, values, 0.0).sum(-1) * scale.to(values.dtype)
+    return torch.where(mask, values, 0.0).sum(-1) * in_dtype(scale, values.dtype)
 
 
 def _places(mask: Tensor, scale: Tensor) -> Tensor:
@@ -244,8 +248,8 @@ def tdpo_loss(
     check_non_negative(alpha=alpha)
     check_choice("variant", variant, VARIANTS)
     margin = _total(*good) - _total(*bad)
-    kl_chosen = _total(chosen_step_kl.to(margin.dtype), *good[1:])
-    kl_rejected = _total(rejected_step_kl.to(margin.dtype), *bad[1:])
+    kl_chosen = _total(in_dtype(chosen_step_kl, margin.dtype), *good[1:])
+    kl_rejected = _total(in_dtype(rejected_step_kl, margin.dtype), *bad[1:])
     if variant == "tdpo1":
         return -logsigmoid(beta * (margin - (kl_rejected - kl_chosen)))
     return -logsigmoid(beta * (margin - alpha * (kl_rejected - kl_chosen.detach())))
@@ -327,7 +331,7 @@ def sparse_po_loss(
         (good, chosen_step_kl, chosen_step_weights),
         (bad, rejected_step_kl, rejected_step_weights),
     ):
-        value = weights.to(ratio.dtype) * (ratio + kl.to(ratio.dtype))
+        value = in_dtype(weights, ratio.dtype) * (ratio + in_dtype(kl, ratio.dtype))
         values.append(_total(value, *rest))
     return -logsigmoid(beta * (values[0] - values[1]))
 
@@ -400,9 +404,9 @@ def tb_po_loss(
     }
     masks, lengths = (chosen_mask, rejected_mask), (chosen_lengths, rejected_lengths)
     good, bad = _ratios(chosen, rejected, masks, lengths, beta)
-    both = chosen_mask.bool() & rejected_mask.bool()
+    both = in_dtype(chosen_mask, torch.bool) & in_dtype(rejected_mask, torch.bool)
     dtype = good.dtype
-    margin = (good + chosen_step_kl.to(dtype)) - (bad + rejected_step_kl.to(dtype))
+    margin = (good + in_dtype(chosen_step_kl, dtype)) - (bad + in_dtype(rejected_step_kl, dtype))
     margin = torch.where(both, margin, 0.0)
     loss = torch.where(both, -logsigmoid(beta * margin), 0.0)
     return loss.sum(-1) / both.sum(-1).clamp(min=1).to(loss.dtype)

@@ -495,7 +495,7 @@ def chi_po_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     margin = beta * ((exp_then_line(chosen) + chosen) - (exp_then_line(rejected) + rejected))
-    end = torch.as_tensor(max_margin, dtype=margin.dtype, device=margin.device)
+    end = max_margin.to(margin) if isinstance(max_margin, Tensor) else max_margin
     return -logsigmoid(margin.clamp(-end, end))
 
 
