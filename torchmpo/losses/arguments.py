@@ -104,7 +104,10 @@ check_not_nan = _checker(lambda v: -inf <= v <= inf, "a number")
 
 def check_within(low: float, high: float, **values: Scalar) -> None:
     """Refuse what is not in the open interval (low, high)."""
-    _check(lambda v: low < v < high, f"in ({low:g}, {high:g})", values)
+    for value in values.values():
+        if type(value) is not float or not low < value < high:
+            _check(lambda v: low < v < high, f"in ({low:g}, {high:g})", values)
+            return
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -116,6 +119,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in that type; ``Tensor.to`` takes a microsecond where there is nothing to do."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def times(coef: Scalar, x: Tensor) -> Tensor:
+    """coef·x, which for the number 1 is x itself."""
+    return x if type(coef) is float and coef == 1.0 else coef * x
 
 
 def log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:

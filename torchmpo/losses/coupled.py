@@ -413,7 +413,10 @@ def beta_dpo_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     d = chosen - rejected
-    dynamic = (beta * (1 + alpha * (d.detach().mean() - baseline))).clamp(min=1e-3)
+    mean = d.detach().mean()
+    if not (type(baseline) is float and baseline == 0.0):
+        mean = mean - baseline
+    dynamic = (beta * (1 + alpha * mean)).clamp(min=1e-3)
     return -logsigmoid(dynamic * d)
 
 

@@ -22,6 +22,7 @@ from torchmpo.losses.arguments import (
     check_within,
     in_dtype,
     same_shape,
+    times,
 )
 from torchmpo.losses.logistic import logistic_preference_loss
 
@@ -141,7 +142,7 @@ def margin_dpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        margin=margin_coef * _reward_margin(chosen_rewards, rejected_rewards, chosen_logps),
+        margin=times(margin_coef, _reward_margin(chosen_rewards, rejected_rewards, chosen_logps)),
     )
 
 
@@ -199,7 +200,7 @@ def smpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        scale=scale * in_dtype(2 * preference_probs - 1, chosen_logps.dtype),
+        scale=times(scale, in_dtype(2 * preference_probs - 1, chosen_logps.dtype)),
     )
 
 

@@ -105,7 +105,10 @@ def _checked(
 
 def _side(ratio: Tensor, mask: Tensor, lengths: Tensor) -> Side:
     wide, mask = torch.promote_types(ratio.dtype, torch.float32), in_dtype(mask, torch.bool)
-    return ratio, mask, in_dtype(lengths, wide) / mask.sum(-1).clamp(min=1)
+    # The quotient of integers has the default type, which mostly is the wide one.
+    if lengths.is_floating_point() or wide != torch.get_default_dtype():
+        lengths = in_dtype(lengths, wide)
+    return ratio, mask, lengths / mask.sum(-1).clamp(min=1)
 
 
 def _total(values: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
@@ -409,7 +412,7 @@ def tb_po_loss(
     margin = (good + in_dtype(chosen_step_kl, dtype)) - (bad + in_dtype(rejected_step_kl, dtype))
     margin = torch.where(both, margin, 0.0)
     loss = torch.where(both, -logsigmoid(beta * margin), 0.0)
-    return loss.sum(-1) / both.sum(-1).clamp(min=1).to(loss.dtype)
+    return loss.sum(-1) / both.sum(-1).clamp(min=1)
 
 
 def ld_dpo_loss(

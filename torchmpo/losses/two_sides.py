@@ -19,6 +19,7 @@ from torchmpo.losses.arguments import (
     log_ratios,
     reduce_steps,
     same_shape,
+    times,
 )
 from torchmpo.losses.numerics import exp_then_line
 
@@ -335,7 +336,7 @@ def cal_dpo_loss(
     )
     target = 1 / (2 * beta)
     calibration = (chosen - target).square() + (rejected + target).square()
-    return -logsigmoid(chosen - rejected) + calibration_coef * calibration
+    return -logsigmoid(chosen - rejected) + times(calibration_coef, calibration)
 
 
 def c2_dpo_loss(
@@ -564,5 +565,5 @@ def mix_dpo_loss(
     return torch.where(
         chosen_rewards - rejected_rewards > threshold,
         -logsigmoid(beta * (chosen - rejected)),
-        -sft_coef * chosen_mean_logps,
+        -times(sft_coef, chosen_mean_logps),
     )
