@@ -163,6 +163,13 @@ def scaled_margin(
     return beta * (chosen - rejected)
 
 
+def per_step(logps: Tensor, lengths: Tensor) -> Tensor:
+    """``logps / lengths`` in the dtype of ``logps``, which integers leave as it is."""
+    if lengths.is_floating_point():
+        lengths = in_dtype(lengths, logps.dtype)
+    return logps / lengths
+
+
 def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tensor:
     """Summed log-probabilities in the unit that ``reduction`` names.
 
@@ -180,4 +187,4 @@ def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tenso
         return logps
     if lengths is None:
         raise ValueError("reduction='mean' needs chosen_lengths and rejected_lengths")
-    return logps / in_dtype(lengths, logps.dtype)
+    return per_step(logps, lengths)

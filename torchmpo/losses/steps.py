@@ -24,6 +24,7 @@ from torchmpo.losses.arguments import (
     in_dtype,
     log_ratio,
     log_ratios,
+    per_step,
     same_shape,
 )
 
@@ -63,12 +64,11 @@ def _check_side(side: str, steps: dict[str, Tensor], mask: Tensor, lengths: Tens
 
 
 def _fits(steps: dict[str, Tensor], mask: Tensor, lengths: Tensor) -> bool:
-    for value in (*steps.values(), mask, lengths):
-        if type(value) is not Tensor:
-            return False
+    if type(mask) is not Tensor or type(lengths) is not Tensor:
+        return False
     shape = mask.shape
     for value in steps.values():
-        if value.shape != shape:
+        if type(value) is not Tensor or value.shape != shape:
             return False
     floating = steps["logps"].is_floating_point() and steps["ref_logps"].is_floating_point()
     return floating and len(shape) in (1, 2) and lengths.shape == shape[:-1]
@@ -174,7 +174,7 @@ def samdpo_loss(
     )
     check_positive(beta=beta)
     steps = torch.minimum(chosen_lengths, rejected_lengths).to(chosen.dtype)
-    means = chosen / chosen_lengths.to(chosen.dtype) - rejected / rejected_lengths.to(chosen.dtype)
+    means = per_step(chosen, chosen_lengths) - per_step(rejected, rejected_lengths)
     return -logsigmoid(beta * steps * means)
 
 
