@@ -121,6 +121,16 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
+def real(count: Tensor, dtype: torch.dtype) -> Tensor:
+    """A count of steps, to divide or to be divided by, in that type.
+
+    Integers are cast only where the type is not the default one, which a quotient takes anyway.
+    """
+    if count.is_floating_point() or dtype != torch.get_default_dtype():
+        return in_dtype(count, dtype)
+    return count
+
+
 def times(coef: Scalar, x: Tensor) -> Tensor:
     """coef·x, which for the number 1 is x itself."""
     return x if type(coef) is float and coef == 1.0 else coef * x
@@ -163,13 +173,6 @@ def scaled_margin(
     return beta * (chosen - rejected)
 
 
-def per_step(logps: Tensor, lengths: Tensor) -> Tensor:
-    """``logps / lengths`` in the dtype of ``logps``, which integers leave as it is."""
-    if lengths.is_floating_point():
-        lengths = in_dtype(lengths, logps.dtype)
-    return logps / lengths
-
-
 def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tensor:
     """Summed log-probabilities in the unit that ``reduction`` names.
 
@@ -187,4 +190,4 @@ def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tenso
         return logps
     if lengths is None:
         raise ValueError("reduction='mean' needs chosen_lengths and rejected_lengths")
-    return per_step(logps, lengths)
+    return logps / real(lengths, logps.dtype)

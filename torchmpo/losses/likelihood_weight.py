@@ -110,8 +110,7 @@ def wpo_loss(
     weight = likelihood_weight(
         chosen_mean_logps, rejected_mean_logps, chosen_log_collision, rejected_log_collision
     )
-    same_shape(chosen_logps=chosen_logps, chosen_mean_logps=chosen_mean_logps)
-    return weight * dpo_loss(
+    loss = dpo_loss(
         chosen_logps,
         rejected_logps,
         ref_chosen_logps,
@@ -119,6 +118,9 @@ def wpo_loss(
         beta=beta,
         label_smoothing=label_smoothing,
     )
+    if weight.shape != loss.shape:
+        same_shape(chosen_logps=chosen_logps, chosen_mean_logps=chosen_mean_logps)
+    return weight * loss
 
 
 class LikelihoodWeighted:

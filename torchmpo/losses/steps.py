@@ -24,7 +24,7 @@ from torchmpo.losses.arguments import (
     in_dtype,
     log_ratio,
     log_ratios,
-    per_step,
+    real,
     same_shape,
 )
 
@@ -105,10 +105,7 @@ def _checked(
 
 def _side(ratio: Tensor, mask: Tensor, lengths: Tensor) -> Side:
     wide, mask = torch.promote_types(ratio.dtype, torch.float32), in_dtype(mask, torch.bool)
-    # The quotient of integers has the default type, which mostly is the wide one.
-    if lengths.is_floating_point() or wide != torch.get_default_dtype():
-        lengths = in_dtype(lengths, wide)
-    return ratio, mask, lengths / mask.sum(-1).clamp(min=1)
+    return ratio, mask, real(lengths, wide) / mask.sum(-1).clamp(min=1)
 
 
 def _total(values: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
@@ -173,8 +170,9 @@ def samdpo_loss(
         chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
     )
     check_positive(beta=beta)
-    steps = torch.minimum(chosen_lengths, rejected_lengths).to(chosen.dtype)
-    means = per_step(chosen, chosen_lengths) - per_step(rejected, rejected_lengths)
+    n_c, n_r = real(chosen_lengths, chosen.dtype), real(rejected_lengths, chosen.dtype)
+    steps = in_dtype(torch.minimum(chosen_lengths, rejected_lengths), chosen.dtype)
+    means = chosen / n_c - rejected / n_r
     return -logsigmoid(beta * steps * means)
 
 
@@ -329,14 +327,15 @@ def sparse_po_loss(
     }
     masks, lengths = (chosen_mask, rejected_mask), (chosen_lengths, rejected_lengths)
     good, bad = _checked(chosen, rejected, masks, lengths, beta)
-    values = []
-    for (ratio, *rest), kl, weights in (
-        (good, chosen_step_kl, chosen_step_weights),
-        (bad, rejected_step_kl, rejected_step_weights),
-    ):
-        value = in_dtype(weights, ratio.dtype) * (ratio + in_dtype(kl, ratio.dtype))
-        values.append(_total(value, *rest))
-    return -logsigmoid(beta * (values[0] - values[1]))
+    chosen_total = _weighted_total(good, chosen_step_kl, chosen_step_weights)
+    rejected_total = _weighted_total(bad, rejected_step_kl, rejected_step_weights)
+    return -logsigmoid(beta * (chosen_total - rejected_total))
+
+
+def _weighted_total(side: Side, kl: Tensor, weights: Tensor) -> Tensor:
+    ratio, mask, scale = side
+    values = in_dtype(weights, ratio.dtype) * (ratio + in_dtype(kl, ratio.dtype))
+    return _total(values, mask, scale)
 
 
 def tb_po_loss(

@@ -6,6 +6,8 @@ h_r = r − r' the log-ratios, D = h_c − h_r, and LS the log of the logistic f
 minimised. The reference's log-probabilities are data: no gradient reaches them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -496,7 +498,7 @@ def chi_po_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     margin = beta * ((exp_then_line(chosen) + chosen) - (exp_then_line(rejected) + rejected))
-    end = max_margin.to(margin) if isinstance(max_margin, Tensor) else max_margin
+    end: Any = max_margin.to(margin) if isinstance(max_margin, Tensor) else max_margin
     return -logsigmoid(margin.clamp(-end, end))
 
 
