@@ -271,42 +271,45 @@ def sparse_po_loss(
     rejected_lengths: Tensor,
     *,
     beta: Scalar = 0.1,
+    sparsity_coef: Scalar = 0.0,
 ) -> Tensor:
     """SparsePO: token-level DPO in which every token has a weight, most of them perhaps 0.
 
-    loss = −LS(β(Σm·h_c − Σm·h_r − (Σm·K_r − Σm·K_c)))
+    loss = −LS(β(Σm·h_c − Σm·h_r − (Σm·K_r − Σm·K_c))) + λ·(Σ|m_c| + Σ|m_r|)
 
     Args:
         chosen_step_logps, rejected_step_logps: ``[batch, time]``, nats.
         ref_chosen_step_logps, ref_rejected_step_logps: the same of the reference policy.
         chosen_step_kl, rejected_step_kl: ``[batch, time]``, K_t, nats, with gradients.
         chosen_step_weights, rejected_step_weights: ``[batch, time]``, m_t ≥ 0; a gradient reaches
-            them, so that a model of one's own may learn them.
+            them, so that they may be learned.
         chosen_mask, rejected_mask: ``[batch, time]``, whether a step counts.
         chosen_lengths, rejected_lengths: ``[batch]``, steps of the responses.
         beta: β > 0.
+        sparsity_coef: λ ≥ 0, per step: it makes learned weights sparse.
 
     Returns:
         ``[batch]``.
 
     Raises:
-        ValueError: shapes differ, or β is out of range.
+        ValueError: shapes differ, or a hyper-parameter is out of range.
 
     Bounds:
         bounded below by 0.
 
     Defaults:
-        β 0.1, the authors'.
+        β 0.1 and λ 0, the authors'; they also take λ 0.001, once for each term.
 
     Limits:
-        All m = 1 is TDPO1; all m = 0 is log 2.
+        All m = 1 is TDPO1, and with λ = 0 all m = 0 is log 2.
 
     Pitfalls:
-        Nothing but one's own code has the weights: the authors learn them on top of the model's
-        hidden states, or take them from the reference's activations. Neither the suite nor
-        fine-tuning supplies them. The authors also have a variant with other weights for K.
+        Fine-tuning learns the weights from the reference's hidden states, as the authors do; the
+        suite has none. Not offered are their variants with other weights for K and with weights
+        that are computed from the reference's activations.
 
-    Source: Christopoulou et al., arXiv 2410.05102, with one mask for both terms.
+    Source: Christopoulou et al., arXiv 2410.05102, and the authors' code, with one mask for both
+    terms.
 
     >>> x, kl, mask = torch.full((1, 4), -5.0), torch.zeros(1, 4), torch.ones(1, 4)
     >>> n = torch.tensor([4])
@@ -327,9 +330,20 @@ def sparse_po_loss(
     }
     masks, lengths = (chosen_mask, rejected_mask), (chosen_lengths, rejected_lengths)
     good, bad = _checked(chosen, rejected, masks, lengths, beta)
+    check_non_negative(sparsity_coef=sparsity_coef)
     chosen_total = _weighted_total(good, chosen_step_kl, chosen_step_weights)
     rejected_total = _weighted_total(bad, rejected_step_kl, rejected_step_weights)
-    return -logsigmoid(beta * (chosen_total - rejected_total))
+    loss = -logsigmoid(beta * (chosen_total - rejected_total))
+    if type(sparsity_coef) is float and sparsity_coef == 0.0:
+        return loss
+    norms = [
+        _total(in_dtype(weights.abs(), ratio.dtype), mask, scale)
+        for weights, (ratio, mask, scale) in (
+            (chosen_step_weights, good),
+            (rejected_step_weights, bad),
+        )
+    ]
+    return loss + sparsity_coef * (norms[0] + norms[1])
 
 
 def _weighted_total(side: Side, kl: Tensor, weights: Tensor) -> Tensor:
