@@ -44,12 +44,13 @@ def quantile(values, share):
     return sorted(values)[int(share * len(values))]
 
 
-def functions(loss, rival, data, mode, what):
+def compiled(*pair):
+    torch.compiler.reset()  # or nine losses would count as recompilations of one
+    return [torch.compile(f, fullgraph=True) for f in pair]
+
+
+def functions(pair, data, what):
     """What is timed: ours and the rival's, without arguments."""
-    pair = [loss, rival]
-    if mode == "compiled":
-        torch.compiler.reset()  # or nine losses would count as recompilations of one
-        pair = [torch.compile(f, fullgraph=True) for f in pair]
     if what == "forward":
         return [lambda f=f: f(*data) for f in pair]
     return [lambda f=f: f(*data).mean().backward() for f in pair]
@@ -87,8 +88,9 @@ def measure(batch, names, modes, rounds, calls):
         rival, data = BY_HAND[name], inputs(LOSSES[name], batch)
         loss = partial(LOSSES[name], **SETTINGS.get(name, {}))
         torch.testing.assert_close(loss(*data), rival(*data), rtol=1e-4, atol=1e-5)
+        pairs = {"eager": (loss, rival), "compiled": compiled(loss, rival)}
         for mode, what in product(modes, ("call", "forward")):
-            ours, by_hand = functions(loss, rival, data, mode, what)
+            ours, by_hand = functions(pairs[mode], data, what)
             for function in (ours, by_hand):
                 seconds_per_call(function, 20)  # compiles and warms up
             times = [
