@@ -172,3 +172,10 @@ def test_weights_of_tokens_are_learned_and_saved_with_the_model(tmp_path):
     again = PreferenceModule(tiny_llama(), "sparse_po", **settings)
     again.load_state_dict(stored, strict=False)
     assert torch.equal(again.token_weights.mix, module.token_weights.mix)
+
+
+def test_weights_of_tokens_are_not_sharded(monkeypatch):
+    module = PreferenceModule(tiny_llama(), "sparse_po", lora=LORA)
+    monkeypatch.setattr("torchmpo.finetune.module.is_sharded", lambda trainer: True)
+    with pytest.raises(UserError, match="sparse_po learns weights of tokens: train it unsharded"):
+        module.configure_model()
