@@ -108,7 +108,7 @@ SETTINGS = {
     "bvpo": [{"beta": 0.3, "mix": 0.6, "window": 0.4}],
     "tdpo": [{"beta": 0.3, "alpha": 0.7}, {"variant": "tdpo1"}],
     "tb_po": [{"beta": 0.3}],
-    "sparse_po": [{"beta": 0.3}],
+    "sparse_po": [{"beta": 0.3, "sparsity_coef": 0.2}],
     "spo_silu": [{"beta": 0.3}],
     "cpo_ipo": [{"beta": 0.3, "sft_coef": 0.7}],
     "plackett_luce": [{"beta": 0.3}],

@@ -627,12 +627,13 @@ def tb_po(c, r, rc, rr, kc, kr, mc, mr, nc, nr, *, beta):
     )
 
 
-def sparse_po(c, r, rc, rr, kc, kr, wc, wr, mc, mr, nc, nr, *, beta):
+def sparse_po(c, r, rc, rr, kc, kr, wc, wr, mc, mr, nc, nr, *, beta, sparsity_coef):
     sums = []
+    norm = total(counted(wc, mc), nc) + total(counted(wr, mr), nr)
     for y, ref, kl, weights, mask, n in ((c, rc, kc, wc, mc, nc), (r, rr, kr, wr, mr, nr)):
         h = zip(weights, y, ref, kl, strict=True)
         sums.append(total(counted([w * (a - b + k) for w, a, b, k in h], mask), n))
-    return -log_sigmoid(beta * (sums[0] - sums[1]))
+    return -log_sigmoid(beta * (sums[0] - sums[1])) + sparsity_coef * norm
 
 
 def kl(p, q):

@@ -124,7 +124,58 @@ def test_pairs_have_no_third_response():
         module.losses(module.pair_logps(DATA))
 
 
-def test_weights_of_tokens_are_ones_own():
+def test_weights_of_tokens_that_are_all_1_change_nothing():
+    module, plain = away("sparse_po"), away("tdpo", loss_args={"variant": "tdpo1"})
+    for layer in module.token_weights.eval().layers:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+    pair = module.pair_logps(DATA)
+    torch.testing.assert_close(module.losses(pair), plain.losses(plain.pair_logps(DATA)))
+    assert plain.token_weights is None
+
+
+def test_weights_of_tokens_are_the_published_formula_of_the_references_states():
+    module = away("sparse_po")
+    weights = module.token_weights.eval()
+    torch.nn.init.normal_(weights.norm.weight, generator=torch.Generator().manual_seed(0))
+    pair = module.pair_logps(DATA)
+    asked = {"input_ids": DATA["input_ids"], "attention_mask": DATA["attention_mask"]}
+    output = module.reference_policy.model(**asked, output_hidden_states=True)
+    total = 0.0
+    for layer, states in zip(weights.layers, output.hidden_states[1:], strict=True):
+        x = states[:, :-1].double()
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        x = x * weights.norm.weight.double() + weights.norm.bias.double()
+        total = total + (x @ layer.weight[0].double() + layer.bias.double()).clamp(min=0)
+    expected = (total / len(weights.layers)).clamp(min=0)
+    found = torch.cat([pair.chosen_step_weights, pair.rejected_step_weights]).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found[MASK] > 0).any()
+
+
+def test_weights_of_tokens_are_learned_and_saved_with_the_model(tmp_path):
+    settings = {"lora": LORA, "lr": 1e-2, "loss_args": {"beta": 0.5, "sparsity_coef": 1e-3}}
+    module = PreferenceModule(tiny_llama(), "sparse_po", **settings)
+    before = {k: v.clone() for k, v in module.token_weights.state_dict().items()}
+    trainer = fit(module, loader(batch_size=8), epochs=6)
+    assert trainer.logged_metrics["rewards/margins"] > 0
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    stored = checkpoint["state_dict"]
+    module.save(tmp_path)
+    saved = load_file(tmp_path / "token_weights.safetensors")
+    assert saved.keys() == before.keys()
+    for name, value in module.token_weights.state_dict().items():
+        assert not torch.equal(value, before[name]), name
+        assert torch.equal(value, saved[name])
+        assert torch.equal(value, stored[f"token_weights.{name}"])
+    again = PreferenceModule(tiny_llama(), "sparse_po", **settings)
+    again.load_state_dict(stored, strict=False)
+    assert torch.equal(again.token_weights.mix, module.token_weights.mix)
+
+
+def test_weights_of_tokens_are_not_sharded(monkeypatch):
     module = PreferenceModule(tiny_llama(), "sparse_po", lora=LORA)
-    with pytest.raises(UserError, match="the data have no chosen_step_weights"):
-        module.losses(module.pair_logps(DATA))
+    monkeypatch.setattr("torchmpo.finetune.module.is_sharded", lambda trainer: True)
+    with pytest.raises(UserError, match="sparse_po learns weights of tokens: train it unsharded"):
+        module.configure_model()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from loss_cases import make_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchmpo.losses import LOSSES
 
@@ -36,3 +37,26 @@ def test_it_is_the_same_formula(name):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the tensor operations inside it; what keeps gradients from the reference is free."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation != torch.ops.aten.detach.default
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_takes_hardly_more_operations(name):
+    """At most four more: guards of extremes, and numbers that may be tensors. Most need none."""
+    values = list(make_inputs(name, dtype=torch.float32).values())
+    formula = by_hand.BY_HAND[name]
+    count = formula.__code__.co_argcount - len(formula.__defaults__ or ())
+    with Operations() as ours:
+        LOSSES[name](*values[:count], **SETTINGS.get(name, {}))
+    with Operations() as theirs:
+        formula(*values[:count])
+    assert ours.count <= theirs.count + 4

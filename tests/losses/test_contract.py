@@ -152,7 +152,10 @@ SIGNATURES = {
         {"beta": 0.1, "alpha": 0.5, "variant": "tdpo2"},
     ),
     "tb_po": ((*BY_STEP, *STEP_KL, *MASKS, *LENGTHS), {"beta": 0.1}),
-    "sparse_po": ((*BY_STEP, *STEP_KL, *STEP_WEIGHTS, *MASKS, *LENGTHS), {"beta": 0.1}),
+    "sparse_po": (
+        (*BY_STEP, *STEP_KL, *STEP_WEIGHTS, *MASKS, *LENGTHS),
+        {"beta": 0.1, "sparsity_coef": 0.0},
+    ),
     "hypo": ((*PAIR, "own_logps", "ref_own_logps"), {"beta": 0.1, "kl_coef": 0.01}),
     "vpo_online": ((*PAIR, "calibration_logps"), {"beta": 0.1, "alpha": 0.1}),
     "bco_unpaired": (LABELLED, {"beta": 0.1, "desirable_coef": 1.0, "undesirable_coef": 1.0}),
@@ -444,7 +447,7 @@ def test_tensors_as_hyper_parameters_equal_numbers(name, hyper, dtype):
 
 # Integers, where a hyper-parameter has one in its range; others keep their defaults.
 INTEGERS = {
-    "kl_coef": 1,
+    **{"kl_coef": 1, "sparsity_coef": 1},
     **dict.fromkeys(("beta", "sft_coef", "po_coef", "delta", "ref_coef", "scale", "eta"), 2),
     **dict.fromkeys(("margin_coef", "reward_coef", "sharpness", "tau", "target_margin"), 1),
     **dict.fromkeys(("sigmoid_coef", "linear_coef", "softplus_coef"), 2),
@@ -762,7 +765,7 @@ RANGES = {
     ("r_dpo", "alpha"): "non-negative",
     ("vpo_offline", "alpha"): "non-negative",
     ("vpo_online", "alpha"): "non-negative",
-    "kl_coef": "non-negative",
+    **{"kl_coef": "non-negative", "sparsity_coef": "non-negative"},
     ("alpha_po", "alpha"): "finite",
     ("f_dpo", "alpha"): "finite",
     ("h_dpo", "alpha"): "positive",

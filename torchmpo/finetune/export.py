@@ -46,6 +46,9 @@ def export_checkpoint(
         content: Any = _load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint fails in any way
         raise UserError(f"{checkpoint} is not a checkpoint that can be read") from error
+    content["state_dict"] = {  # a loss's weights of tokens are no part of the model
+        k: v for k, v in content["state_dict"].items() if not k.startswith("token_weights.")
+    }
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"], strict=False)
     data = settings.get("data") or {}

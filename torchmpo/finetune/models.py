@@ -324,6 +324,20 @@ class TokenLogps(nn.Module):
         counted = logits[:, :-1][labels[:, 1:] != -100]
         return torch.log_softmax(counted.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What each layer makes of the tokens before each label.
+
+        Args:
+            input_ids, attention_mask: as for :meth:`forward`.
+
+        Returns:
+            ``[layers, batch, time − 1, size]``; position t is where token t + 1 is predicted.
+        """
+        output = self.model(
+            input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
+        )
+        return torch.stack(output.hidden_states[1:])[:, :, :-1]
+
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         body = self._causal().base_model
         return body(input_ids, attention_mask=attention_mask, use_cache=False)[0]

@@ -48,6 +48,7 @@ from torchmpo.finetune.schedule import check_numbers, rate
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
 from torchmpo.finetune.supply import check_cache, supply
 from torchmpo.finetune.term_weights import TermWeights, term_weights
+from torchmpo.finetune.token_weights import token_weights
 from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
 from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
@@ -209,6 +210,7 @@ class PreferenceModule(LightningModule):
         self.reference_policy = (
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
         )
+        self.token_weights = token_weights(self.objective, frozen or loaded, seed)
         self.starts_at_reference = other is None and (not adapters or fresh_adapter(loaded))
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
@@ -376,6 +378,8 @@ class PreferenceModule(LightningModule):
         """Where the Trainer's strategy is sharded, divide the model among the processes."""
         if not is_sharded(self._trainer) or self._sharded:
             return
+        if self.token_weights is not None:
+            raise UserError(f"{self.objective.name} learns weights of tokens: train it unsharded")
         self._sharded = True
         strategy: Any = self.trainer.strategy
         for policy in (self.policy, self.reference_policy):
@@ -559,6 +563,8 @@ class PreferenceModule(LightningModule):
             # Otherwise peft asks the hub whether the vocabulary has grown.
             options["save_embedding_layers"] = False
         model.save_pretrained(str(folder), **options)
+        if self.token_weights is not None:
+            self.token_weights.save(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
         write_card(folder, self)

@@ -23,6 +23,7 @@ from torchmpo.losses.coupled import (
     kto_pair_loss,
 )
 from torchmpo.losses.discopop import cell_loss, discopop_loss, padll_loss, pfl_loss
+from torchmpo.losses.found_by_search import closed_form_loss, colpo_loss
 from torchmpo.losses.judged import (
     madpo_loss,
     margin_dpo_loss,
@@ -71,8 +72,6 @@ from torchmpo.losses.reference_based import (
 )
 from torchmpo.losses.reference_free import (
     alpha_po_loss,
-    closed_form_loss,
-    colpo_loss,
     cpo_ipo_loss,
     cpo_loss,
     lpo_loss,

@@ -4,10 +4,11 @@ Hyper-parameters may be python numbers, whose range is checked here, or 0-d tens
 not: a tensor may be one member of a vmapped grid, and reading its value would break that.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from math import inf, isfinite
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 Scalar: TypeAlias = float | Tensor
@@ -25,6 +26,21 @@ def same_shape(optional: Sequence[str] = (), /, **tensors: Tensor | None) -> Non
         ValueError: one is missing or no tensor, two shapes differ (the message prints both), there
             is a dimension too many, or the first, if log-probabilities, are integers.
     """
+    shape = None
+    for name, tensor in tensors.items():
+        if type(tensor) is Tensor:
+            if tensor.shape == shape:
+                continue
+            if shape is None and tensor.dim() < 2 and tensor.is_floating_point():
+                shape = tensor.shape
+                continue
+        elif tensor is None and name in optional:
+            continue
+        _refuse(optional, tensors)  # mostly all is right; to say what is not takes longer
+        return
+
+
+def _refuse(optional: Sequence[str], tensors: dict[str, Tensor | None]) -> None:
     shape, first = None, ""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -52,8 +68,6 @@ def _kind(value: object) -> str:
 
 def _check(fits: Callable[[float], bool], what: str, values: dict[str, Scalar]) -> None:
     for name, value in values.items():
-        if type(value) is float and fits(value):  # mostly; the rest takes longer
-            continue
         if isinstance(value, Tensor):
             if value.dim():
                 raise ValueError(
@@ -68,49 +82,58 @@ def _check(fits: Callable[[float], bool], what: str, values: dict[str, Scalar]) 
             raise ValueError(f"{name} must be {what}; got {value!r}")
 
 
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
+def _checker(fits: Callable[[float], bool], what: str) -> Callable[..., None]:
+    """A function that refuses, by name, numbers which do not fit."""
+
+    def check(**values: Scalar) -> None:
+        for value in values.values():
+            if type(value) is not float or not fits(value):  # seldom; the rest takes longer
+                _check(fits, what, values)
+                return
+
+    return check
 
 
-def check_positive(**values: Scalar) -> None:
-    """Refuse what is not in (0, ∞)."""
-    _check(_positive, "positive and finite", values)
-
-
-def check_non_negative(**values: Scalar) -> None:
-    """Refuse what is not in [0, ∞)."""
-    _check(lambda v: 0 <= v < math.inf, "zero or positive, and finite", values)
-
-
-def check_finite(**values: Scalar) -> None:
-    """Refuse what is infinite or NaN."""
-    _check(lambda v: -math.inf < v < math.inf, "finite", values)
-
-
-def check_label_smoothing(label_smoothing: Scalar) -> None:
-    """Refuse what is outside [0, ½)."""
-    _check(lambda v: 0 <= v < 0.5, "in [0, 0.5)", {"label_smoothing": label_smoothing})
+check_positive = _checker(lambda v: 0 < v < inf, "positive and finite")
+check_non_negative = _checker(lambda v: 0 <= v < inf, "zero or positive, and finite")
+check_finite = _checker(isfinite, "finite")
+check_fraction = _checker(lambda v: 0 < v <= 1, "in (0, 1]")
+check_smoothing = _checker(lambda v: 0 <= v < 0.5, "in [0, 0.5)")
+check_not_nan = _checker(lambda v: -inf <= v <= inf, "a number")
 
 
 def check_within(low: float, high: float, **values: Scalar) -> None:
     """Refuse what is not in the open interval (low, high)."""
-    _check(lambda v: low < v < high, f"in ({low:g}, {high:g})", values)
-
-
-def check_fraction(**values: Scalar) -> None:
-    """Refuse what is outside (0, 1]."""
-    _check(lambda v: 0 < v <= 1, "in (0, 1]", values)
-
-
-def check_not_nan(**values: Scalar) -> None:
-    """Refuse NaN only."""
-    _check(lambda v: -math.inf <= v <= math.inf, "a number", values)
+    for value in values.values():
+        if type(value) is not float or not low < value < high:
+            _check(lambda v: low < v < high, f"in ({low:g}, {high:g})", values)
+            return
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a word that is not one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in that type; ``Tensor.to`` takes a microsecond where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def real(count: Tensor, dtype: torch.dtype) -> Tensor:
+    """A count of steps, to divide or to be divided by, in that type.
+
+    Integers are cast only where the type is not the default one, which a quotient takes anyway.
+    """
+    if count.is_floating_point() or dtype != torch.get_default_dtype():
+        return in_dtype(count, dtype)
+    return count
+
+
+def times(coef: Scalar, x: Tensor) -> Tensor:
+    """coef·x, which for the number 1 is x itself."""
+    return x if type(coef) is float and coef == 1.0 else coef * x
 
 
 def log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -167,4 +190,4 @@ def reduce_steps(logps: Tensor, lengths: Tensor | None, reduction: str) -> Tenso
         return logps
     if lengths is None:
         raise ValueError("reduction='mean' needs chosen_lengths and rejected_lengths")
-    return logps / lengths.to(logps.dtype)
+    return logps / real(lengths, logps.dtype)

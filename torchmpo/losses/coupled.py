@@ -16,9 +16,9 @@ from torch.nn.functional import logsigmoid
 from torchmpo.losses.arguments import (
     Scalar,
     check_finite,
-    check_label_smoothing,
     check_non_negative,
     check_positive,
+    check_smoothing,
     log_ratio,
     log_ratios,
     same_shape,
@@ -78,7 +78,7 @@ def aot_loss(
         ref_rejected_logps=ref_rejected_logps,
     )
     check_positive(beta=beta)
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     margin = torch.sort(chosen_logps - rejected_logps, dim=-1).values
     ref_margin = torch.sort(ref_chosen_logps - ref_rejected_logps, dim=-1).values
     return smoothed_logistic(beta * log_ratio(margin, ref_margin), label_smoothing)
@@ -129,7 +129,7 @@ def aot_unpaired_loss(
     [0.6931471824645996, 0.6931471824645996]
     """
     check_positive(beta=beta)
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
@@ -353,7 +353,7 @@ def dr_dpo_loss(
     """
     check_positive(temperature=temperature)
     x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
-    total = torch.logsumexp((logsigmoid(x) / temperature).flatten(), 0)
+    total = torch.logsumexp(logsigmoid(x) / temperature, 0)
     return temperature * (math.log(x.numel()) - total).expand_as(x)
 
 
@@ -413,7 +413,10 @@ def beta_dpo_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     d = chosen - rejected
-    dynamic = (beta * (1 + alpha * (d.detach().mean() - baseline))).clamp(min=1e-3)
+    mean = d.detach().mean()
+    if not (type(baseline) is float and baseline == 0.0):
+        mean = mean - baseline
+    dynamic = (beta * (1 + alpha * mean)).clamp(min=1e-3)
     return -logsigmoid(dynamic * d)
 
 

@@ -20,7 +20,9 @@ from torchmpo.losses.arguments import (
     check_non_negative,
     check_positive,
     check_within,
+    in_dtype,
     same_shape,
+    times,
 )
 from torchmpo.losses.logistic import logistic_preference_loss
 
@@ -28,7 +30,7 @@ from torchmpo.losses.logistic import logistic_preference_loss
 def _reward_margin(chosen_rewards: Tensor, rejected_rewards: Tensor, like: Tensor) -> Tensor:
     """R_c − R_r, subtracted as precisely as it is given, then in the type of the loss."""
     same_shape(chosen_logps=like, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
-    return (chosen_rewards - rejected_rewards).to(like.dtype)
+    return in_dtype(chosen_rewards - rejected_rewards, like.dtype)
 
 
 def soft_label_dpo_loss(
@@ -81,7 +83,7 @@ def soft_label_dpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        label=preference_probs.to(chosen_logps.dtype),
+        label=in_dtype(preference_probs, chosen_logps.dtype),
     )
 
 
@@ -140,7 +142,7 @@ def margin_dpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        margin=margin_coef * _reward_margin(chosen_rewards, rejected_rewards, chosen_logps),
+        margin=times(margin_coef, _reward_margin(chosen_rewards, rejected_rewards, chosen_logps)),
     )
 
 
@@ -198,7 +200,7 @@ def smpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        scale=scale * (2 * preference_probs - 1).to(chosen_logps.dtype),
+        scale=times(scale, in_dtype(2 * preference_probs - 1, chosen_logps.dtype)),
     )
 
 

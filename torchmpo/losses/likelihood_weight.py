@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.losses.arguments import Scalar, same_shape
+from torchmpo.losses.arguments import Scalar, in_dtype, same_shape
 from torchmpo.losses.logistic import dpo_loss
 from torchmpo.losses.numerics import MAX_EXPONENT
 
@@ -47,7 +47,7 @@ def likelihood_weight(
     total = chosen_mean_logps.detach() + rejected_mean_logps.detach()
     for collision in (chosen_log_collision, rejected_log_collision):
         if collision is not None:
-            total = total - collision.detach().to(total.dtype)
+            total = total - in_dtype(collision.detach(), total.dtype)
     return torch.exp(total.clamp(max=MAX_EXPONENT))
 
 
@@ -110,8 +110,7 @@ def wpo_loss(
     weight = likelihood_weight(
         chosen_mean_logps, rejected_mean_logps, chosen_log_collision, rejected_log_collision
     )
-    same_shape(chosen_logps=chosen_logps, chosen_mean_logps=chosen_mean_logps)
-    return weight * dpo_loss(
+    loss = dpo_loss(
         chosen_logps,
         rejected_logps,
         ref_chosen_logps,
@@ -119,6 +118,9 @@ def wpo_loss(
         beta=beta,
         label_smoothing=label_smoothing,
     )
+    if weight.shape != loss.shape:
+        same_shape(chosen_logps=chosen_logps, chosen_mean_logps=chosen_mean_logps)
+    return weight * loss
 
 
 class LikelihoodWeighted:

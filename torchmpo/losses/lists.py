@@ -15,9 +15,10 @@ from torchmpo.losses.arguments import (
     Scalar,
     check_choice,
     check_finite,
-    check_label_smoothing,
     check_non_negative,
     check_positive,
+    check_smoothing,
+    in_dtype,
     log_ratio,
     reduce_steps,
     same_shape,
@@ -179,11 +180,11 @@ def lambda_po_loss(list_logps: Tensor, ref_list_logps: Tensor, *, beta: Scalar =
     gain = torch.exp2((n - 1 - place) / (n - 1)) - 1
     order = scores.detach().argsort(dim=-1, descending=True, stable=True)
     now = order.argsort(dim=-1)
-    discount = 1 / torch.log(2 + now.to(wide))
+    discount = 1 / torch.log(in_dtype(2.0 + now, wide))
     weight = (gain[:, None] - gain).abs() * (discount[..., :, None] - discount[..., None, :]).abs()
     weight = torch.where(before, weight, 0.0)
     weight = weight * (n * (n - 1) / 2) / weight.sum((-2, -1), keepdim=True)
-    loss = weight.to(scores.dtype) * -logsigmoid(difference)
+    loss = in_dtype(weight, scores.dtype) * -logsigmoid(difference)
     return torch.where(before, loss, 0.0).sum((-2, -1))
 
 
@@ -255,7 +256,7 @@ def tpo_loss(
     check_positive(beta=beta)
     check_non_negative(sft_coef=sft_coef)
     check_finite(target_margin=target_margin)
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     check_choice("curve", curve, CURVES)
     chosen = reduce_steps(chosen_logps, chosen_lengths, reduction)
     rejected = reduce_steps(rejected_logps, rejected_lengths, reduction)

@@ -17,9 +17,9 @@ from torch.nn.functional import logsigmoid
 from torchmpo.losses.arguments import (
     Scalar,
     check_finite,
-    check_label_smoothing,
     check_non_negative,
     check_positive,
+    check_smoothing,
     log_ratio,
     same_shape,
 )
@@ -146,7 +146,7 @@ def dpo_loss(
     >>> dpo_loss(x, x, x, x).tolist()                    # log 2
     [0.6931471824645996]
     """
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     return logistic_preference_loss(
         chosen_logps,
         rejected_logps,
@@ -202,7 +202,7 @@ def robust_dpo_loss(
     >>> robust_dpo_loss(x, x, x, x, label_smoothing=0.25).tolist()       # log 2
     [0.6931471824645996]
     """
-    check_label_smoothing(label_smoothing)
+    check_smoothing(label_smoothing=label_smoothing)
     return logistic_preference_loss(
         chosen_logps,
         rejected_logps,

@@ -21,7 +21,7 @@ def at_most(x: Tensor, limit: float) -> Tensor:
     >>> torch.autograd.grad(at_most(x, 30.0).sum(), x)[0].tolist()
     [1.0, 1.0, 0.0]
     """
-    return torch.where(x > limit, limit, x)
+    return x.masked_fill(x > limit, limit)
 
 
 def exp_then_line(x: Tensor, limit: float = MAX_EXPONENT) -> Tensor:

@@ -9,26 +9,27 @@ reference's log-probabilities are data: no gradient reaches them.
 import torch
 from torch import Tensor
 
-from torchmpo.losses.arguments import Scalar, check_non_negative, log_ratio
+from torchmpo.losses.arguments import Scalar, check_non_negative
 from torchmpo.losses.logistic import dpo_loss
 
 
 def _check_drawn(chosen_logps: Tensor, least: int, **drawn: Tensor) -> None:
     """Refuse what is not ``[batch, n]`` (or ``[n]``, under ``torch.func.vmap``), n ≥ ``least``."""
-    shape, first = None, ""
+    shape, first, pairs = None, "", chosen_logps.shape
     for name, value in drawn.items():
         if not isinstance(value, Tensor):
             what = "None" if value is None else f"a {type(value).__name__}"
             raise ValueError(f"{name} must be a tensor [batch, n]; got {what}")
-        few = value.dim() and value.shape[-1] < least
-        if few or value.dim() != chosen_logps.dim() + 1 or value.shape[:-1] != chosen_logps.shape:
-            raise ValueError(
-                f"{name} must be [batch, n], n at least {least}; got shape {tuple(value.shape)}, "
-                f"and chosen_logps has {tuple(chosen_logps.shape)}"
-            )
         if not value.is_floating_point():
             raise ValueError(f"{name} must be floating point; got {value.dtype}")
-        if shape not in (None, value.shape):
+        if value.shape == shape:
+            continue
+        if value.shape[:-1] != pairs or not value.dim() or value.shape[-1] < least:
+            raise ValueError(
+                f"{name} must be [batch, n], n at least {least}; got shape {tuple(value.shape)}, "
+                f"and chosen_logps has {tuple(pairs)}"
+            )
+        if shape is not None:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, but {first} has {tuple(shape)}"
             )
@@ -106,7 +107,7 @@ def kl_surrogate(own_logps: Tensor, ref_own_logps: Tensor) -> Tensor:
     Returns:
         ``[...]``.
     """
-    ratio, n = log_ratio(own_logps, ref_own_logps).detach(), own_logps.shape[-1]
+    ratio, n = (own_logps - ref_own_logps).detach(), own_logps.shape[-1]
     advantage = (ratio - ratio.mean(-1, keepdim=True)) * (n / (n - 1))
     return torch.mean(advantage * own_logps, -1)
 

@@ -21,8 +21,10 @@ from torchmpo.losses.arguments import (
     check_non_negative,
     check_positive,
     check_within,
+    in_dtype,
     log_ratio,
     log_ratios,
+    real,
     same_shape,
 )
 
@@ -62,13 +64,14 @@ def _check_side(side: str, steps: dict[str, Tensor], mask: Tensor, lengths: Tens
 
 
 def _fits(steps: dict[str, Tensor], mask: Tensor, lengths: Tensor) -> bool:
-    every = (*steps.values(), mask, lengths)
-    if not all(isinstance(x, Tensor) for x in every) or steps["logps"].dim() not in (1, 2):
+    if type(mask) is not Tensor or type(lengths) is not Tensor:
         return False
-    floating = steps["logps"].is_floating_point() and steps["ref_logps"].is_floating_point()
     shape = mask.shape
-    same = all(x.shape == shape for x in steps.values()) and lengths.shape == shape[:-1]
-    return floating and same
+    for value in steps.values():
+        if type(value) is not Tensor or value.shape != shape:
+            return False
+    floating = steps["logps"].is_floating_point() and steps["ref_logps"].is_floating_point()
+    return floating and len(shape) in (1, 2) and lengths.shape == shape[:-1]
 
 
 def _ratios(
@@ -81,7 +84,8 @@ def _ratios(
     """h_t of both sides, of inputs that fit together."""
     _check_side("chosen", chosen, masks[0], lengths[0])
     _check_side("rejected", rejected, masks[1], lengths[1])
-    same_shape(chosen_lengths=lengths[0], rejected_lengths=lengths[1])
+    if lengths[0].shape != lengths[1].shape:
+        same_shape(chosen_lengths=lengths[0], rejected_lengths=lengths[1])
     check_positive(beta=beta)
     good = log_ratio(chosen["logps"], chosen["ref_logps"])
     return good, log_ratio(rejected["logps"], rejected["ref_logps"])
@@ -100,13 +104,13 @@ def _checked(
 
 
 def _side(ratio: Tensor, mask: Tensor, lengths: Tensor) -> Side:
-    wide, mask = torch.promote_types(ratio.dtype, torch.float32), mask.bool()
-    return ratio, mask, lengths.to(wide) / mask.sum(-1).clamp(min=1)
+    wide, mask = torch.promote_types(ratio.dtype, torch.float32), in_dtype(mask, torch.bool)
+    return ratio, mask, real(lengths, wide) / mask.sum(-1).clamp(min=1)
 
 
 def _total(values: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
     """The sum over a response's steps: the sum over those that are given, scaled up to all."""
-    return torch.where(mask, values, 0.0).sum(-1) * scale.to(values.dtype)
+    return torch.where(mask, values, 0.0).sum(-1) * in_dtype(scale, values.dtype)
 
 
 def _places(mask: Tensor, scale: Tensor) -> Tensor:
@@ -166,8 +170,9 @@ def samdpo_loss(
         chosen_logps=chosen_logps, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
     )
     check_positive(beta=beta)
-    steps = torch.minimum(chosen_lengths, rejected_lengths).to(chosen.dtype)
-    means = chosen / chosen_lengths.to(chosen.dtype) - rejected / rejected_lengths.to(chosen.dtype)
+    n_c, n_r = real(chosen_lengths, chosen.dtype), real(rejected_lengths, chosen.dtype)
+    steps = in_dtype(torch.minimum(chosen_lengths, rejected_lengths), chosen.dtype)
+    means = chosen / n_c - rejected / n_r
     return -logsigmoid(beta * steps * means)
 
 
@@ -244,8 +249,8 @@ def tdpo_loss(
     check_non_negative(alpha=alpha)
     check_choice("variant", variant, VARIANTS)
     margin = _total(*good) - _total(*bad)
-    kl_chosen = _total(chosen_step_kl.to(margin.dtype), *good[1:])
-    kl_rejected = _total(rejected_step_kl.to(margin.dtype), *bad[1:])
+    kl_chosen = _total(in_dtype(chosen_step_kl, margin.dtype), *good[1:])
+    kl_rejected = _total(in_dtype(rejected_step_kl, margin.dtype), *bad[1:])
     if variant == "tdpo1":
         return -logsigmoid(beta * (margin - (kl_rejected - kl_chosen)))
     return -logsigmoid(beta * (margin - alpha * (kl_rejected - kl_chosen.detach())))
@@ -266,42 +271,45 @@ def sparse_po_loss(
     rejected_lengths: Tensor,
     *,
     beta: Scalar = 0.1,
+    sparsity_coef: Scalar = 0.0,
 ) -> Tensor:
     """SparsePO: token-level DPO in which every token has a weight, most of them perhaps 0.
 
-    loss = −LS(β(Σm·h_c − Σm·h_r − (Σm·K_r − Σm·K_c)))
+    loss = −LS(β(Σm·h_c − Σm·h_r − (Σm·K_r − Σm·K_c))) + λ·(Σ|m_c| + Σ|m_r|)
 
     Args:
         chosen_step_logps, rejected_step_logps: ``[batch, time]``, nats.
         ref_chosen_step_logps, ref_rejected_step_logps: the same of the reference policy.
         chosen_step_kl, rejected_step_kl: ``[batch, time]``, K_t, nats, with gradients.
         chosen_step_weights, rejected_step_weights: ``[batch, time]``, m_t ≥ 0; a gradient reaches
-            them, so that a model of one's own may learn them.
+            them, so that they may be learned.
         chosen_mask, rejected_mask: ``[batch, time]``, whether a step counts.
         chosen_lengths, rejected_lengths: ``[batch]``, steps of the responses.
         beta: β > 0.
+        sparsity_coef: λ ≥ 0, per step: it makes learned weights sparse.
 
     Returns:
         ``[batch]``.
 
     Raises:
-        ValueError: shapes differ, or β is out of range.
+        ValueError: shapes differ, or a hyper-parameter is out of range.
 
     Bounds:
         bounded below by 0.
 
     Defaults:
-        β 0.1, the authors'.
+        β 0.1 and λ 0, the authors'; they also take λ 0.001, once for each term.
 
     Limits:
-        All m = 1 is TDPO1; all m = 0 is log 2.
+        All m = 1 is TDPO1, and with λ = 0 all m = 0 is log 2.
 
     Pitfalls:
-        Nothing but one's own code has the weights: the authors learn them on top of the model's
-        hidden states, or take them from the reference's activations. Neither the suite nor
-        fine-tuning supplies them. The authors also have a variant with other weights for K.
+        Fine-tuning learns the weights from the reference's hidden states, as the authors do; the
+        suite has none. Not offered are their variants with other weights for K and with weights
+        that are computed from the reference's activations.
 
-    Source: Christopoulou et al., arXiv 2410.05102, with one mask for both terms.
+    Source: Christopoulou et al., arXiv 2410.05102, and the authors' code, with one mask for both
+    terms.
 
     >>> x, kl, mask = torch.full((1, 4), -5.0), torch.zeros(1, 4), torch.ones(1, 4)
     >>> n = torch.tensor([4])
@@ -322,14 +330,26 @@ def sparse_po_loss(
     }
     masks, lengths = (chosen_mask, rejected_mask), (chosen_lengths, rejected_lengths)
     good, bad = _checked(chosen, rejected, masks, lengths, beta)
-    values = []
-    for (ratio, *rest), kl, weights in (
-        (good, chosen_step_kl, chosen_step_weights),
-        (bad, rejected_step_kl, rejected_step_weights),
-    ):
-        value = weights.to(ratio.dtype) * (ratio + kl.to(ratio.dtype))
-        values.append(_total(value, *rest))
-    return -logsigmoid(beta * (values[0] - values[1]))
+    check_non_negative(sparsity_coef=sparsity_coef)
+    chosen_total = _weighted_total(good, chosen_step_kl, chosen_step_weights)
+    rejected_total = _weighted_total(bad, rejected_step_kl, rejected_step_weights)
+    loss = -logsigmoid(beta * (chosen_total - rejected_total))
+    if type(sparsity_coef) is float and sparsity_coef == 0.0:
+        return loss
+    norms = [
+        _total(in_dtype(weights.abs(), ratio.dtype), mask, scale)
+        for weights, (ratio, mask, scale) in (
+            (chosen_step_weights, good),
+            (rejected_step_weights, bad),
+        )
+    ]
+    return loss + sparsity_coef * (norms[0] + norms[1])
+
+
+def _weighted_total(side: Side, kl: Tensor, weights: Tensor) -> Tensor:
+    ratio, mask, scale = side
+    values = in_dtype(weights, ratio.dtype) * (ratio + in_dtype(kl, ratio.dtype))
+    return _total(values, mask, scale)
 
 
 def tb_po_loss(
@@ -400,12 +420,12 @@ def tb_po_loss(
     }
     masks, lengths = (chosen_mask, rejected_mask), (chosen_lengths, rejected_lengths)
     good, bad = _ratios(chosen, rejected, masks, lengths, beta)
-    both = chosen_mask.bool() & rejected_mask.bool()
+    both = in_dtype(chosen_mask, torch.bool) & in_dtype(rejected_mask, torch.bool)
     dtype = good.dtype
-    margin = (good + chosen_step_kl.to(dtype)) - (bad + rejected_step_kl.to(dtype))
+    margin = (good + in_dtype(chosen_step_kl, dtype)) - (bad + in_dtype(rejected_step_kl, dtype))
     margin = torch.where(both, margin, 0.0)
     loss = torch.where(both, -logsigmoid(beta * margin), 0.0)
-    return loss.sum(-1) / both.sum(-1).clamp(min=1).to(loss.dtype)
+    return loss.sum(-1) / both.sum(-1).clamp(min=1)
 
 
 def ld_dpo_loss(

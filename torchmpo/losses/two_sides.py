@@ -6,6 +6,8 @@ h_r = r − r' the log-ratios, D = h_c − h_r, and LS the log of the logistic f
 minimised. The reference's log-probabilities are data: no gradient reaches them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -19,6 +21,7 @@ from torchmpo.losses.arguments import (
     log_ratios,
     reduce_steps,
     same_shape,
+    times,
 )
 from torchmpo.losses.numerics import exp_then_line
 
@@ -335,7 +338,7 @@ def cal_dpo_loss(
     )
     target = 1 / (2 * beta)
     calibration = (chosen - target).square() + (rejected + target).square()
-    return -logsigmoid(chosen - rejected) + calibration_coef * calibration
+    return -logsigmoid(chosen - rejected) + times(calibration_coef, calibration)
 
 
 def c2_dpo_loss(
@@ -495,7 +498,7 @@ def chi_po_loss(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     margin = beta * ((exp_then_line(chosen) + chosen) - (exp_then_line(rejected) + rejected))
-    end = torch.as_tensor(max_margin, dtype=margin.dtype, device=margin.device)
+    end: Any = max_margin.to(margin) if isinstance(max_margin, Tensor) else max_margin
     return -logsigmoid(margin.clamp(-end, end))
 
 
@@ -564,5 +567,5 @@ def mix_dpo_loss(
     return torch.where(
         chosen_rewards - rejected_rewards > threshold,
         -logsigmoid(beta * (chosen - rejected)),
-        -sft_coef * chosen_mean_logps,
+        -times(sft_coef, chosen_mean_logps),
     )

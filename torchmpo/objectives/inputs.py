@@ -16,7 +16,7 @@ class PairLogps(NamedTuple):
     ``[batch]``; ``preference_probs`` how likely the chosen response is the better one, ``[batch]``,
     in [0, 1]; ``*_step_logps`` and ``*_mask`` (bool, whether a step counts) per step,
     ``[batch, time]``, and so are ``*_step_kl``, KL(π_ref ‖ π) of a step's whole distribution
-    (nats, with gradients), and ``*_step_weights``, which only code of one's own has;
+    (nats, with gradients), and ``*_step_weights``, which fine-tuning learns and robots do not have;
     ``*_log_collision`` is the mean over the steps of log Σ_v π(v)², ``[batch]``, an integral for
     densities. ``gold_mean_logps`` is of a third response, ``[batch]``; ``list_logps`` and
     ``ref_list_logps`` of a ranked list of responses, best first, ``[batch, n]``: a pair is a list
