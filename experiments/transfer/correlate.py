@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,19 @@ def correlation(
     return {"rho": rho, "low": float(low), "high": float(high), "losses": len(names)}
 
 
+def reliability(scores: Scores) -> float | None:
+    """The share of the variance of losses' means that is not noise of their seeds, at most 1.
+
+    Its root is about the highest correlation that anything can have with these means. None where
+    there is one number to a loss.
+    """
+    if any(len(values) < 2 for values in scores.values()):
+        return None
+    means = np.array([values.mean() for values in scores.values()])
+    noise = np.mean([values.var(ddof=1) / len(values) for values in scores.values()])
+    return float(1 - noise / means.var(ddof=1))
+
+
 def verdict(found: Mapping[str, Any], without_simpo: Mapping[str, Any]) -> str:
     """The protocol's three words; "transfers" needs the number with SimPO and without."""
     if found["low"] <= 0:
@@ -146,11 +160,16 @@ def collect(results: Path) -> dict[str, Any]:
                 rows[-1] |= {"pair": which, "verdict": verdict(found, less)}
     if not rows:
         raise UserError(f"no regime in {results} has all its {len(LOSSES)} losses yet")
+    between = [
+        {"models": [one, other], **correlation(columns[one], columns[other])}
+        for one, other in combinations(columns, 2)
+    ]
     means = {
         name: {loss: round(float(values.mean()), 4) for loss, values in scores.items()}
         for name, scores in (regimes | columns).items()
     }
-    return {"correlations": rows, "means": means}
+    sure = {name: reliability(scores) for name, scores in (regimes | columns).items()}
+    return {"correlations": rows, "between_models": between, "reliability": sure, "means": means}
 
 
 def heat_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -206,6 +225,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"| {row['robots']} | {row['models']} | {row['losses']} | {text_of(row)} | "
                 f"{text_of(row['without_simpo'])} | {which} |"
             )
+        for row in found["between_models"]:
+            print(f"{' and '.join(row['models'])}: {text_of(row)}, {row['losses']} losses")
+        for name, share in found["reliability"].items():
+            if share is not None:
+                print(f"{name}: {100 * share:.0f} % of the variance of the losses' means is theirs")
 
     return exit_code(work, lambda: "interrupted")
 

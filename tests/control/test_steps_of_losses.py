@@ -39,7 +39,7 @@ def train(objective, hyper, *, std_kind="learned", **settings):
     policy, data = make_policy(std_kind=std_kind), make_data()
     start = make_population(policy, 3)
     config = InnerConfig(
-        **{"epochs": 2, "compile": False, "chunk_size": 2, "sft_epochs": 1} | settings
+        **{"epochs": 1, "compile": False, "chunk_size": 2, "sft_epochs": 1} | settings
     )
     own = {k: torch.tensor(v, dtype=torch.float64) for k, v in hyper.items()}
     return train_policies(policy, start, objective, own, data, config, 3), start
@@ -55,7 +55,7 @@ def test_tdpo_without_its_divergence_is_dpo(steps, std_kind):
     assert distance(dpo, start) > 1e-3
     assert distance(dpo, tdpo) < 1e-9
     other, _ = train(resolve("tdpo"), betas | {"alpha": [1.0] * 3}, **settings)
-    assert distance(tdpo, other) > 1e-4
+    assert distance(tdpo, other) > 1e-5
 
 
 @pytest.mark.parametrize("name", ["tdpo", "tb_po", "ld_dpo", "bvpo", "wpo", "samdpo", "sft@wpo"])
@@ -77,8 +77,8 @@ def test_the_divergence_holds_a_policy_where_it_started():
     def held(chosen_mean_logps, chosen_step_kl, ref_chosen_logps, *, weight=0.0):
         return weight * chosen_step_kl.sum(-1) - chosen_mean_logps
 
-    free, start = train(Objective(held), {"weight": [0.0] * 3}, epochs=10, sft_epochs=0)
-    close, _ = train(Objective(held), {"weight": [1e4] * 3}, epochs=10, sft_epochs=0)
+    free, start = train(Objective(held), {"weight": [0.0] * 3}, epochs=5, sft_epochs=0)
+    close, _ = train(Objective(held), {"weight": [1e4] * 3}, epochs=5, sft_epochs=0)
     assert distance(close, start) < 0.5 * distance(free, start)
 
 

@@ -112,6 +112,15 @@ def test_losses_are_those_of_both_sides():
     assert found["losses"] == 6
 
 
+def test_reliability_is_what_two_halves_of_the_seeds_have_in_common():
+    """With many seeds: Spearman and Brown's formula, from the correlation of the halves."""
+    scores = scores_of(np.random.default_rng(3).standard_normal(400), seeds=8, noise=3.0)
+    halves = np.array([[v[:4].mean(), v[4:].mean()] for v in scores.values()])
+    r = np.corrcoef(halves.T)[0, 1]
+    assert correlate.reliability(scores) == pytest.approx(2 * r / (1 + r), abs=0.05)
+    assert correlate.reliability(scores_of([1.0, 2.0])) is None
+
+
 @pytest.mark.parametrize(
     ("rho", "low", "less_rho", "less_low", "word"),
     [

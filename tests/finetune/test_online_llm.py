@@ -155,7 +155,7 @@ def whole(tmp_path_factory, settings) -> Path:
 # A run
 
 
-def test_rounds_are_labelled_trained_and_told(whole):
+def test_rounds_are_labelled_trained_and_told(whole, settings):
     rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
     assert [(row["round"], row["pairs"]) for row in rows] == [("1", "8"), ("2", "8")]
     prompts = set()
@@ -175,7 +175,7 @@ def test_rounds_are_labelled_trained_and_told(whole):
     assert len(prompts) == 16  # none comes again before all of them were asked
     card = (whole / "adapter/README.md").read_text()
     assert f"{sum(int(row['labels']) for row in rows)} labels by `test_online_llm:" in card
-    assert "An adapter for `base0`" in card
+    assert f"An adapter for `{Path(settings['model']['model']).name}`" in card
     assert not list(whole.rglob("last.ckpt"))
 
 
