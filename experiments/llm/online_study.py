@@ -400,6 +400,7 @@ def prepare(
     world = World(of_world, out, lm, judges, parts["prompts"], vader=False)
     card = _json(lm / "card.json")
     del card["seconds"]  # which it took to make it here
+    card.pop("validation_losses", None)  # which older models do not have
     arms = {arm: ARMS[arm] for arm in settings.arms}
     about = json.loads(json.dumps({"settings": asdict(settings), "arms": arms, "lm": card}))
     (out / "pieces").mkdir(parents=True, exist_ok=True)

@@ -463,10 +463,12 @@ def prepare(out: Path, smoke: bool, reviews_file: str | None) -> World:
         line = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in found.items())
         print(f"{role}: held-out accuracy {line}", flush=True)
     lm = lm_folder(TINY if smoke else LmSettings(), parts, own)
+    card = json.loads((lm / "card.json").read_text("utf-8"))
+    card.pop("validation_losses", None)  # which older models do not have
     about = {
         "settings": asdict(settings),
         "grid": {loss: trial_settings(loss, settings.trials) for loss in settings.losses},
-        "lm": json.loads((lm / "card.json").read_text("utf-8")),
+        "lm": card,
         "reviews": {name: len(part) for name, part in parts.items()},
         "accuracy": accuracy,
     }

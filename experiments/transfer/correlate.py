@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from experiments.transfer.sentiment import KINDS, SETTINGS
+from experiments.transfer.sentiment import KINDS, SETTINGS, TransferStudy
 from torchmpo.diagnose.cells import seed_scores
 from torchmpo.figures import new_figure
 from torchmpo.runs.errors import UserError, exit_code
@@ -31,9 +31,8 @@ from torchmpo.runs.seeding import derive_seed
 LOSSES = tuple(SETTINGS)
 PROFILES = ("llm_like", "anchored")
 DATA = ("best_of:4", "noisy:0.3", "base", "mixed", "graded:0-0.4")
-SEEDS = 5  # of the sentiment study
+SEEDS = TransferStudy().seeds
 DRAWS = 10_000
-FEWEST = 6  # common losses of a published table that counts
 PRIMARY = ("llm_like, best_of:4", "sentiment, best_of")
 SECONDARY = ("anchored, noisy:0.3", "sentiment, noisy:0.3")
 Scores = Mapping[str, NDArray[np.float64]]  # a loss's seeds: [seeds]
@@ -96,8 +95,8 @@ def correlation(
 ) -> dict[str, Any]:
     """Spearman's ρ of the losses' means, with the 95 % percentile interval of a bootstrap.
 
-    Losses are drawn with replacement, and the seeds of each loss within it. A draw in which one
-    side has one value only says nothing, and is drawn for nothing.
+    Losses are drawn with replacement, and the seeds of each loss within it. A draw in which all
+    values of a side are equal is left out.
 
     Returns:
         ``{"rho", "low", "high", "losses"}``.
@@ -122,14 +121,18 @@ def correlation(
 def reliability(scores: Scores) -> float | None:
     """The share of the variance of losses' means that is not noise of their seeds, at most 1.
 
-    Its root is about the highest correlation that anything can have with these means. None where
+    What a seed does to all losses alike is no noise: it leaves their order alone. The root of the
+    share is the correlation that a perfect predictor has with these means, on average. None where
     there is one number to a loss.
     """
-    if any(len(values) < 2 for values in scores.values()):
+    values = np.stack([*scores.values()])  # [losses, seeds]
+    losses, seeds = values.shape
+    if seeds < 2:
         return None
-    means = np.array([values.mean() for values in scores.values()])
-    noise = np.mean([values.var(ddof=1) / len(values) for values in scores.values()])
-    return float(1 - noise / means.var(ddof=1))
+    values = values - values.mean(0)
+    means = values.mean(1)
+    left = ((values - means[:, None]) ** 2).sum() / ((losses - 1) * (seeds - 1))
+    return float(1 - left / seeds / means.var(ddof=1))
 
 
 def verdict(found: Mapping[str, Any], without_simpo: Mapping[str, Any]) -> str:
@@ -173,7 +176,7 @@ def collect(results: Path) -> dict[str, Any]:
 
 
 def heat_map(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Every correlation as a cell; those of published tables of few losses are grey text."""
+    """Every correlation as a cell with its interval; the planned pairs in bold."""
     regimes, studies = (
         list(dict.fromkeys(row[side] for row in rows)) for side in ("robots", "models")
     )
@@ -219,8 +222,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("| robots | language models | losses | ρ | ρ without simpo | |\n" + "|---" * 6 + "|")
         for row in found["correlations"]:
             which = f"{row['pair']}: {row['verdict']}" if "pair" in row else ""
-            if row["losses"] < FEWEST:
-                which = "fewer than six losses: not counted"
             print(
                 f"| {row['robots']} | {row['models']} | {row['losses']} | {text_of(row)} | "
                 f"{text_of(row['without_simpo'])} | {which} |"

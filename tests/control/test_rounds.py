@@ -183,6 +183,14 @@ def test_self_play_on_trajectories_of_another_time_limit(cache, tmp_path):
     assert all(value.isfinite().all() for value in train(bed).values())
 
 
+def test_self_play_on_trajectories_that_count_from_a_later_step_is_refused(cache, tmp_path):
+    own = bed_of(cache).dataset
+    replace(own, begins=torch.ones_like(own.lengths)).save(tmp_path / "pairs.npz")
+    bed = bed_of(cache, str(tmp_path / "pairs.npz"), count=2, loop="spin")
+    with pytest.raises(UserError, match="loop spin compares whole trajectories"):
+        train(bed)
+
+
 def test_an_extragradient_round_steps_from_where_its_half_step_began(cache, monkeypatch):
     from torchmpo.control import rounds
 

@@ -453,6 +453,7 @@ def test_settings_reach_the_training(no_run):
             "reference_sync": 2,
             "reference_mix": 0.5,
             "chunk_size": 5,
+            "pairs_per_epoch": None,
             "compile": False,
         }
     protocol = asdict(setup.protocol)

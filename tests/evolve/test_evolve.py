@@ -325,6 +325,7 @@ def test_smoke_run_on_two_actors_gives_the_same_bytes(tmp_path):
     process of its own, which Ray may fill with threads and files as it likes)."""
     flags = ["--preset", "smoke", "--pairs", "4", "--episode_steps", "10", "--chunk_size", "3"]
     flags += ["--rounds", "2", "--data", "noisy:0.3,mixed", "--curriculum", "regret"]
+    flags += ["--rivals", "slic_hf"]
     for actors in ("0", "2"):
         where = ["--num_actors", actors, "--num_threads", "1", "--out", actors]
         command = [sys.executable, "-m", "torchmpo.evolve", *flags, *where]
@@ -574,7 +575,7 @@ def test_a_rival_or_a_start_that_has_changed_is_noticed(capsys, no_run, monkeypa
 
 
 def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(capsys):
-    short = ["--episode_steps", "10", "--final_seeds", "2"]
+    short = ["--episode_steps", "10", "--final_seeds", "2", "--rivals", "sft,orpo"]
     flags = ["--preset", "smoke", "--learning_rate", "null", "--rival_trials", "3", *short, "--out"]
     assert main([*flags, "run"]) == 0
     found = json.loads(Path("run/learning_rate.json").read_text())

@@ -118,6 +118,9 @@ def test_reliability_is_what_two_halves_of_the_seeds_have_in_common():
     halves = np.array([[v[:4].mean(), v[4:].mean()] for v in scores.values()])
     r = np.corrcoef(halves.T)[0, 1]
     assert correlate.reliability(scores) == pytest.approx(2 * r / (1 + r), abs=0.05)
+    shared = np.linspace(-50, 50, 8)  # what a seed does to all alike
+    moved = {loss: values + shared for loss, values in scores.items()}
+    assert correlate.reliability(moved) == pytest.approx(correlate.reliability(scores))
     assert correlate.reliability(scores_of([1.0, 2.0])) is None
 
 
@@ -159,7 +162,7 @@ def test_what_is_finished_is_correlated(tmp_path, capsys):
     assert rows["sentiment, best_of"]["pair"] == "primary"
     assert rows["sentiment, best_of"]["verdict"] == "transfers"
     assert rows["sentiment, best_of, plain"]["rho"] < 0
-    assert [rows[name]["losses"] for name in correlate.published()] == [10, 9]
+    assert [rows[name]["losses"] for name in correlate.published()] == [9, 9]
     # The worst run stands for the seed that diverged: 0 of the first loss.
     assert found["means"]["llm_like, best_of:4"]["dpo"] == pytest.approx(
         (0.1 + 0.11 + 0.0) / 3, abs=1e-4
@@ -171,4 +174,4 @@ def test_what_is_finished_is_correlated(tmp_path, capsys):
 def test_published_losses_are_of_the_protocol():
     for scores in correlate.published().values():
         assert set(scores) <= set(correlate.LOSSES)
-        assert len(scores) >= correlate.FEWEST
+        assert len(scores) >= 6  # fewer are not counted

@@ -153,6 +153,8 @@ def train_in_rounds(
     sizes, begin = rounds.labels(len(bed.dataset)), 0
     if rounds.loop == "spin":
         check_lists(objective, 2, "a round of loop spin")
+        if any(data.begins is not None for data in offline):
+            raise UserError("loop spin compares whole trajectories: leave out fork and begins")
     each = inner.sft_epochs + inner.epochs
     kept: dict[int, Params] = {}  # the policies that the reference is, by member
     past: list[list[PreferenceDataset]] = []  # data of the rounds so far

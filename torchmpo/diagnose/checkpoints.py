@@ -42,7 +42,8 @@ def proxy_judge(
     """The score of a ``proxy:B`` judge, in units of return; None for any other judge.
 
     R̂ = R + B·sd(R)·z(effort), with the standard deviations and the mean of the trajectories in the
-    pairs of ``data``. So it is linear, and the score of means is the mean score.
+    pairs of ``data``, each once; of ``pairs:N``, those that are left. So it is linear, and the
+    score of means is the mean score.
 
     Returns:
         (return, its parts as in :func:`torchmpo.control.components.return_components`) → score.

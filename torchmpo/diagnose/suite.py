@@ -207,7 +207,7 @@ def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, An
         found[role], components[role] = returns[0].tolist(), parts.means(returns)[0]
     config = testbed.config
     if config.start == "original" and (config.sample or config.policy != "gaussian"):
-        # No other draws than the agents': their returns stay what they are without it.
+        # After the agents, so that their returns stay the same.
         start = stack_policies(testbed.policy.trainable(), 1)
         found["start"] = testbed.evaluate(start, episodes, states)[0].tolist()
     return found | ({"components": components} if all(components.values()) else {})

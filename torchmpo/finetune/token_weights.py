@@ -80,6 +80,6 @@ def token_weights(
     if not any("_step_weights" in name for name in objective.inputs):
         return None
     config = model.config.get_text_config()
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "token_weights"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "token_weights"))
         return TokenWeights(config.num_hidden_layers, config.hidden_size)

@@ -266,13 +266,12 @@ def agents(run: Run) -> Markup:
         returns = [r for r in run.anchors.get(role, []) if finite(r)]
         ends = [min(returns), max(returns)] if returns else [None, None]
         numbers = [entry["mean"], entry["se"], *ends, len(returns) or None]
-        score = number((entry["mean"] - low) / (high - low), 2) if run.scaled else "–"
-        known = {"original": "0", "target": "1"} if run.scaled else {}
         name = "start of training" if role == "start" else f"{role} agent"
-        text = known.get(role, score)
+        score = (entry["mean"] - low) / (high - low) if run.scaled else None
+        text = number(score, 2 if role == "start" else 0)
         lines.append([heading(name), amount(None, text=text), *map(amount, numbers)])
     head = ["", "#score", "#mean return", "#s.e.", "#lowest", "#highest", "#episodes"]
-    return table(head, lines, "The agents that made the data", "")
+    return table(head, lines, "The agents that made the data, and the start", "")
 
 
 def data_kinds(run: Run) -> list[Markup]:
