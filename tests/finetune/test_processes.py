@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,9 +122,7 @@ def folder(tmp_path_factory):
 def _torchrun(fits):
     """As on two machines: each has a torchrun, and one process."""
     Path("fits.json").write_text(json.dumps(fits))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(_free_port())
     both = [
         subprocess.Popen(
             [
@@ -137,9 +138,21 @@ def _torchrun(fits):
         )
         for rank in range(2)
     ]
-    for process in both:
-        text = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, text[-5000:]
+    with ThreadPoolExecutor(2) as pool:
+        said = [pool.submit(process.communicate) for process in both]
+        for process in both if wait(said, timeout=300).not_done else ():
+            process.kill()  # what both had said tells which one was waited for
+        texts = [one.result()[0][-5000:] for one in said]
+    assert [process.returncode for process in both] == [0, 0], "\n\n".join(texts)
+
+
+def _free_port():
+    """One that no program is given by chance before it is used: Linux gives those from 32768 on."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def numbers(folder):
