@@ -395,13 +395,9 @@ def cell_path(folder: Path, kind: str, loss: str, what: str, number: int) -> Pat
     return folder / "cells" / f"{kind.replace(':', '_')}-{loss}-{what}-{number}.json"
 
 
-def best_setting(folder: Path, settings: StudySettings, kind: str, loss: str) -> dict[str, Any]:
+def best_setting(paths: Sequence[Path]) -> dict[str, Any]:
     """That of the trial with the highest validation win rate; the first of equals."""
-    count = len(trial_settings(loss, settings.trials))
-    trials = [
-        json.loads(cell_path(folder, kind, loss, "trial", i).read_text("utf-8"))
-        for i in range(count)
-    ]
+    trials = [json.loads(path.read_text("utf-8")) for path in paths]
     rates = [-1.0 if t["validation"] is None else t["validation"] for t in trials]
     return trials[rates.index(max(rates))]["setting"]
 
@@ -422,7 +418,9 @@ def run_study(world: World) -> None:
         if what == "trial":
             found = run_trial(world, kind, loss, trial_settings(loss, settings.trials)[number])
         else:
-            chosen = best_setting(folder, settings, kind, loss)
+            count = len(trial_settings(loss, settings.trials))
+            trials = [cell_path(folder, kind, loss, "trial", i) for i in range(count)]
+            chosen = best_setting(trials)
             found = run_final(world, kind, loss, chosen, number)
         spent[what].append(time.perf_counter() - started)
         found = {"kind": kind, "loss": loss, "what": what, "number": number} | found

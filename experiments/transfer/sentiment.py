@@ -31,7 +31,14 @@ from numpy.typing import NDArray
 from experiments.llm.reviews import load_reviews, splits
 from experiments.llm.sampling import Answer, answer_kl, sample
 from experiments.llm.sentiment import ROLES, SentimentClassifier, bradley_terry, classifier
-from experiments.llm.sentiment_study import StudySettings, World, distinct, quiet, train
+from experiments.llm.sentiment_study import (
+    StudySettings,
+    World,
+    best_setting,
+    distinct,
+    quiet,
+    train,
+)
 from experiments.llm.small_lm import TINY, LmSettings, lm_folder
 from torchmpo.runs.errors import Diverged, UserError, exit_code
 from torchmpo.runs.files import alone_in, write_atomic
@@ -303,14 +310,6 @@ def piece_path(folder: Path, kind: str, piece: Piece) -> Path:
     return folder / kind.replace(":", "_") / "{}-{}-{}.json".format(*piece)
 
 
-def best_setting(folder: Path, study: TransferStudy, kind: str, loss: str) -> dict[str, Any]:
-    """That of the trial with the highest win rate at matched divergence; the first of equals."""
-    paths = [piece_path(folder, kind, (loss, "trial", i)) for i in range(study.trials)]
-    trials = [json.loads(path.read_text("utf-8")) for path in paths]
-    rates = [-1.0 if t["validation"] is None else t["validation"] for t in trials]
-    return trials[rates.index(max(rates))]["setting"]
-
-
 def run_kind(world: World, study: TransferStudy, kind: str, losses: Sequence[str]) -> None:
     """Every piece of one kind of data that is not there yet."""
     todo = [p for p in pieces(study, losses) if not piece_path(world.folder, kind, p).exists()]
@@ -321,7 +320,8 @@ def run_kind(world: World, study: TransferStudy, kind: str, losses: Sequence[str
         if what == "trial":
             found = run_trial(world, study, kind, loss, number)
         else:
-            setting = best_setting(world.folder, study, kind, loss)
+            trials = ((loss, "trial", i) for i in range(study.trials))
+            setting = best_setting([piece_path(world.folder, kind, trial) for trial in trials])
             found = run_seed(world, study, kind, loss, setting, number)
         now = time.perf_counter()
         found = {"kind": kind, "loss": loss, "what": what, "number": number} | found

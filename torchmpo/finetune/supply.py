@@ -48,7 +48,6 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
             values |= _mismatched(module, batch)
     else:
         size = len(batch["index"])
-        args = batch["input_ids"], batch["attention_mask"]
         means = sums / lengths.clamp(min=1)
         values = _sides("logps", sums, size) | _sides("mean_logps", means, size)
         values |= _sides("lengths", lengths, size)
@@ -64,7 +63,8 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
             values |= _sides("step_logps", ref_steps, size, "ref_")
         values |= _of_distributions(module, batch, mask)
         if module.token_weights is not None:
-            hidden = module.under_reference(lambda policy: policy.hidden_states(*args))
+            asked = batch["input_ids"], batch["attention_mask"]
+            hidden = module.under_reference(lambda policy: policy.hidden_states(*asked))
             values |= _sides("step_weights", module.token_weights(hidden), size)
         for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
             if name in batch:
