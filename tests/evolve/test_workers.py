@@ -217,12 +217,14 @@ class Nodes:
         return self.problem(2)
 
     def both_work(self):
-        """Wait until an actor of each node is ready for work."""
+        """Wait until an actor of each node is ready for work, and let each do some."""
         deadline = time.monotonic() + 120
         while len(self.spread._actors.idle) < 2 and time.monotonic() < deadline:
             self.spread(self.vectors, 0)
             time.sleep(0.2)
         assert len(self.spread._actors.idle) == 2
+        # One that was ready after the last chunk had gone has not read its data yet.
+        self.spread(self.vectors, 0)
 
     def stored(self):
         """Bytes ever put into each living node's object store."""
