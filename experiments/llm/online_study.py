@@ -27,10 +27,10 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -40,6 +40,7 @@ import numpy as np
 import torch
 import transformers
 
+from experiments.llm.pieces import keep_what_it_is, make_missing, read_json
 from experiments.llm.reviews import load_reviews, splits
 from experiments.llm.sampling import answer_kl, sample
 from experiments.llm.sentiment import ROLES, bradley_terry, classifier
@@ -50,6 +51,7 @@ from experiments.llm.sentiment_study import (
     compare,
     distinct,
     quiet,
+    what_came,
 )
 from experiments.llm.small_lm import TINY, LmSettings, lm_folder
 from torchmpo.finetune.loading import load_model
@@ -144,7 +146,7 @@ def piece_path(folder: Path, piece: Piece) -> Path:
 
 def best_rate(folder: Path, settings: OnlineStudy, arm: str) -> float:
     """That of the trial with the highest validation win rate; the first of equals."""
-    found = [_json(piece_path(folder, (arm, "trial", i))) for i in range(len(settings.rates))]
+    found = [read_json(piece_path(folder, (arm, "trial", i))) for i in range(len(settings.rates))]
     rates = [-1.0 if trial["validation"] is None else trial["validation"] for trial in found]
     return settings.rates[rates.index(max(rates))]
 
@@ -195,7 +197,7 @@ def trained(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float
     shutil.rmtree(out, ignore_errors=True)
     with redirect_stdout(StringIO()):
         folder = train_online(given, judge=annotator, out=out)
-    table = [_json(path) for path in sorted(out.glob("rounds/*/metrics.json"))]
+    table = [read_json(path) for path in sorted(out.glob("rounds/*/metrics.json"))]
     logs = out.glob("rounds/*/fit/log/version_0/metrics.csv")
     numbers = {
         "labels": sum(row["labels"] for row in table),
@@ -253,31 +255,18 @@ def run_seed(
 
 def run_study(world: World, settings: OnlineStudy, lm: Path) -> None:
     """Every piece that is not there yet."""
-    todo = [piece for piece in pieces(settings) if not piece_path(world.folder, piece).exists()]
-    spent: list[float] = []
-    for done, piece in enumerate(todo):
+
+    def make(piece: Piece) -> dict[str, Any]:
         arm, what, number = piece
-        started = time.perf_counter()
         if what == "trial":
             rate = settings.rates[number]
             found = run_trial(world, settings, lm, arm, rate)
         else:
-            whose = arm if what == "seed" else offline_of(arm)
-            rate = best_rate(world.folder, settings, whose)
+            rate = best_rate(world.folder, settings, arm if what == "seed" else offline_of(arm))
             found = run_seed(world, settings, lm, arm, rate, number)
-        spent.append(time.perf_counter() - started)
-        found = {"arm": arm, "what": what, "number": number, "rate": rate} | found
-        write_atomic(
-            piece_path(world.folder, piece), json.dumps(found, ensure_ascii=False, indent=0) + "\n"
-        )
-        won = found.get("validation") or 100 * float(np.mean(found.get("preferences", np.nan)))
-        left = float(np.mean(spent)) * (len(todo) - done - 1) / 60
-        print(
-            f"{done + 1}/{len(todo)} {arm} {what} {number}  lr={rate:g}  win rate {won:.1f}  "
-            + (f"KL {found['kl']:.1f}  " if "kl" in found else "")
-            + f"{spent[-1]:.0f} s  {left:.0f} min left",
-            flush=True,
-        )
+        return {"arm": arm, "what": what, "number": number, "rate": rate} | found
+
+    make_missing(pieces(settings), partial(piece_path, world.folder), make, what_came)
 
 
 def write_results(folder: Path) -> str:
@@ -288,16 +277,16 @@ def write_results(folder: Path) -> str:
     Raises:
         UserError: no arm has all its seeds.
     """
-    settings = _json(folder / "study.json")["settings"]
+    settings = read_json(folder / "study.json")["settings"]
     numbers = range(1, settings["seeds"] + 1)
     wins: dict[str, np.ndarray] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for arm, what in product(settings["arms"], ("seed", "same_rate")):
+    for arm, what in product(ARMS, ("seed", "same_rate")):
         paths = [piece_path(folder, (arm, what, number)) for number in numbers]
         if not all(path.exists() for path in paths):
             continue
         name = arm if what == "seed" else f"{arm} at {offline_of(arm)}'s rate"
-        found = [_json(path) for path in paths]
+        found = [read_json(path) for path in paths]
         rows[name], wins[name] = _row(found, settings["test"])
     if not rows:
         raise UserError(f"no arm in {folder} has all its seeds yet")
@@ -361,23 +350,6 @@ def chosen_arms(words: str | None, smoke: bool) -> OnlineStudy:
     return replace(settings, arms=tuple(arm for arm in ARMS if arm in arms))
 
 
-def grown(known: dict[str, Any], about: dict[str, Any]) -> dict[str, Any] | None:
-    """What a folder holds when the arms of ``about`` are there, too; None if they do not fit it.
-
-    Args:
-        known, about: ``study.json``, as it is and as this run would write it.
-    """
-    own = known["settings"]["arms"], about["settings"]["arms"]
-    arms = [arm for arm in ARMS if arm in {*own[0], *own[1]}]
-    settings = about["settings"] | {"arms": arms}
-    found = about | {"settings": settings, "arms": {arm: list(ARMS[arm]) for arm in arms}}
-    before = found | {
-        "settings": settings | {"arms": own[0]},
-        "arms": {arm: list(ARMS.get(arm, ())) for arm in known["arms"]},
-    }
-    return found if before == known else None
-
-
 def prepare(
     out: Path, smoke: bool, reviews_file: str | None, settings: OnlineStudy
 ) -> tuple[World, Path]:
@@ -398,24 +370,14 @@ def prepare(
         new_tokens=settings.new_tokens,
     )
     world = World(of_world, out, lm, judges, parts["prompts"], vader=False)
-    card = _json(lm / "card.json")
+    card = read_json(lm / "card.json")
     del card["seconds"]  # which it took to make it here
     card.pop("validation_losses", None)  # which older models do not have
-    arms = {arm: ARMS[arm] for arm in settings.arms}
-    about = json.loads(json.dumps({"settings": asdict(settings), "arms": arms, "lm": card}))
-    (out / "pieces").mkdir(parents=True, exist_ok=True)
-    path = out / "study.json"
-    if path.exists() and (about := grown(_json(path), about)) is None:
-        raise UserError(f"{out} holds a run with other settings or models: choose another --out")
-    write_atomic(path, json.dumps(about, indent=1) + "\n")
+    # Without the arms: a folder may get more of them.
+    numbers = {name: value for name, value in asdict(settings).items() if name != "arms"}
+    keep_what_it_is(out, {"settings": numbers, "lm": card})
+    (out / "pieces").mkdir(exist_ok=True)
     return world, lm
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,6 @@ import json
 import logging
 import random
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.llm.pieces import keep_what_it_is, make_missing
 from experiments.llm.reviews import load_reviews, splits
 from experiments.llm.sampling import answer_kl, sample
 from experiments.llm.sentiment import (
@@ -411,34 +411,25 @@ def run_study(world: World) -> None:
         folder / "pairs.json",
         lambda: {kind: describe_pairs(world, kind, 1) for kind in settings.kinds},
     )
-    todo = [cell for cell in cells(settings) if not cell_path(folder, *cell).exists()]
-    spent: dict[str, list[float]] = {"trial": [], "seed": []}
-    for done, (kind, loss, what, number) in enumerate(todo):
-        started = time.perf_counter()
+
+    def make(cell: tuple[str, str, str, int]) -> dict[str, Any]:
+        kind, loss, what, number = cell
+        grid = trial_settings(loss, settings.trials)
         if what == "trial":
-            found = run_trial(world, kind, loss, trial_settings(loss, settings.trials)[number])
+            found = run_trial(world, kind, loss, grid[number])
         else:
-            count = len(trial_settings(loss, settings.trials))
-            trials = [cell_path(folder, kind, loss, "trial", i) for i in range(count)]
-            chosen = best_setting(trials)
-            found = run_final(world, kind, loss, chosen, number)
-        spent[what].append(time.perf_counter() - started)
-        found = {"kind": kind, "loss": loss, "what": what, "number": number} | found
-        found["seconds"] = round(spent[what][-1], 2)
-        write_atomic(
-            cell_path(folder, kind, loss, what, number), json.dumps(found, ensure_ascii=False)
-        )
-        every = spent["trial"] + spent["seed"]
-        rest = [cell[2] for cell in todo[done + 1 :]]
-        left = sum(rest.count(w) * float(np.mean(s or every)) for w, s in spent.items())
-        rate = found.get("validation") or 100 * float(np.mean(found.get("preferences", np.nan)))
-        print(
-            f"{done + 1}/{len(todo)} {kind} {loss} {what} {number}  {_short(found['setting'])}  "
-            f"win rate {rate:.1f}  "
-            + (f"KL {found['kl']:.1f}  " if "kl" in found else "")
-            + f"{found['seconds']:.0f} s  {left / 60:.0f} min left",
-            flush=True,
-        )
+            trials = [cell_path(folder, kind, loss, "trial", i) for i in range(len(grid))]
+            found = run_final(world, kind, loss, best_setting(trials), number)
+        return {"kind": kind, "loss": loss, "what": what, "number": number} | found
+
+    make_missing(cells(settings), lambda cell: cell_path(folder, *cell), make, what_came)
+
+
+def what_came(found: dict[str, Any]) -> str:
+    """A piece of a study, for people."""
+    won = found.get("validation") or 100 * float(np.mean(found.get("preferences", np.nan)))
+    setting = f"{_short(found['setting'])}  " if "setting" in found else f"lr={found['rate']:g}  "
+    return f"{setting}win rate {won:.1f}" + (f"  KL {found['kl']:.1f}" if "kl" in found else "")
 
 
 def _short(setting: dict[str, Any]) -> str:
@@ -473,13 +464,10 @@ def prepare(out: Path, smoke: bool, reviews_file: str | None) -> World:
     world = World(settings, out, lm, judges, parts["prompts"], vader=not smoke)
     about["prompts"] = _digest(json.dumps(world.prompts).encode())
     about["losses"] = {loss: _numbers_of(loss) for loss in settings.losses}
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    path, text = out / "study.json", json.dumps(about, indent=2) + "\n"
-    if path.exists() and path.read_text("utf-8") != text:
-        raise UserError(f"{out} holds a run with other settings or models: choose another --out")
     if world.vader:
         vader_scores(["It says now whether it is installed."])
-    write_atomic(path, text)
+    keep_what_it_is(out, about)
+    (out / "cells").mkdir(exist_ok=True)
     return world
 
 

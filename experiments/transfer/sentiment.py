@@ -16,7 +16,6 @@ import copy
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from experiments.llm.pieces import keep_what_it_is, make_missing
 from experiments.llm.reviews import load_reviews, splits
 from experiments.llm.sampling import Answer, answer_kl, sample
 from experiments.llm.sentiment import ROLES, SentimentClassifier, bradley_terry, classifier
@@ -312,30 +312,24 @@ def piece_path(folder: Path, kind: str, piece: Piece) -> Path:
 
 def run_kind(world: World, study: TransferStudy, kind: str, losses: Sequence[str]) -> None:
     """Every piece of one kind of data that is not there yet."""
-    todo = [p for p in pieces(study, losses) if not piece_path(world.folder, kind, p).exists()]
-    started = time.perf_counter()
-    for done, piece in enumerate(todo, 1):
-        loss, what, number = piece
-        begun = time.perf_counter()
+
+    def make(piece: tuple[str, str, str, int]) -> dict[str, Any]:
+        _, loss, what, number = piece
         if what == "trial":
             found = run_trial(world, study, kind, loss, number)
         else:
             trials = ((loss, "trial", i) for i in range(study.trials))
             setting = best_setting([piece_path(world.folder, kind, trial) for trial in trials])
             found = run_seed(world, study, kind, loss, setting, number)
-        now = time.perf_counter()
-        found = {"kind": kind, "loss": loss, "what": what, "number": number} | found
-        text = json.dumps(found, ensure_ascii=False, indent=0) + "\n"
-        write_atomic(piece_path(world.folder, kind, piece), text)
-        near = found if what == "trial" else found.get("matched", {})
+        return {"kind": kind, "loss": loss, "what": what, "number": number} | found
+
+    def what_came(found: dict[str, Any]) -> str:
+        near = found if found["what"] == "trial" else found.get("matched", {})
         rate = near.get("validation", near.get("win_rate"))
-        left = (now - started) / done * (len(todo) - done) / 60
-        print(
-            f"{done}/{len(todo)} {kind} {loss} {what} {number}  "
-            + (f"win rate {rate:.1f}  KL {near['kl']:.2f}  " if rate is not None else "diverged  ")
-            + f"{now - begun:.0f} s  {left:.0f} min left",
-            flush=True,
-        )
+        return "diverged" if rate is None else f"win rate {rate:.1f}  KL {near['kl']:.2f}"
+
+    every = ((kind, *piece) for piece in pieces(study, losses))
+    make_missing(every, lambda p: piece_path(world.folder, kind, p[1:]), make, what_came)
 
 
 def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, TransferStudy]:
@@ -362,11 +356,7 @@ def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, Tr
     del card["seconds"]  # which it took to make it here
     grid = {loss: trial_settings(loss, study.trials) for loss in study.losses}
     about = {"settings": asdict(study), "grid": grid, "lm": card}
-    out.mkdir(parents=True, exist_ok=True)
-    path, text = out / "study.json", json.dumps(about, indent=1) + "\n"
-    if path.exists() and path.read_text("utf-8") != text:
-        raise UserError(f"{out} holds a run with other settings or models: choose another --out")
-    write_atomic(path, text)
+    keep_what_it_is(out, about)
     return world, study
 
 

@@ -15,6 +15,7 @@ from tiny_llm import QUIET
 
 from experiments.llm import (
     online_study,
+    pieces,
     sampling,
     sentiment,
     sentiment_report,
@@ -390,9 +391,9 @@ def test_online_and_offline_are_compared_at_equal_labels(smoke, tmp_path, capsys
     shutil.copytree(folder / "models", tmp_path / "run/models")
     argv = ["--smoke", "--reviews", argv[argv.index("--reviews") + 1], "--out", f"{tmp_path}/run"]
     assert online_study.main(argv) == 0
-    pieces = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
-    assert len(pieces) == 5
-    for text in pieces.values():
+    first = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
+    assert len(first) == 5
+    for text in first.values():
         training = json.loads(text)["training"]
         assert (training["pairs"], training["steps"]) == (16, 4)
     results = json.loads((tmp_path / "run/results.json").read_text())
@@ -405,12 +406,13 @@ def test_online_and_offline_are_compared_at_equal_labels(smoke, tmp_path, capsys
     assert online_study.main([*argv, "--arms", "offline,offline_cpo"]) == 0
     again = {path.name: path.read_text() for path in (tmp_path / "run/pieces").iterdir()}
     added = {name: again.pop(name) for name in list(again) if "cpo" in name}
-    assert again == pieces
+    assert again == first
     assert sorted(added) == ["offline_cpo-seed-1.json", "offline_cpo-trial-0.json"]
-    arms = json.loads((tmp_path / "run/study.json").read_text())["settings"]["arms"]
-    assert arms == ["offline", "rounds4", "offline_cpo"]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert [*results["arms"]][:2] == ["offline", "rounds4"]
+    assert "offline_cpo" in results["arms"]
     own = json.loads(added["offline_cpo-seed-1.json"])["preferences"]
-    assert own != json.loads(pieces["offline-seed-1.json"])["preferences"]
+    assert own != json.loads(first["offline-seed-1.json"])["preferences"]
 
 
 @pytest.mark.parametrize("arm", online_study.ARMS)
@@ -438,27 +440,39 @@ def test_arms_train_with_their_loss_and_are_compared_with_their_offline_arm(arm,
     assert (arm == offline) == (online["rounds"] == 1)
 
 
-def test_a_study_grows_by_arms_and_by_nothing_else():
-    def about(*arms, **settings):
-        settings = {"arms": list(arms), "beta": 0.1, **settings}
-        return {
-            "settings": settings,
-            "arms": {arm: list(online_study.ARMS[arm]) for arm in arms},
-            "lm": {"tokens": 3},
-        }
-
-    known, more = about("offline", "rounds4"), about("offline_ipo", "rounds4_ipo")
-    whole = online_study.grown(known, more)
-    assert whole == about("offline", "rounds4", "offline_ipo", "rounds4_ipo")
-    assert online_study.grown(whole, known) == whole
-    assert online_study.grown(known, about("offline_ipo", beta=0.2)) is None
-    assert online_study.grown(known | {"lm": {}}, more) is None
-    assert online_study.grown(known | {"arms": {"offline": [2, None]}}, more) is None
-    committed = json.loads((RESULTS / "online_sentiment/study.json").read_text())
+def test_pieces_of_other_settings_are_refused(tmp_path, capsys):
+    about = {"settings": {"beta": 0.1, "rates": (1e-3, 0.01)}, "lm": {"tokens": 3}}
+    pieces.keep_what_it_is(tmp_path / "run", about)
+    pieces.keep_what_it_is(tmp_path / "run", about)
+    with pytest.raises(UserError, match="other settings or models: choose another --out"):
+        pieces.keep_what_it_is(tmp_path / "run", about | {"lm": {}})
     settings = dataclasses.asdict(online_study.OnlineStudy())
-    asked = about(*online_study.ARMS, **json.loads(json.dumps(settings)))
-    found = online_study.grown(committed, asked | {"lm": committed["lm"]})
-    assert found["settings"]["arms"] == list(online_study.ARMS)
+    del settings["arms"]
+    committed = pieces.read_json(RESULTS / "online_sentiment/study.json")
+    assert committed["settings"] == json.loads(json.dumps(settings))
+
+
+def test_pieces_that_are_missing_are_made_with_the_time_that_is_left(tmp_path, capsys, monkeypatch):
+    now = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(pieces.time, "perf_counter", lambda: next(now))
+    made = []
+
+    def make(piece):
+        made.append(piece)
+        return {"number": piece[-1]}
+
+    every = [("dpo", "trial", 0), ("dpo", "trial", 1), ("dpo", "seed", 1)]
+    (tmp_path / "dpo-trial-0").write_text("{}")
+    path = {piece: tmp_path / "{}-{}-{}".format(*piece) for piece in every}
+    pieces.make_missing(every, path.get, make, lambda found: f"number {found['number']}")
+    assert made == every[1:]
+    assert pieces.read_json(path[every[2]]) == {"number": 1}
+    assert capsys.readouterr().out.splitlines() == [
+        "1/2 dpo trial 1  number 1  60 s  1 min left",
+        "2/2 dpo seed 1  number 1  60 s  0 min left",
+    ]
+    with pytest.raises(UserError, match="missing or damaged"):
+        pieces.read_json(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
