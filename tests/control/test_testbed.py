@@ -155,9 +155,20 @@ def test_other_data_or_another_policy_is_another_testbed(bed, config, setting):
         bed.changed(**{setting: getattr(config, setting)})
 
 
-def test_only_kinds_of_data_are_prepared_together(config):
-    with pytest.raises(ValueError, match="may differ in their data only"):
-        prepare([config, replace(config, policy_std=0.9)])
+def test_testbeds_that_differ_in_more_than_data_share_only_their_trajectories(config):
+    wider, mixed = replace(config, policy_std=0.9), replace(config, data="mixed")
+    beds = prepare([config, wider, mixed])
+    assert [bed.config for bed in beds] == [config, wider, mixed]
+    assert beds[0].policy is beds[2].policy
+    assert beds[1].policy is not beds[0].policy
+    assert all(bed.materials.trajectories is beds[0].materials.trajectories for bed in beds)
+
+
+def test_a_scale_is_the_way_between_two_returns(bed):
+    params = bed.train(resolve("sft"), {}, 2, 0)
+    returns = bed.evaluate(params, 2, 0)
+    scaled = bed.changed(scale=(10.0, 30.0)).evaluate(params, 2, 0)
+    torch.testing.assert_close(scaled, (returns - 10) / 20 * 100)
 
 
 def test_a_kind_of_data_is_checked_before_anything_is_built(config, monkeypatch):

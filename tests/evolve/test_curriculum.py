@@ -1,5 +1,6 @@
 """A curriculum: which kind of data a generation is on, and a search that forgets nothing of it."""
 
+import csv
 import json
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,9 @@ from torchmpo.evolve.optimizers import SearchConfig
 from torchmpo.evolve.search import search
 from torchmpo.evolve.settings import PRESETS, EvolveConfig
 from torchmpo.evolve.setup import Setup
+from torchmpo.evolve.several_tasks import on_one_scale
 from torchmpo.evolve.spaces import space_of
+from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 
 RIVAL = {"base": 100.0, "mixed": 80.0, "noisy:0.3": 60.0}
@@ -164,9 +167,71 @@ def test_the_antagonist_is_tuned_once_on_each_kind(tmp_path, capsys):
         evolve.check(setup, tmp_path / "run")
 
 
+def test_several_robots_count_by_the_way_between_their_agents(tmp_path, capsys):
+    """The regimes of a curriculum are kinds of data of each robot, on one scale."""
+    settings = {"task": "tla,hopper", "data": "base", "curriculum": "regret"}
+    setup = setup_of(**settings, generations=3, learning_rate=1e-3, cache_dir=str(tmp_path / "c"))
+    out = tmp_path / "run"
+    out.mkdir()
+    evolve.run(setup, out)
+    told = capsys.readouterr().out
+    regimes = ["tla/base", "hopper/base"]
+    log = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
+    assert [row["regime"] for row in log[:2]] == regimes
+    assert "on hopper/base" in told
+    assert "% of the way" in told
+    agents = json.loads((out / "agents.json").read_text())
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert [*comparison["data"]] == regimes
+    assert json.loads((out / "antagonist.json").read_text()).keys() == set(regimes)
+    # The search on one robot alone has the same trainings, counted in returns.
+    alone = setup_of(
+        **(settings | {"task": "hopper", "curriculum": "off"}),
+        learning_rate=1e-3,
+        cache_dir=str(tmp_path / "c"),
+    )
+    (tmp_path / "alone").mkdir()
+    beds = dict(zip(regimes, evolve_beds(setup, out), strict=True))
+    one = evolve_beds(alone, tmp_path / "alone")[0]
+    assert not (tmp_path / "alone/agents.json").exists()
+    params = one.train(resolve("sft"), {}, 2, [1, 2])
+    returns, scaled = one.evaluate(params, 3, 0), beds["hopper/base"].evaluate(params, 3, 0)
+    low, high = agents["hopper"]
+    torch.testing.assert_close(scaled, 100 * (returns - low) / abs(high - low))
+    fitness = ObjectiveFitness([*beds.values()], setup.space, 2, seed=7)
+    vectors = 0.1 * torch.randn(2, setup.space.dim, generator=torch.Generator().manual_seed(0))
+    elsewhere = fitness.share(lambda tensors: lambda: dict(tensors))
+    assert torch.equal(elsewhere(vectors, 0), fitness(vectors, 0))
+    # What is compared is their mean, and a second start trains nothing again.
+    for name, row in comparison["mean_return_by_seed"].items():
+        by_regime = [comparison["data"][r]["mean_return_by_seed"][name] for r in regimes]
+        assert row == pytest.approx(torch.tensor(by_regime).mean(0).tolist())
+    before = (out / "comparison.json").read_bytes()
+    evolve.run(setup, out)
+    assert (out / "comparison.json").read_bytes() == before
+    assert "comparing on" not in capsys.readouterr().out
+
+
+def evolve_beds(setup, out):
+    config = setup.config
+    return on_one_scale(prepare(setup.testbeds), config.final_episodes, config.seed, out)
+
+
+def test_agents_that_are_equally_good_have_no_scale(tmp_path):
+    setup = setup_of(task="tla,hopper", cache_dir=str(tmp_path / "c"))
+    (tmp_path / "agents.json").write_text('{"tla": [3.0, 3.0], "hopper": [1.0, 2.0]}')
+    with pytest.raises(UserError, match="on tla both agents have a mean return of 3"):
+        evolve_beds(setup, tmp_path)
+    (tmp_path / "agents.json").write_text('{"tla": [3.0]}')
+    with pytest.raises(UserError, match=r"agents\.json"):
+        evolve.check(setup, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"task": "tla,hoper"}, "unknown task 'hoper': did you mean 'hopper'"),
+        ({"task": "tla,hopper", "target": "tla_target"}, "agents of one task: give one --task"),
         ({"curriculum": "regrets"}, "curriculum must be off or regret; got 'regrets'"),
         (
             {"curriculum": "regret", "data": "base,mixed", "antagonist": "tla_noisy"},

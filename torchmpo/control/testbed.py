@@ -66,6 +66,8 @@ class TestbedConfig:
         start: ``"original"``, training goes on from the original agent, or ``"scratch"``, from
             random weights that a member's seed names.
         rounds: in how many parts the pairs are spent, see :mod:`torchmpo.control.rounds`.
+        scale: what :meth:`Testbed.evaluate` gives: returns, where it is None, or how far they are
+            above the first of these two, in percent of the distance between the two.
 
     Raises:
         UserError: another ``start`` or ``policy``, or fewer than two bins.
@@ -85,6 +87,7 @@ class TestbedConfig:
     cache_dir: str | None = None
     start: str = "original"
     rounds: Rounds = field(default_factory=Rounds)
+    scale: tuple[float, float] | None = None
 
     def __post_init__(self):
         if self.start not in ("original", "scratch"):
@@ -163,12 +166,12 @@ class Testbed:
         """The same data and policy under other settings of training or evaluation.
 
         Args:
-            **settings: of :class:`TestbedConfig`: inner, sample, start, num_threads.
+            **settings: of :class:`TestbedConfig`: inner, sample, start, num_threads, scale.
 
         Raises:
             ValueError: a setting that other data or another policy would follow from.
         """
-        if loaded := settings.keys() - {"inner", "sample", "start", "num_threads"}:
+        if loaded := settings.keys() - {"inner", "sample", "start", "num_threads", "scale"}:
             raise ValueError(f"{', '.join(sorted(loaded))}: prepare another testbed")
         return replace(self, config=replace(self.config, **settings))
 
@@ -230,7 +233,7 @@ class Testbed:
         on_step: OnStep | None = None,
         on_reward: OnReward | None = None,
     ) -> Tensor:
-        """Returns ``[population, episodes]``.
+        """Returns ``[population, episodes]``, on the scale of the settings.
 
         Args:
             seed: of the start states that all members share, or one per member.
@@ -245,7 +248,25 @@ class Testbed:
             own = policy or self.policy
             how: dict[str, Any] = {"on_step": on_step, "on_reward": on_reward}
             how |= {"sample": self.config.sample, "auto_reset": self.config.pool.auto_reset}
-            return evaluate_policies(env, own, params, episodes, seed, **how)
+            returns = evaluate_policies(env, own, params, episodes, seed, **how)
+        if self.config.scale is None:
+            return returns
+        low, high = self.config.scale
+        return 100 * (returns - low) / abs(high - low)  # more is better, whichever agent is
+
+    def agent_returns(
+        self, role: str, episodes: int, seed: int, *, on_reward: OnReward | None = None
+    ) -> Tensor:
+        """Returns ``[episodes]`` of an agent that made the data.
+
+        Args:
+            role: ``"original"`` or ``"target"``.
+            seed: of the start states.
+            on_reward: see :meth:`evaluate`.
+        """
+        agent = load_agent(getattr(self.config.pool, role))
+        params = stack_policies(agent.trainable(), 1)
+        return self.evaluate(params, episodes, seed, policy=agent, on_reward=on_reward)[0]
 
 
 def prepare(
@@ -253,24 +274,25 @@ def prepare(
 ) -> list[Testbed]:
     """Load what testbeds need: one for each configuration. Those of one pool share trajectories.
 
+    Those that differ in their data alone share a policy and simulations, too.
+
     Args:
-        configs: alike in everything but ``data``.
+        configs: of any tasks and kinds of data.
         read: where the trajectories come from; by default their pools, built on first use.
 
     Raises:
         UserError: an unknown kind of data, or what :func:`torchmpo.control.pools.pool_of` raises.
-        ValueError: they differ in more than ``data``.
     """
-    first = configs[0]
-    if any(replace(config, data=first.data) != first for config in configs):
-        raise ValueError("testbeds that are prepared together may differ in their data only")
     for config in configs:
         parse_kind(config.data)  # before anything is built
-    if read is None and stepped_one_by_one(task := first.pool.task):
-        print(speed(task, first.num_threads), file=sys.stderr, flush=True)
+    alike = {replace(config, data=""): config for config in configs}
+    for first in alike.values():
+        if read is None and stepped_one_by_one(task := first.pool.task):
+            print(speed(task, first.num_threads), file=sys.stderr, flush=True)
     with one_torch_thread():
         trajectories = _from_pools(configs) if read is None else read()
-        return _over(configs, Materials(first.load_policy(), trajectories))
+        of = {key: Materials(one.load_policy(), trajectories) for key, one in alike.items()}
+        return [_over(config, of[replace(config, data="")]) for config in configs]
 
 
 def prepare_fresh(
@@ -285,11 +307,16 @@ def prepare_fresh(
         cache_dir: where the trajectories are kept; by default where those of the testbeds are.
     """
     settings: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
-    settings["pool"] = replace(testbeds[0].config.pool, seed=seed)
-    configs = [replace(testbed.config, **settings) for testbed in testbeds]
+    configs = [
+        replace(bed.config, pool=replace(bed.config.pool, seed=seed), **settings)
+        for bed in testbeds
+    ]
     with one_torch_thread():
-        materials = replace(testbeds[0].materials, trajectories=_from_pools(configs))
-        return _over(configs, materials)
+        trajectories = _from_pools(configs)
+        return [
+            _over(config, replace(bed.materials, trajectories=trajectories))
+            for bed, config in zip(testbeds, configs, strict=True)
+        ]
 
 
 def fresh_data(
@@ -312,17 +339,14 @@ def _from_pools(configs: Sequence[TestbedConfig]) -> Tensors:
     return found
 
 
-def _over(configs: Sequence[TestbedConfig], materials: Materials) -> list[Testbed]:
-    testbeds = []
-    for config in configs:
-        prefix = f"{config.data_pool.key()}/"
-        pool = {
-            name.removeprefix(prefix): value
-            for name, value in materials.trajectories.items()
-            if name.startswith(prefix)
-        }
-        testbeds.append(Testbed(config, materials, _matching(pool, config, materials.policy)))
-    return testbeds
+def _over(config: TestbedConfig, materials: Materials) -> Testbed:
+    prefix = f"{config.data_pool.key()}/"
+    pool = {
+        name.removeprefix(prefix): value
+        for name, value in materials.trajectories.items()
+        if name.startswith(prefix)
+    }
+    return Testbed(config, materials, _matching(pool, config, materials.policy))
 
 
 def _matching(pool: Tensors, config: TestbedConfig, policy: GaussianPolicy) -> PreferenceDataset:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmpo.control.agents import load_agent
+from torchmpo.control.agents import ROLES
 from torchmpo.control.components import EpisodeComponents
 from torchmpo.control.grids import at_edge, nothing_to_tune
 from torchmpo.control.policy import stack_policies
@@ -197,14 +197,10 @@ def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, An
     states = derive_seed(protocol.seed, "final episodes")
     found: dict[str, Any] = {}
     components = {}
-    pool = testbed.config.pool
-    for role, name in (("original", pool.original), ("target", pool.target)):
-        agent = load_agent(name)
-        params = stack_policies(agent.trainable(), 1)
+    for role in ROLES:
         parts = EpisodeComponents()
-        how: dict[str, Any] = {"policy": agent, "on_reward": parts.add}
-        returns = testbed.evaluate(params, episodes, states, **how)
-        found[role], components[role] = returns[0].tolist(), parts.means(returns)[0]
+        returns = testbed.agent_returns(role, episodes, states, on_reward=parts.add)
+        found[role], components[role] = returns.tolist(), parts.means(returns[None])[0]
     config = testbed.config
     if config.start == "original" and (config.sample or config.policy != "gaussian"):
         # After the agents, so that their returns stay the same.

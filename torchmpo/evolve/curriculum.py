@@ -1,9 +1,9 @@
 """On which kind of data a generation is: a curriculum by regret, of GROOVE's kind.
 
 A search on several kinds of data trains every member on each of them. With a curriculum every
-generation is on one kind. First each has its turn; then the kinds are ranked by *regret*, by how
-much the population's mean return was below that of a tuned hand-made loss when the kind had its
-last turn, and one is drawn:
+generation is on one kind (of one robot, where there are several: ``hopper/base``). First each has
+its turn; then the kinds are ranked by *regret*, by how much the population's mean return was below
+that of a tuned hand-made loss when the kind had its last turn, and one is drawn:
 
     P = (1 − STALENESS)·P_rank + STALENESS·P_stale,   P_rank ∝ 1/rank,   P_stale ∝ generations since
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from torchmpo.figures import CHOSEN, MUTED, REJECTED, light, new_figure, save_figure
 
 
-def fitness_figure(log: Sequence[Mapping], path: str | Path) -> None:
+def fitness_figure(log: Sequence[Mapping], path: str | Path, *, unit: str = "return") -> None:
     """Fitness of the centre, the population's mean and its best member over the generations.
 
     Args:
         log: rows of ``log.csv`` with numbers or ``None``.
         path: PNG to write; an SVG goes beside it.
+        unit: of what counts.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -28,7 +29,7 @@ def fitness_figure(log: Sequence[Mapping], path: str | Path) -> None:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, style, color=colour, label=label, marker="o", markersize=3.5)
     failed = [(r["generation"], r["nan"]) for r in log if r["nan"]]
-    axes.set(xlabel="generation", ylabel="fitness (mean return)", title="Search")
+    axes.set(xlabel="generation", ylabel=f"fitness (mean {unit})", title="Search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if failed:
         axes.set_title(f"{sum(n for _, n in failed)} members failed (NaN)", loc="right", fontsize=8)

@@ -51,7 +51,7 @@ class ObjectiveFitness:
     and another generation have others.
 
     Args:
-        testbeds: one per kind of data, prepared together.
+        testbeds: one per kind of data and robot, prepared together.
         space: what a vector means.
         episodes: per member and kind of data.
         seed: with the generation, names the random numbers.
@@ -104,7 +104,8 @@ class ObjectiveFitness:
         """The same fitness for other processes.
 
         Args:
-            put: places trajectories where other processes read them, once for all kinds of data.
+            put: places trajectories where other processes read them, once for all kinds of data
+                (and robots: testbeds that were prepared together have all of them).
         """
         return FitnessElsewhere(
             [testbed.config for testbed in self.testbeds],

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from torchmpo.control.grids import RATE
 from torchmpo.control.rollouts import FileRows
 from torchmpo.evolve.setup import Setup
+from torchmpo.evolve.several_tasks import FILE, names, read_agents
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable
 from torchmpo.objectives.fingerprint import made_of as digest
@@ -119,7 +120,9 @@ def check_records(setup: Setup, out: Path) -> None:
     if (path := out / "learning_rate.json").exists():
         read_learning_rate(path)
     if setup.antagonist is not None:
-        read_antagonist(out / "antagonist.json", [bed.data for bed in setup.testbeds])
+        read_antagonist(out / "antagonist.json", names(setup.testbeds))
+    if (path := out / FILE).exists():
+        read_agents(path)
 
 
 def fingerprints(setup: Setup) -> dict[str, str | None]:
@@ -135,7 +138,8 @@ def fingerprints(setup: Setup) -> dict[str, str | None]:
         named[setup.config.warm_start] = setup.space.objective
     files = (bed.data_pool.rollouts for bed in setup.testbeds)
     found: dict[str, str | None] = {f.path: f.digest for f in files if isinstance(f, FileRows)}
-    found |= setup.testbeds[0].pool.own_parts()
+    for bed in setup.testbeds:
+        found |= bed.pool.own_parts()
     for name, objective in named.items():
         if is_own(name) or Path(name).is_dir():
             try:

@@ -47,6 +47,7 @@ from torchmpo.evolve.records import (
 from torchmpo.evolve.search import Found, search
 from torchmpo.evolve.settings import PLACE
 from torchmpo.evolve.setup import Setup
+from torchmpo.evolve.several_tasks import UNIT, names, on_one_scale, several
 from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.bound import Objective
@@ -86,7 +87,9 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
     torch.set_num_threads(setup.num_threads)
     forget_the_old_end(setup, out)
     print("data: reading it, or making it where there is none", flush=True)
-    testbeds = at_rate(prepare_testbeds(setup.testbeds), setup, out)
+    testbeds = prepare_testbeds(setup.testbeds)
+    testbeds = on_one_scale(testbeds, max(config.final_episodes, 16), config.seed, out)
+    testbeds = at_rate(testbeds, setup, out)
     own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
     if config.num_actors > 1:
         own = [testbed.changed(num_threads=setup.num_threads) for testbed in own]
@@ -133,8 +136,8 @@ def curriculum_of(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> Curri
     if setup.antagonist is None:
         return None
     known = json.loads(path.read_text()) if path.exists() else {}
-    for bed in testbeds:
-        kind = bed.config.data
+    regimes = names(setup.testbeds)
+    for kind, bed in zip(regimes, testbeds, strict=True):
         if kind in known:
             continue
         print(f"tuning the antagonist {config.antagonist} on {kind} …", flush=True)
@@ -149,9 +152,8 @@ def curriculum_of(setup: Setup, testbeds: Sequence[Testbed], out: Path) -> Curri
             raise UserError(f"{config.antagonist} diverged on {kind}: take another antagonist")
         known[kind] = {"setting": tuned.setting, "mean_return": score}
         write_atomic(path, json.dumps(known, indent=2) + "\n")
-    kinds = [bed.config.data for bed in testbeds]
-    rival = read_antagonist(path, kinds)
-    return Curriculum({kind: rival[kind] for kind in kinds}, config.seed)
+    rival = read_antagonist(path, regimes)
+    return Curriculum({kind: rival[kind] for kind in regimes}, config.seed)
 
 
 def _optimizer(setup: Setup, out: Path) -> Optimizer:
@@ -187,8 +189,8 @@ def at_rate(testbeds: Sequence[Testbed], setup: Setup, out: Path) -> list[Testbe
             raise UserError(f"{space.start_name} diverged at every learning rate that was tried")
         content = {RATE: tuned.setting[RATE], "score_in_tuning": tuned.score}
         write_atomic(path, json.dumps(content | {"trials": tuned.trials}, indent=2) + "\n")
-    inner = replace(testbeds[0].config.inner, learning_rate=read_learning_rate(path))
-    return [testbed.changed(inner=inner) for testbed in testbeds]
+    rate = read_learning_rate(path)
+    return [bed.changed(inner=replace(bed.config.inner, learning_rate=rate)) for bed in testbeds]
 
 
 def contestant_at(setup: Setup, testbeds: Sequence[Testbed], vector: Tensor) -> Contestant:
@@ -226,7 +228,8 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     space.save(out / "objective", found.vector, card)
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
-    fitness_figure(found.log, figures / "fitness.png")
+    unit = comparison.get("unit", "return")
+    fitness_figure(found.log, figures / "fitness.png", unit=unit)
     maps = {
         "discovered": space.at(found.vector),
         "ORPO": resolve("orpo"),
@@ -332,10 +335,12 @@ def _keep(setup: Setup, path: Path, returns: dict[str, Tensor]) -> dict:
     """Write what is known so far of the comparison, ``{name: [kinds, seeds]}``, and return it."""
     combine = setup.config.combine
     content = _judged({name: combined(r, combine).tolist() for name, r in returns.items()})
+    if several(setup.testbeds):
+        content["unit"] = UNIT
     if len(setup.testbeds) > 1:
         content["data"] = {
-            testbed.data: _judged({name: r[k].tolist() for name, r in returns.items()})
-            for k, testbed in enumerate(setup.testbeds)
+            regime: _judged({name: r[k].tolist() for name, r in returns.items()})
+            for k, regime in enumerate(names(setup.testbeds))
         }
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return content
@@ -349,8 +354,8 @@ def _compared(setup: Setup, path: Path) -> dict[str, Tensor]:
     """Returns ``[kinds, seeds]`` of those who are in a comparison already."""
     content = read_comparison(path, setup.config.final_seeds)
     try:
-        several = len(setup.testbeds) > 1
-        parts = [content["data"][bed.data] for bed in setup.testbeds] if several else [content]
+        regimes = names(setup.testbeds)
+        parts = [content["data"][name] for name in regimes] if len(regimes) > 1 else [content]
         kinds = [part["mean_return_by_seed"] for part in parts]
         return {name: torch.tensor([kind[name] for kind in kinds]) for name in kinds[0]}
     except (KeyError, TypeError, ValueError) as error:

@@ -11,10 +11,11 @@ class EvolveConfig(TestbedSettings):
 
     Args:
         data: kinds of preference data, by commas, as in noisy:0.3,graded:0-0.4+votes:5; all of
-            them: python -m torchmpo.diagnose --data list.
-        combine: mean or worst: what counts of the returns on several kinds of data.
-        curriculum: off: every generation trains on all kinds of data. regret: on one, drawn by how
-            far the search is behind the antagonist there.
+            them: python -m torchmpo.diagnose --data list. Of each robot, where task names several,
+            as in tla,hopper: there the distance of its two agents is 100.
+        combine: mean or worst: what counts of the returns on several kinds of data and robots.
+        curriculum: off: every generation trains on all kinds of data and robots. regret: on one,
+            drawn by how far the search is behind the antagonist there.
         antagonist: the hand-made loss of a curriculum, tuned on each kind like a rival.
         space: network (mirror losses of learned functions), closed_form (the eight numbers of
             closed_form_loss), hyper (the hyper-parameters of the loss that warm_start names) or

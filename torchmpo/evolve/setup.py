@@ -85,22 +85,26 @@ class Setup:
             rivals = {}
             for name in words("rivals", config.rivals):
                 rivals[name] = _tunable("rivals", name, config.policy)
-            kinds = words("data", config.data)
+            kinds, tasks = words("data", config.data), words("task", config.task)
+            if len(tasks) > 1 and (config.original or config.target):
+                raise UserError("original and target are agents of one task: give one --task")
             antagonist = None
-            if config.curriculum != "off" and len(kinds) > 1:
+            if config.curriculum != "off" and len(kinds) * len(tasks) > 1:
                 antagonist = _tunable("antagonist", config.antagonist, config.policy)
             hand_made = [*rivals.values(), *([antagonist] if antagonist else [])]
             for kind in kinds:
                 for objective in (space.objective, *hand_made):
                     check_kind(objective, kind)
             # While this process works, in the final comparison, the actors are idle.
-            testbed = configure(config, kinds[0], num_threads * max(1, config.num_actors))
-            testbed.load_policy()  # a damaged file shows here
+            threads = num_threads * max(1, config.num_actors)
+            first = [configure(replace(config, task=t), kinds[0], threads) for t in tasks]
+            for testbed in first:
+                testbed.load_policy()  # a damaged file shows here
             for rival in hand_made:
-                rehearse(rival, [start_setting(rival)], testbed)
+                rehearse(rival, [start_setting(rival)], first[0])
+            testbeds = tuple(replace(bed, data=kind) for bed in first for kind in kinds)
             pools = 1 + config.final_seeds * config.final_data_per_seed
-            data_pools = [replace(testbed, data=kind).data_pool for kind in kinds]
-            check_space(data_pools, config.cache_dir, pools=pools)
+            check_space([bed.data_pool for bed in testbeds], config.cache_dir, pools=pools)
         except ValueError as error:
             raise UserError(" ".join(str(error).split())) from error
         protocol = Protocol(
@@ -111,7 +115,6 @@ class Setup:
             sft_epochs=config.sft_epochs,
             seed=config.seed,
         )
-        testbeds = tuple(replace(testbed, data=kind) for kind in kinds)
         parts = (search, testbeds, rivals, protocol, num_threads, trackers)
         setup = Setup(config, space, *parts, antagonist)
         if setup.rival_trials > MOST_AT_ONCE:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -114,13 +114,16 @@ def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
     own = {key: value for key, value in config.items() if key in known}
     try:
         settings = TestbedSettings(**own | {"compile": False, "num_threads": 0, "cache_dir": None})
-        if names_code(settings.task) and not trust:
+        tasks = words("task", settings.task)
+        if (code := [task for task in tasks if names_code(task)]) and not trust:
             raise UserError(
-                f"its task is code to run, {settings.task}, which only the run's files name: if "
+                f"its task is code to run, {code[0]}, which only the run's files name: if "
                 "the run is yours or you trust it, add --trust"
             )
         check_sizes(settings)
-        beds = [configure(settings, kind, num_threads=0) for kind in words("data", config["data"])]
+        kinds = words("data", config["data"])
+        own = [replace(settings, task=task) for task in tasks]
+        beds = [configure(one, kind, num_threads=0) for one in own for kind in kinds]
         check_space([bed.data_pool for bed in beds])
         testbeds = prepare(beds)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -73,9 +73,14 @@ def verdict(comparison: Mapping) -> str:
 
 
 def table(comparison: Mapping) -> str:
-    """Mean ± s.e. per objective and paired difference with its 95 % interval, as text."""
+    """Mean ± s.e. per objective and paired difference with its 95 % interval, as text.
+
+    Args:
+        comparison: see :func:`compare`; ``unit``, if it is no return, says what is compared.
+    """
+    unit = comparison.get("unit", "return")
     width = max(map(len, comparison["objectives"]))
-    lines = [f"{'objective':<{width}}  {'return':>16}   first minus this one, 95 % interval"]
+    lines = [f"{'objective':<{width}}  {unit:>16}   first minus this one, 95 % interval"]
     for name, own in comparison["objectives"].items():
         value = (
             f"{own['diverged']} diverged"
