@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from experiments.llm.pieces import read_json
 from experiments.transfer.sentiment import KINDS, SETTINGS, TransferStudy
 from torchmpo.diagnose.cells import seed_scores
 from torchmpo.figures import new_figure
@@ -58,19 +59,44 @@ def language_models(results: Path) -> dict[str, dict[str, Scores]]:
 
     A training that diverged wins nothing.
     """
-    found: dict[str, dict[str, Scores]] = {"matched": {}, "far": {}}
+    pieces = finished_pieces(results)
+    return {
+        side: {
+            f"sentiment, {kind}": {loss: _of_seeds(own, side) for loss, own in losses.items()}
+            for kind, losses in pieces.items()
+        }
+        for side in ("matched", "far")
+    }
+
+
+def finished_pieces(results: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The seeds of every loss, by the kind of data, where all are there."""
+    found = {}
     for kind in KINDS:
         folder = results / "transfer_sentiment" / kind.replace(":", "_")
         paths = {loss: sorted(folder.glob(f"{loss}-seed-*.json")) for loss in LOSSES}
-        if any(len(own) != SEEDS for own in paths.values()):
-            continue
-        pieces = {n: [json.loads(p.read_text("utf-8")) for p in own] for n, own in paths.items()}
-        for side, of_side in found.items():
-            of_side[f"sentiment, {kind}"] = {
-                loss: np.array([piece.get(side, {"win_rate": 0.0})["win_rate"] for piece in own])
-                for loss, own in pieces.items()
-            }
+        if all(len(own) == SEEDS for own in paths.values()):
+            found[kind] = {n: [read_json(path) for path in own] for n, own in paths.items()}
     return found
+
+
+def _of_seeds(pieces: Sequence[Mapping[str, Any]], side: str, name: str = "win_rate") -> NDArray:
+    """Numbers ``[seeds]``; 0 of a training that diverged."""
+    return np.array([piece.get(side, {name: 0.0})[name] for piece in pieces])
+
+
+def win_rate_table(losses: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The win rates of one kind of data in Markdown, the best first."""
+    rows = []
+    for loss, pieces in losses.items():
+        matched = _of_seeds(pieces, "matched")
+        error = matched.std(ddof=1) / len(matched) ** 0.5
+        numbers = [_of_seeds(pieces, "far", name).mean() for name in ("win_rate", "kl")]
+        plain, kl = (f"{number:.1f}" for number in numbers)
+        mean = float(matched.mean())
+        rows.append((-mean, f"| {loss} | {mean:.1f} ± {error:.1f} | {plain} | {kl} |"))
+    head = ["| win rate, % | at matched KL | plain | its KL |", "|---" * 4 + "|"]
+    return "\n".join(head + [row for _, row in sorted(rows)])
 
 
 def published() -> dict[str, Scores]:
@@ -231,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, share in found["reliability"].items():
             if share is not None:
                 print(f"{name}: {100 * share:.0f} % of the variance of the losses' means is theirs")
+        for kind, losses in finished_pieces(args.results).items():
+            print(f"\nsentiment, {kind}\n\n{win_rate_table(losses)}")
 
     return exit_code(work, lambda: "interrupted")
 

@@ -110,6 +110,28 @@ def test_effects_are_paired_over_seeds():
     assert both["difference"] == pytest.approx(np.mean([(0.1 + 0.5) / 2, (0.3 + 0.7) / 2]))
 
 
+def test_effects_on_all_losses_of_a_kind_of_data():
+    keys = [(loss, data) for data in ("base", "mixed") for loss in ("sft", "dpo")]
+    own = Cells({key: np.zeros(3) for key in keys}, 4)
+    rise = {key: np.array([0.1, 0.2, 0.4]) * (k + 1) for k, key in enumerate(keys)}
+    rise["dpo", "mixed"] = np.array([0.0, math.nan, 1.0])
+    rows = effects(own, {"epochs=2": Cells(rise, 4)})
+    together = {row["data"]: row for row in rows if row["loss"] == "all"}
+    assert [*together] == ["base", "mixed", "all"]
+    mean, _, low, high = mean_of([0.15, 0.3, 0.6])
+    assert [together["base"][k] for k in ("difference", "low", "high")] == pytest.approx(
+        [mean, low, high]
+    )
+    assert (together["base"]["diverged"], together["mixed"]["diverged"]) == (0, 1)
+    assert together["mixed"]["seeds"] == together["all"]["seeds"] == 2
+    assert rows[-1] is together["all"]
+    only = {key: scores for key, scores in rise.items() if key[1] == "base"}
+    assert [row["data"] for row in effects(own, {"epochs=2": Cells(only, 4)})][-2:] == [
+        "base",
+        "all",
+    ]
+
+
 def test_scores_are_by_the_anchors_or_returns():
     cell = {"loss": "sft", "data": "base", "returns": [[10.0, 30.0], None]}
     scaled = cells_of([cell], {"original": [10.0], "target": [30.0]}, 4).scores["sft", "base"]

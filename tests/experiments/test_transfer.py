@@ -152,7 +152,7 @@ def test_what_is_finished_is_correlated(tmp_path, capsys):
         cell = {"loss": loss, "data": "best_of:4", "returns": returns}
         (folder / "cells" / f"{loss}.json").write_text(json.dumps(cell))
         for seed in range(1, correlate.SEEDS + 1):
-            piece = {"matched": {"win_rate": 50.0 + i}, "far": {"win_rate": 60.0 - i}}
+            piece = {"matched": {"win_rate": 50.0 + i}, "far": {"win_rate": 60.0 - i, "kl": 2.0}}
             piece = {"error": "diverged"} if i == 0 else piece
             (pieces / f"{loss}-seed-{seed}.json").write_text(json.dumps(piece))
     assert correlate.main(["--results", str(tmp_path)]) == 0

@@ -49,8 +49,9 @@ def effects(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
     """Score of a variant minus that of the run, paired over seeds, with 95 % t-intervals.
 
     Returns:
-        a row for each variant, kind of data and loss, and one for all of them together, of the
-        seeds' mean differences: ``setting``, ``value``, ``data``, ``loss``, ``difference``,
+        a row for each variant, kind of data and loss, one for all losses on a kind of data where
+        there are several of both, and last one for all of them together, of the seeds' mean
+        differences: ``setting``, ``value``, ``data``, ``loss``, ``difference``,
         ``low``, ``high``, ``seeds`` that both finished, and ``diverged``, of the variant. ``None``
         where fewer than two are left.
     """
@@ -66,12 +67,16 @@ def effects(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
             lost = int(np.isnan(variant.scores[loss, data]).sum())
             row = {"setting": setting, "value": value, "data": data, "loss": loss}
             rows.append(row | _mean(difference) | {"diverged": lost})
-        seeds = min(map(len, differences.values()), default=0)
-        if len(differences) > 1 and seeds:
-            together = np.mean([difference[:seeds] for difference in differences.values()], axis=0)
-            lost = sum(row["diverged"] for row in rows[-len(differences) :])
-            row = {"setting": setting, "value": value, "data": ALL, "loss": ALL}
-            rows.append(row | _mean(together) | {"diverged": lost})
+        kinds = dict.fromkeys(data for _, data in differences)
+        single = rows[-len(differences) :]
+        for kind in (*(kinds if 1 < len(kinds) < len(differences) else ()), ALL):
+            own = [d for (_, data), d in differences.items() if kind in (data, ALL)]
+            seeds = min(map(len, own), default=0)
+            if len(own) > 1 and seeds:
+                lost = sum(row["diverged"] for row in single if kind in (row["data"], ALL))
+                row = {"setting": setting, "value": value, "data": kind, "loss": ALL}
+                together = np.mean([difference[:seeds] for difference in own], axis=0)
+                rows.append(row | _mean(together) | {"diverged": lost})
     return rows
 
 

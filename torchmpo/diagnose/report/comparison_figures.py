@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torchmpo.diagnose.effects import ALL
 from torchmpo.diagnose.report.figures import (
     INK,
     LINE,
@@ -40,7 +41,11 @@ def effects(rows: Sequence[Mapping], scaled: bool) -> "Figure":
     ax.axvline(0, color=LINE, linewidth=1, zorder=0)
     for y, own in enumerate(changes.values()):
         ax.axhline(y, color=LINE, linewidth=0.4, zorder=0)
-        single = [row["difference"] for row in own[:-1] if row["difference"] is not None]
+        single = [
+            row["difference"]
+            for row in own[:-1]
+            if row["difference"] is not None and row["loss"] != ALL
+        ]
         ax.plot(single, [y] * len(single), "o", color=MUTED, markersize=4, alpha=0.7)
         last = own[-1]
         if last["difference"] is not None:
