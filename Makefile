@@ -1,8 +1,8 @@
 # Each command sets up what it needs first: `make evolve` and `make test` work on a fresh clone.
 PYTHON ?= python3
 ARGS ?=
-# Test processes; each runs one thread.
-JOBS ?= 2
+# Test processes; each runs one thread, and waits a third of its time for others that it started.
+JOBS ?= 3
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -28,7 +28,7 @@ endif
 
 test: $(READY)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The losses against TRL's and oxrl's own, in an environment that has nothing else.
 .PHONY: test-oracle

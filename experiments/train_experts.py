@@ -3,6 +3,8 @@
     python experiments/train_experts.py original --std_floor 0.2 --std_floor_end 0.05 \\
         --entropy 0.004                                            # Ant
     python experiments/train_experts.py target --std_floor 0.06    # from the original
+    python experiments/train_experts.py target_apart --std_floor 0.2 --std_floor_end 0.05 \\
+        --entropy 0.004                                            # the same task, from scratch
     python experiments/train_experts.py hopper_bad --learning_rate 3e-4 --entropy 0
     python experiments/train_experts.py hopper_target --learning_rate 3e-4 --entropy 0 \\
         --steps 6000000
@@ -39,10 +41,11 @@ from torchmpo_envs import Ant, Hopper, ThreeLeggedAnt, expert_path
 NAMES = {
     "original": "ant_original",
     "target": "tla_target",
+    "target_apart": "tla_target_apart",
     "hopper_bad": "hopper_bad",
     "hopper_target": "hopper_target",
 }
-ENVIRONMENTS = {"original": Ant, "target": ThreeLeggedAnt, "hopper_bad": Hopper}
+ENVIRONMENTS = {"original": Ant, "target": ThreeLeggedAnt, "target_apart": ThreeLeggedAnt}
 STOP_AT = {"hopper_bad": 900.0, "hopper_target": 2100.0}  # arXiv 2411.06568, section 4
 CLOSE = 0.03  # of the return to stop at
 PENALTY_SHARE = 1 - 1700 / 6000  # the part of its Ant return that the original agent loses on TLA
@@ -301,7 +304,7 @@ def settings(argv=None):
     args = parser.parse_args(argv)
     hopper = args.agent.startswith("hopper")
     args.std = args.std or {"target": 0.08}.get(args.agent, 0.6)
-    steps = {"original": 40_000_000, "target": 10_000_000}
+    steps = {"original": 40_000_000, "target": 10_000_000, "target_apart": 24_000_000}
     args.steps = args.steps or steps.get(args.agent, 8_000_000)
     args.gamma = args.gamma or (0.99 if hopper else 0.985)
     args.num_envs = args.num_envs or (256 if hopper else 1024)

@@ -9,3 +9,21 @@ torch.set_num_threads(1)
 # No deadline: a test must not fail because the machine was busy.
 settings.register_profile("torchmpo", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("torchmpo")
+
+# Files of more than half a minute, most of which they wait for processes that they have started.
+# Those go first: whichever came last would keep one worker busy while the others have finished.
+SLOW = (
+    "test_workers.py",
+    "test_evolve.py",
+    "test_processes.py",
+    "test_tutorials.py",
+    "test_diagnose.py",
+    "test_packaging.py",
+    "test_llm_study.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in their order, slow ones first (with pytest-xdist's ``--no-loadscope-reorder``)."""
+    rank = {name: i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(SLOW)))
