@@ -1,12 +1,14 @@
-"""Which settings of the search find more? Step sizes, perturbations, and a searched learning rate.
+"""Which settings of the search find more, and which parts of the network does it need?
 
-    python experiments/search_settings.py [--out experiments/results/search_settings]
+    python experiments/search_settings.py [--arms "log g,temporal"]
     python experiments/search_settings.py --report
 
-Each arm is the default search with one setting changed, from the seeds and on the data of
-``search_study.py``, at the learning rates that were tuned there, and is judged on the same fresh
-data sets. So every difference to the default search is paired twice: by the seed of the search and
-by data set. The plan is in ``experiments/HISTORY.md`` and was written before the first result.
+Each arm is the default search with one thing changed, from the seeds and on the data of
+``search_study.py``, at the learning rates that were tuned there (losses of two steps begin as DPO,
+whose rate is tuned for them), and is judged on the same fresh data sets. So every difference to the
+default search is paired twice: by the seed of the search and by data set. A piece is a file, and
+several runs with other arms may share a folder. The plans are in ``experiments/HISTORY.md`` and
+were written before the first result.
 """
 
 import argparse
@@ -18,16 +20,27 @@ import search_study as study
 import torch
 from scipy.stats import ttest_1samp
 
+from torchmpo.control.grids import RATE
 from torchmpo.statistics import mean_of
 from torchmpo.statistics.pairwise import holm
 
-ARMS = {
+SETTINGS = {
     "searched rate": {"search_rate": True},
     "sigma 0.015": {"sigma": 0.015},
     "sigma 0.06": {"sigma": 0.06},
     "step 0.01": {"outer_learning_rate": 0.01},
     "step 0.04": {"outer_learning_rate": 0.04},
 }
+TWO_STEPS = {"steps": "two", "learning_rate": None}
+PARTS = {
+    "log g": {"learn": ["psi", "phi_inv"]},
+    "temporal": {"temporal": True},
+    "two steps": TWO_STEPS,
+    "two steps and log g": TWO_STEPS | {"learn": ["phi_inv"]},
+}
+ARMS = SETTINGS | PARTS
+RIVAL = "dpo, tuned"
+FURTHER = [("two steps and log g", other) for other in ("two steps", RIVAL)]
 
 
 def name_of(arm, seed):
@@ -41,36 +54,44 @@ def collect(args):
     fresh = functools.cache(lambda: study.fresh_sets(first, folder, args.final_seeds))
     for seed in study.SEARCHES[: args.searches]:
         rate = study.rate_of(seed, args.study)
-        for arm, settings in ARMS.items():
+        for arm in args.arms:
             name = name_of(arm, seed)
-            setup = study.setup_of(seed, args, learning_rate=rate, **settings)
-            vector = study.run_search(name, setup, args)["vector"]
-            study.judged(name, study.contestant_of(setup, vector, rate), fresh, first, args)
+            setup = study.setup_of(seed, args, **{"learning_rate": rate} | ARMS[arm])
+            found = study.run_search(name, setup, args)
+            made = study.contestant_of(setup, found["vector"], found[RATE])
+            study.judged(name, made, fresh, first, args)
 
 
 def report(args):
-    """Each arm minus the default search, by seed and over seeds, and Holm's p over the arms."""
-    of = {"default": args.study, **dict.fromkeys(ARMS, args.out)}
+    """Each arm minus what it is compared with, by seed and over seeds, and Holm's p over the arms
+    of each of the two questions.
+    """
 
     def returns(arm, seed):
-        name = f"found, seed {seed}" if arm == "default" else name_of(arm, seed)
-        path = of[arm] / f"final__{name.replace(' ', '_')}.json"
+        """Of an arm; of the default search and a rival of the study, on as many data sets."""
+        name = {"default": f"found, seed {seed}", RIVAL: RIVAL}.get(arm, name_of(arm, seed))
+        folder = args.out if arm in ARMS else args.study
+        path = folder / f"final__{name.replace(' ', '_')}.json"
         return json.loads(path.read_text())["returns"] if path.exists() else None
 
     differences = {}
-    for arm in ARMS:
-        differences[arm] = means = []
+    for arm, other in [*((arm, "default") for arm in ARMS), *FURTHER]:
+        differences[arm, other] = means = []
         for seed in study.SEARCHES:
-            ours, default = returns(arm, seed), returns("default", seed)
-            if ours and default:
-                d = study.difference({arm: ours, "default": default}, arm, "default")
+            ours, theirs = returns(arm, seed), returns(other, seed)
+            if ours and theirs:
+                scores = {arm: ours, other: theirs[: len(ours)]}  # a smoke run has few
+                d = study.difference(scores, arm, other)
                 means.append(d.mean)
-                yield f"{name_of(arm, seed):<28}{study.interval(d)}"
+                yield f"{name_of(arm, seed)} − {other}: {study.interval(d)}"
         if len(means) > 1:
-            yield f"{arm:<28}{study.interval(mean_of(means))} over {len(means)} searches"
-    told = {arm: means for arm, means in differences.items() if len(means) > 1}
-    p = holm([ttest_1samp(means, 0).pvalue for means in told.values()]) if told else []
-    yield from (f"{arm:<28}corrected p {value:.3f}" for arm, value in zip(told, p, strict=True))
+            over = study.interval(mean_of(means))
+            yield f"{arm} − {other}: {over} over {len(means)} searches"
+    for question in (SETTINGS, PARTS):
+        told = {arm: differences[arm, "default"] for arm in question}
+        told = {arm: means for arm, means in told.items() if len(means) > 1}
+        p = holm([ttest_1samp(means, 0).pvalue for means in told.values()]) if told else []
+        yield from (f"{arm}: corrected p {value:.3f}" for arm, value in zip(told, p, strict=True))
 
 
 def main():
@@ -78,9 +99,13 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("experiments/results/search_settings"))
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
     parser.add_argument("--searches", type=int, default=len(study.SEARCHES), help="of every arm")
+    parser.add_argument("--arms", default=",".join(ARMS), help="some of them, by commas")
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
+    args.arms = [arm.strip() for arm in args.arms.split(",")]
+    if unknown := sorted({*args.arms} - ARMS.keys()):
+        parser.error(f"no arm {unknown[0]!r}: choose from {', '.join(ARMS)}")
     args.final_seeds, args.final_episodes = study.FINAL_SEEDS, study.FINAL_EPISODES
     if args.smoke:
         args.final_seeds, args.final_episodes = 2, 2

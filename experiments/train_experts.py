@@ -4,7 +4,7 @@
         --entropy 0.004                                            # Ant
     python experiments/train_experts.py target --std_floor 0.06    # from the original
     python experiments/train_experts.py target_apart --std_floor 0.2 --std_floor_end 0.05 \\
-        --entropy 0.004                                            # the same task, from scratch
+        --entropy 0.004 --penalty_grows 0.5                        # the same task, from scratch
     python experiments/train_experts.py hopper_bad --learning_rate 3e-4 --entropy 0
     python experiments/train_experts.py hopper_target --learning_rate 3e-4 --entropy 0 \\
         --steps 6000000
@@ -217,6 +217,8 @@ def train(args, env_class):
     for iteration, batch in enumerate(collector):
         # Noise keeps a gait from growing fast, so its floor and its bonus fall with the step size.
         left = max(1 - frames / args.steps, 0.02)
+        if args.penalty_grows:
+            env.penalty = env.default_penalty * min(1, frames / (args.penalty_grows * args.steps))
         for group in optimiser.param_groups:
             group["lr"] = args.learning_rate * left
         if args.std_floor_end is not None:
@@ -288,6 +290,12 @@ def settings(argv=None):
     parser.add_argument("--std_floor", type=float, default=0.1)
     parser.add_argument(
         "--std_floor_end", type=float, help="let the floor fall to this, and the entropy bonus to 0"
+    )
+    parser.add_argument(
+        "--penalty_grows",
+        type=float,
+        help="three-legged ant: let the leg's cost grow from 0 over this part of the training; at "
+        "its full cost from the first step, an agent that starts from scratch falls over at once",
     )
     parser.add_argument("--entropy", type=float, default=0.002)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
