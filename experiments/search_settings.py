@@ -68,7 +68,7 @@ def report(args):
     """
 
     def returns(arm, seed):
-        """Of an arm; of the default search and a rival of the study, on as many data sets."""
+        """Of an arm, or of the default search or a rival of the study."""
         name = {"default": f"found, seed {seed}", RIVAL: RIVAL}.get(arm, name_of(arm, seed))
         folder = args.out if arm in ARMS else args.study
         path = folder / f"final__{name.replace(' ', '_')}.json"
@@ -80,8 +80,9 @@ def report(args):
         for seed in study.SEARCHES:
             ours, theirs = returns(arm, seed), returns(other, seed)
             if ours and theirs:
-                scores = {arm: ours, other: theirs[: len(ours)]}  # a smoke run has few
-                d = study.difference(scores, arm, other)
+                if args.smoke:  # which has fewer data sets than the study
+                    theirs = theirs[: len(ours)]
+                d = study.difference({arm: ours, other: theirs}, arm, other)
                 means.append(d.mean)
                 yield f"{name_of(arm, seed)} − {other}: {study.interval(d)}"
         if len(means) > 1:
@@ -96,13 +97,15 @@ def report(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/search_settings"))
+    parser.add_argument("--out", type=Path, help="experiments/results/search_settings")
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
     parser.add_argument("--searches", type=int, default=len(study.SEARCHES), help="of every arm")
-    parser.add_argument("--arms", default=",".join(ARMS), help="some of them, by commas")
+    parser.add_argument("--arms", default=",".join(SETTINGS), help="by commas")
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
+    folder = "runs/search_settings_smoke" if args.smoke else "experiments/results/search_settings"
+    args.out = args.out or Path(folder)
     args.arms = [arm.strip() for arm in args.arms.split(",")]
     if unknown := sorted({*args.arms} - ARMS.keys()):
         parser.error(f"no arm {unknown[0]!r}: choose from {', '.join(ARMS)}")

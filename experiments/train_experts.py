@@ -154,6 +154,12 @@ def command():
     return "python experiments/train_experts.py " + " ".join(sys.argv[1:])
 
 
+def grow_penalty(env, frames, args):
+    """The leg's cost after so many steps, if it grows."""
+    if args.penalty_grows:
+        env.penalty = env.default_penalty * min(1, frames / (args.penalty_grows * args.steps))
+
+
 def train(args, env_class):
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
@@ -211,14 +217,13 @@ def train(args, env_class):
     writer = csv.writer(log)
     if not frames:
         writer.writerow(["steps", "seconds", "return", "length", "std", "deterministic_return"])
+    grow_penalty(env, frames, args)
     bar = tqdm(total=args.steps, initial=frames, unit="step", unit_scale=True, mininterval=5)
     score, length, start = float("nan"), float("nan"), time.perf_counter()
     episode_return, episode_length = torch.zeros(args.num_envs), torch.zeros(args.num_envs)
     for iteration, batch in enumerate(collector):
         # Noise keeps a gait from growing fast, so its floor and its bonus fall with the step size.
         left = max(1 - frames / args.steps, 0.02)
-        if args.penalty_grows:
-            env.penalty = env.default_penalty * min(1, frames / (args.penalty_grows * args.steps))
         for group in optimiser.param_groups:
             group["lr"] = args.learning_rate * left
         if args.std_floor_end is not None:
@@ -254,6 +259,7 @@ def train(args, env_class):
             statistics.update(batch["observation"])
             statistics.write_to(policy)
         frames += batch_size
+        grow_penalty(env, frames, args)
         bar.update(batch_size)
         bar.set_postfix_str(f"return {score:.0f}, length {length:.0f}", refresh=False)
         if iteration % 10 == 9:
@@ -295,7 +301,7 @@ def settings(argv=None):
         "--penalty_grows",
         type=float,
         help="three-legged ant: let the leg's cost grow from 0 over this part of the training; at "
-        "its full cost from the first step, an agent that starts from scratch falls over at once",
+        "its full cost an agent that starts from scratch learned to fall over at once",
     )
     parser.add_argument("--entropy", type=float, default=0.002)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
@@ -311,6 +317,8 @@ def settings(argv=None):
     parser.add_argument("--weights", help="where to write the agent; default: with the package")
     args = parser.parse_args(argv)
     hopper = args.agent.startswith("hopper")
+    if args.penalty_grows and ENVIRONMENTS.get(args.agent) is not ThreeLeggedAnt:
+        parser.error("--penalty_grows is for agents of the three-legged ant")
     args.std = args.std or {"target": 0.08}.get(args.agent, 0.6)
     steps = {"original": 40_000_000, "target": 10_000_000, "target_apart": 24_000_000}
     args.steps = args.steps or steps.get(args.agent, 8_000_000)

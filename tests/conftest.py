@@ -2,6 +2,7 @@
 
 import torch
 from hypothesis import settings
+from slow_files import SLOW
 
 # Small tensors gain nothing from threads, and the test processes share the cores.
 torch.set_num_threads(1)
@@ -9,18 +10,6 @@ torch.set_num_threads(1)
 # No deadline: a test must not fail because the machine was busy.
 settings.register_profile("torchmpo", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("torchmpo")
-
-# Files of more than half a minute, most of which they wait for processes that they have started.
-# Those go first: whichever came last would keep one worker busy while the others have finished.
-SLOW = (
-    "test_workers.py",
-    "test_evolve.py",
-    "test_processes.py",
-    "test_tutorials.py",
-    "test_diagnose.py",
-    "test_packaging.py",
-    "test_llm_study.py",
-)
 
 
 def pytest_collection_modifyitems(items):

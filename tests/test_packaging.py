@@ -18,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from slow_files import SLOW
 
 import torchmpo
 
@@ -335,3 +336,8 @@ def test_importing_losses_imports_nothing_optional():
     heavy = [name for name in OPTIONAL if name != "tqdm"] + ["jsonargparse", "safetensors", "yaml"]
     code = f"import sys, torchmpo.losses; print(*(n for n in {heavy} if n in sys.modules))"
     assert run(sys.executable, "-c", code).split() == []
+
+
+def test_files_that_go_first_are_there_under_their_names():
+    for name in SLOW:
+        assert len([*(ROOT / "tests").rglob(name)]) == 1

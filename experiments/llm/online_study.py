@@ -266,7 +266,10 @@ def run_study(world: World, settings: OnlineStudy, lm: Path) -> None:
             found = run_seed(world, settings, lm, arm, rate, number)
         return {"arm": arm, "what": what, "number": number, "rate": rate} | found
 
-    make_missing(pieces(settings), partial(piece_path, world.folder), make, what_came)
+    def words(found: dict[str, Any]) -> str:
+        return what_came(found | {"setting": {"lr": found["rate"], "loss_args": {}}})
+
+    make_missing(pieces(settings), partial(piece_path, world.folder), make, words)
 
 
 def write_results(folder: Path) -> str:

@@ -426,15 +426,11 @@ def run_study(world: World) -> None:
 
 
 def what_came(found: dict[str, Any]) -> str:
-    """A piece of a study, for people."""
+    """A piece of a study, for people: its setting, win rate and KL."""
+    own = "".join(f" {name}={value:g}" for name, value in found["setting"]["loss_args"].items())
     won = found.get("validation") or 100 * float(np.mean(found.get("preferences", np.nan)))
-    setting = f"{_short(found['setting'])}  " if "setting" in found else f"lr={found['rate']:g}  "
-    return f"{setting}win rate {won:.1f}" + (f"  KL {found['kl']:.1f}" if "kl" in found else "")
-
-
-def _short(setting: dict[str, Any]) -> str:
-    own = " ".join(f"{name}={value:g}" for name, value in setting["loss_args"].items())
-    return f"lr={setting['lr']:g} {own}".strip()
+    kl = f"  KL {found['kl']:.1f}" if "kl" in found else ""
+    return f"lr={found['setting']['lr']:g}{own}  win rate {won:.1f}{kl}"
 
 
 def prepare(out: Path, smoke: bool, reviews_file: str | None) -> World:

@@ -80,9 +80,9 @@ def finished_pieces(results: Path) -> dict[str, dict[str, list[dict[str, Any]]]]
     return found
 
 
-def _of_seeds(pieces: Sequence[Mapping[str, Any]], side: str, name: str = "win_rate") -> NDArray:
-    """Numbers ``[seeds]``; 0 of a training that diverged."""
-    return np.array([piece.get(side, {name: 0.0})[name] for piece in pieces])
+def _of_seeds(pieces: Sequence[Mapping[str, Any]], side: str) -> NDArray:
+    """Win rates ``[seeds]``; 0 of a training that diverged."""
+    return np.array([piece.get(side, {"win_rate": 0.0})["win_rate"] for piece in pieces])
 
 
 def win_rate_table(losses: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -91,8 +91,9 @@ def win_rate_table(losses: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for loss, pieces in losses.items():
         matched = _of_seeds(pieces, "matched")
         error = matched.std(ddof=1) / len(matched) ** 0.5
-        numbers = [_of_seeds(pieces, "far", name).mean() for name in ("win_rate", "kl")]
-        plain, kl = (f"{number:.1f}" for number in numbers)
+        plain = f"{_of_seeds(pieces, 'far').mean():.1f}"
+        far = [piece["far"]["kl"] for piece in pieces if "far" in piece]  # which did not diverge
+        kl = f"{np.mean(far):.1f}" if far else "–"
         mean = float(matched.mean())
         rows.append((-mean, f"| {loss} | {mean:.1f} ± {error:.1f} | {plain} | {kl} |"))
     head = ["| win rate, % | at matched KL | plain | its KL |", "|---" * 4 + "|"]

@@ -10,7 +10,7 @@ import torch
 
 from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
-from torchmpo.control.testbed import TestbedConfig, prepare
+from torchmpo.control.testbed import Testbed, TestbedConfig, prepare
 from torchmpo.evolve import run as evolve
 from torchmpo.evolve.curriculum import ALL, STALENESS, Curriculum
 from torchmpo.evolve.fitness import ObjectiveFitness, OneOfKinds
@@ -179,7 +179,7 @@ def test_several_robots_count_by_the_way_between_their_agents(tmp_path, capsys):
     log = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
     assert [row["regime"] for row in log[:2]] == regimes
     assert "on hopper/base" in told
-    assert "% of the way" in told
+    assert "score, %" in told
     agents = json.loads((out / "agents.json").read_text())
     comparison = json.loads((out / "comparison.json").read_text())
     assert [*comparison["data"]] == regimes
@@ -195,9 +195,11 @@ def test_several_robots_count_by_the_way_between_their_agents(tmp_path, capsys):
     one = evolve_beds(alone, tmp_path / "alone")[0]
     assert not (tmp_path / "alone/agents.json").exists()
     params = one.train(resolve("sft"), {}, 2, [1, 2])
+    among = beds["hopper/base"].train(resolve("sft"), {}, 2, [1, 2])
+    assert all(torch.equal(params[name], among[name]) for name in params)
     returns, scaled = one.evaluate(params, 3, 0), beds["hopper/base"].evaluate(params, 3, 0)
-    low, high = agents["hopper"]
-    torch.testing.assert_close(scaled, 100 * (returns - low) / abs(high - low))
+    low, high = sorted(agents["hopper"])
+    torch.testing.assert_close(scaled, 100 * (returns - low) / (high - low))
     fitness = ObjectiveFitness([*beds.values()], setup.space, 2, seed=7)
     vectors = 0.1 * torch.randn(2, setup.space.dim, generator=torch.Generator().manual_seed(0))
     elsewhere = fitness.share(lambda tensors: lambda: dict(tensors))
@@ -217,14 +219,19 @@ def evolve_beds(setup, out):
     return on_one_scale(prepare(setup.testbeds), config.final_episodes, config.seed, out)
 
 
-def test_agents_that_are_equally_good_have_no_scale(tmp_path):
+def test_a_scale_goes_from_the_worse_agent_to_the_better(tmp_path, monkeypatch):
     setup = setup_of(task="tla,hopper", cache_dir=str(tmp_path / "c"))
-    (tmp_path / "agents.json").write_text('{"tla": [3.0, 3.0], "hopper": [1.0, 2.0]}')
-    with pytest.raises(UserError, match="on tla both agents have a mean return of 3"):
-        evolve_beds(setup, tmp_path)
+    (tmp_path / "agents.json").write_text('{"tla": [3.0, 2.0], "hopper": [1.0, 2.0]}')
+    # Which of the two is the better one is seen by their returns.
+    assert [bed.config.scale for bed in evolve_beds(setup, tmp_path)] == [(2.0, 3.0), (1.0, 2.0)]
     (tmp_path / "agents.json").write_text('{"tla": [3.0]}')
     with pytest.raises(UserError, match=r"agents\.json"):
         evolve.check(setup, tmp_path)
+    (tmp_path / "agents.json").unlink()
+    for value in (3.0, float("nan")):
+        monkeypatch.setattr(Testbed, "agent_returns", lambda *_, v=value: torch.tensor([v]))
+        with pytest.raises(UserError, match=f"on tla the agents have mean returns of {value:g}"):
+            evolve_beds(setup, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +239,10 @@ def test_agents_that_are_equally_good_have_no_scale(tmp_path):
     [
         ({"task": "tla,hoper"}, "unknown task 'hoper': did you mean 'hopper'"),
         ({"task": "tla,hopper", "target": "tla_target"}, "agents of one task: give one --task"),
+        (
+            {"task": "tla,gymnasium:Walker2d-v5"},
+            "several tasks are shipped robots, ant, tla, hopper: gymnasium:Walker2d-v5 has no",
+        ),
         ({"curriculum": "regrets"}, "curriculum must be off or regret; got 'regrets'"),
         (
             {"curriculum": "regret", "data": "base,mixed", "antagonist": "tla_noisy"},

@@ -440,7 +440,7 @@ def test_arms_train_with_their_loss_and_are_compared_with_their_offline_arm(arm,
     assert (arm == offline) == (online["rounds"] == 1)
 
 
-def test_pieces_of_other_settings_are_refused(tmp_path, capsys):
+def test_pieces_of_other_settings_are_refused(tmp_path):
     about = {"settings": {"beta": 0.1, "rates": (1e-3, 0.01)}, "lm": {"tokens": 3}}
     pieces.keep_what_it_is(tmp_path / "run", about)
     pieces.keep_what_it_is(tmp_path / "run", about)

@@ -263,6 +263,7 @@ def test_in_rounds_the_progress_of_visits_is_that_of_the_round(tmp_path, monkeyp
     ("config", "words"),
     [
         ({"task": "bad_code:loss"}, "its task is code to run, bad_code:loss"),
+        ({"task": "tla,bad_code:loss"}, "its task is code to run, bad_code:loss"),
         ({"data": "bad_code:loss"}, "unknown data 'bad_code:loss'"),
         ({"pairs": 10**9}, "the data needs "),
         ({"epochs": 10**9}, "epochs must be at most 1000000"),

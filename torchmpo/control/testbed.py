@@ -66,8 +66,8 @@ class TestbedConfig:
         start: ``"original"``, training goes on from the original agent, or ``"scratch"``, from
             random weights that a member's seed names.
         rounds: in how many parts the pairs are spent, see :mod:`torchmpo.control.rounds`.
-        scale: what :meth:`Testbed.evaluate` gives: returns, where it is None, or how far they are
-            above the first of these two, in percent of the distance between the two.
+        scale: what :meth:`Testbed.evaluate` gives: returns, where it is None, or the percentage of
+            the way from the first of these returns to the second, higher one.
 
     Raises:
         UserError: another ``start`` or ``policy``, or fewer than two bins.
@@ -252,7 +252,7 @@ class Testbed:
         if self.config.scale is None:
             return returns
         low, high = self.config.scale
-        return 100 * (returns - low) / abs(high - low)  # more is better, whichever agent is
+        return 100 * (returns - low) / (high - low)
 
     def agent_returns(
         self, role: str, episodes: int, seed: int, *, on_reward: OnReward | None = None
@@ -286,9 +286,9 @@ def prepare(
     for config in configs:
         parse_kind(config.data)  # before anything is built
     alike = {replace(config, data=""): config for config in configs}
-    for first in alike.values():
-        if read is None and stepped_one_by_one(task := first.pool.task):
-            print(speed(task, first.num_threads), file=sys.stderr, flush=True)
+    for one in alike.values():
+        if read is None and stepped_one_by_one(task := one.pool.task):
+            print(speed(task, one.num_threads), file=sys.stderr, flush=True)
     with one_torch_thread():
         trajectories = _from_pools(configs) if read is None else read()
         of = {key: Materials(one.load_policy(), trajectories) for key, one in alike.items()}

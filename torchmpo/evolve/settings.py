@@ -11,8 +11,9 @@ class EvolveConfig(TestbedSettings):
 
     Args:
         data: kinds of preference data, by commas, as in noisy:0.3,graded:0-0.4+votes:5; all of
-            them: python -m torchmpo.diagnose --data list. Of each robot, where task names several,
-            as in tla,hopper: there the distance of its two agents is 100.
+            them: python -m torchmpo.diagnose --data list. task may name several robots, too, as in
+            tla,hopper: all kinds of each, and what counts is no return but the percentage of the
+            way from the robot's worse agent to its better one.
         combine: mean or worst: what counts of the returns on several kinds of data and robots.
         curriculum: off: every generation trains on all kinds of data and robots. regret: on one,
             drawn by how far the search is behind the antagonist there.

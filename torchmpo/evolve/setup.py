@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 
+from torchmpo.control.environments import check_task
 from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
@@ -23,6 +24,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.trackers import PROJECT, trackers_of
+from torchmpo_envs import AGENTS
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,16 @@ class Setup:
             for name in words("rivals", config.rivals):
                 rivals[name] = _tunable("rivals", name, config.policy)
             kinds, tasks = words("data", config.data), words("task", config.task)
-            if len(tasks) > 1 and (config.original or config.target):
-                raise UserError("original and target are agents of one task: give one --task")
+            if len(tasks) > 1:
+                for task in tasks:
+                    check_task(task)
+                if own := [task for task in tasks if task not in AGENTS]:
+                    raise UserError(
+                        f"several tasks are shipped robots, {', '.join(AGENTS)}: {own[0]} has no "
+                        "agents of its own"
+                    )
+                if config.original or config.target not in (None, "apart"):
+                    raise UserError("original and target are agents of one task: give one --task")
             antagonist = None
             if config.curriculum != "off" and len(kinds) * len(tasks) > 1:
                 antagonist = _tunable("antagonist", config.antagonist, config.policy)

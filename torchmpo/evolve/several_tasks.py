@@ -1,8 +1,8 @@
-"""Several robots in one search: what counts on each is in units of the distance of its two agents.
+"""Several robots in one search: what counts on each is the way from its worse agent to the better.
 
 Returns of different robots cannot be added up. So with ``--task tla,hopper`` every return R becomes
-100·(R − original) / |target − original|: 0 is the agent that made the worse trajectories, 100 the
-one that made the better ones. On one robot alone returns stay as they are.
+100·(R − worse) / (better − worse), by the mean returns of the two agents that made the data. On one
+robot alone returns stay as they are.
 """
 
 import json
@@ -20,7 +20,7 @@ from torchmpo.runs.json_files import read_json
 from torchmpo.runs.seeding import derive_seed
 
 FILE = "agents.json"
-UNIT = "% of the way"
+UNIT = "score, %"
 _Two = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
 
 
@@ -36,7 +36,7 @@ def names(testbeds: Sequence[TestbedConfig]) -> list[str]:
 
 
 def on_one_scale(testbeds: Sequence[Testbed], episodes: int, seed: int, out: Path) -> list[Testbed]:
-    """The testbeds, with what counts as 0 and 100 on each; ``agents.json`` keeps it.
+    """The testbeds, with what counts as 0 and 100 on each; ``agents.json`` has the returns.
 
     Args:
         episodes: of each agent.
@@ -52,15 +52,16 @@ def on_one_scale(testbeds: Sequence[Testbed], episodes: int, seed: int, out: Pat
     for bed in testbeds:
         task = bed.config.pool.task
         if task not in known:
-            states = derive_seed(seed, "agents' episodes")
-            known[task] = [float(bed.agent_returns(r, episodes, states).mean()) for r in ROLES]
+            states = derive_seed(seed, "agents' episodes")  # nobody else's
+            both = [float(bed.agent_returns(r, episodes, states).mean()) for r in ROLES]
+            if not abs(both[0] - both[1]) > 0:  # catches NaN, too
+                raise UserError(
+                    f"on {task} the agents have mean returns of {both[0]:g} and {both[1]:g}: there "
+                    "is no way from the worse to the better one, which several tasks count in"
+                )
+            known[task] = both
             write_atomic(path, json.dumps(known, indent=2) + "\n")
-        if known[task][0] == known[task][1]:
-            raise UserError(
-                f"on {task} both agents have a mean return of {known[task][0]:g}: there is no "
-                "distance between them, which several tasks count in"
-            )
-    return [bed.changed(scale=tuple(known[bed.config.pool.task])) for bed in testbeds]
+    return [bed.changed(scale=tuple(sorted(known[bed.config.pool.task]))) for bed in testbeds]
 
 
 def read_agents(path: Path) -> dict[str, list[float]]:

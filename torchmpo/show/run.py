@@ -122,8 +122,8 @@ def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
             )
         check_sizes(settings)
         kinds = words("data", config["data"])
-        own = [replace(settings, task=task) for task in tasks]
-        beds = [configure(one, kind, num_threads=0) for one in own for kind in kinds]
+        of = [replace(settings, task=task) for task in tasks]
+        beds = [configure(one, kind, num_threads=0) for one in of for kind in kinds]
         check_space([bed.data_pool for bed in beds])
         testbeds = prepare(beds)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
