@@ -15,6 +15,7 @@ from torchmpo_envs.walker2d import Walker2d
 
 __all__ = [
     "AGENTS",
+    "APART",
     "EXPERTS",
     "TASKS",
     "Ant",
@@ -25,13 +26,15 @@ __all__ = [
 ]
 
 TASKS = {"ant": Ant, "hopper": Hopper, "tla": ThreeLeggedAnt}
-EXPERTS = ("ant_original", "tla_target", "hopper_bad", "hopper_target")
+EXPERTS = ("ant_original", "tla_target", "tla_target_apart", "hopper_bad", "hopper_target")
 # The worse and the better agent whose trajectories are compared in each task.
 AGENTS = {
     "ant": ("ant_original", "tla_target"),
     "tla": ("ant_original", "tla_target"),
     "hopper": ("hopper_bad", "hopper_target"),
 }
+# A better agent that was trained from random weights, and not from the worse one.
+APART = {"tla": "tla_target_apart", "hopper": "hopper_target"}
 
 register()
 

@@ -1,12 +1,19 @@
 """Every profile is settings that both commands take, and goes before the preset."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from torchmpo.control.settings import PROFILES
+from torchmpo.control.agents import load_agent
+from torchmpo.control.settings import PROFILES, TestbedSettings
+from torchmpo.control.testbed import configure, prepare
 from torchmpo.diagnose.__main__ import COMMAND as DIAGNOSE
 from torchmpo.diagnose.__main__ import main
 from torchmpo.evolve.__main__ import COMMAND as EVOLVE
+from torchmpo.runs.errors import UserError
 from torchmpo.runs.options import read_settings
+from torchmpo_envs import AGENTS, expert_path
 
 NAMES = [path.stem for path in PROFILES.glob("*.yaml")]
 
@@ -30,6 +37,34 @@ def test_both_commands_take_it(command, name, tmp_path):
 def test_anchored_is_the_default():
     config, default = (DIAGNOSE.parse(words)[0] for words in (["--profile", "anchored"], []))
     assert config == default
+
+
+def test_the_papers_agents_are_apart(tmp_path):
+    """Its target agent shares no weights with the original one, unlike the task's own."""
+    config, _, _ = DIAGNOSE.parse(["--profile", "paper", "--out", str(tmp_path / "run")])
+    pool = configure(config, "base", 1).pool
+    assert (pool.original, pool.target) == ("ant_original", "tla_target_apart")
+    assert configure(replace(config, task="hopper"), "base", 1).pool.target == "hopper_target"
+    weights = [load_agent(name).state_dict() for name in (*AGENTS["tla"], pool.target)]
+    distance = [
+        sum(float((w[n] - weights[0][n]).square().sum()) for n in w if "layers" in n) ** 0.5
+        for w in weights
+    ]
+    assert distance[2] > 3 * distance[1] > 0
+    with pytest.raises(UserError, match=r"ant has no agent that was trained apart .* tla, hopper"):
+        configure(replace(config, task="ant"), "base", 1)
+    with pytest.raises(UserError, match="there is no file apart"):
+        configure(replace(config, original="apart"), "base", 1)
+
+
+def test_agents_apart_are_as_good_as_their_card_says():
+    card = json.loads(expert_path("tla_target_apart").with_suffix(".json").read_text())
+    bed = prepare([configure(TestbedSettings(target="apart", pairs=2), "base", 1)])[0]
+    returns = bed.agent_returns("target", 16, 0)
+    error = float(returns.std()) / 4
+    known = card["tla_return_deterministic"]
+    assert abs(float(returns.mean()) - known["mean"]) < 4 * (error**2 + known["s.e."] ** 2) ** 0.5
+    assert returns.mean() > 2 * bed.agent_returns("original", 16, 0).mean()
 
 
 def test_a_language_models_answers_are_drawn_from_what_is_trained():

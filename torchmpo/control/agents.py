@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torchmpo.control.policy import GaussianPolicy, load_policy
 from torchmpo.runs.errors import UserError, nearest
-from torchmpo_envs import AGENTS, EXPERTS, expert_path
+from torchmpo_envs import AGENTS, APART, EXPERTS, expert_path
 
 ROLES = ("original", "target")
 
@@ -15,7 +15,8 @@ def agent_of(task: str, role: str, given: str) -> str:
     Args:
         task: of whom the default is.
         role: one of ``ROLES``.
-        given: the name of a shipped agent, or a file; empty for the task's own.
+        given: the name of a shipped agent, or a file; empty for the task's own; ``"apart"`` for its
+            target agent that was not trained from the original one.
 
     Raises:
         UserError: neither is there.
@@ -25,6 +26,13 @@ def agent_of(task: str, role: str, given: str) -> str:
             f"task {task!r} has no agents of its own: give --original FILE and --target FILE, two "
             "policies whose trajectories are compared"
         )
+    if (role, given) == ("target", "apart"):
+        if task not in APART:
+            raise UserError(
+                f"target: {task} has no agent that was trained apart from the original; those are "
+                f"of {', '.join(APART)}"
+            )
+        given = APART[task]
     agent = given or AGENTS[task][ROLES.index(role)]
     if agent not in EXPERTS and not Path(agent).is_file():
         shipped = nearest(agent, EXPERTS)

@@ -18,7 +18,8 @@ class TestbedSettings:
             gymnasium:ID or package.module:function.
         original: file of the worse agent that makes the data, or the name of a shipped one; null
             for the task's own.
-        target: file of the better agent, likewise.
+        target: file of the better agent, likewise; apart for one of the task that was not trained
+            from the worse agent, but by itself.
         pairs: preference pairs; null for the task's own: 1,280, hopper 5,120.
         episode_steps: time limit of an episode, in data and evaluation.
         behaviour_std: standard deviation of the actions in the data.
