@@ -66,7 +66,7 @@ def grammar():
 def test_a_run_a_kill_and_what_it_found(capsys, monkeypatch, proposer):
     command, asked = proposer
     for figure in ("fitness_figure", "gradient_figure"):  # slow, and drawn by other tests
-        monkeypatch.setattr(evolve, figure, lambda *_: None)
+        monkeypatch.setattr(evolve, figure, lambda *_, **__: None)
     assert main([*RUN, "--proposer", command, "--out", "whole"]) == 0
     out = capsys.readouterr().out
     assert "proposer: 2 formulas, and 1 lines that are none; the first: unknown name" in out

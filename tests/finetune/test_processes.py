@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from safetensors.torch import load_file
 from tiny_llm import QUIET, save_tiny, tiny_llama, tiny_pairs
 
+from torchmpo.finetune import command_line
 from torchmpo.finetune.__main__ import main
 from torchmpo.finetune.sharding import FullySharded, check_strategy, strategy_name
 from torchmpo.runs.errors import UserError
@@ -237,3 +238,17 @@ def test_a_strategy_given_in_python_is_checked_too():
     for fine in (FullySharded(), DDPStrategy(), SingleDeviceStrategy()):
         check_strategy(SimpleNamespace(strategy=fine))
     assert strategy_name("fsdp") == strategy_name("fsdp2") == "fsdp2"
+
+
+def test_a_process_leaves_the_others_before_it_ends(tmp_path, monkeypatch):
+    """Else it is aborted now and then, once all its work is done."""
+    at_exit = []
+    monkeypatch.setattr(command_line.atexit, "register", at_exit.append)
+    for _ in range(2):
+        assert main(["fit", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert {*at_exit} == {command_line._leave_processes}
+    at_exit[0]()  # alone
+    group = {"world_size": 1, "rank": 0, "init_method": f"file://{tmp_path}/meet"}
+    torch.distributed.init_process_group("gloo", **group)
+    at_exit[0]()
+    assert not torch.distributed.is_initialized()

@@ -1,5 +1,6 @@
 """Fine-tuning's command line, on Lightning's; importing it takes seconds."""
 
+import atexit
 import json
 import logging
 import os
@@ -376,7 +377,19 @@ def called(
         UserError: a mistake in them, or in what they name.
     """
     _check_files(words)
+    atexit.unregister(_leave_processes)  # once, however many calls there are
+    atexit.register(_leave_processes)
     return _call(lambda: kind(args=with_loss(words), run=run, **_settings(program)))
+
+
+def _leave_processes() -> None:
+    """Leave the group of processes before this one ends, which Lightning does for NCCL only.
+
+    Else gloo's threads may still run when the interpreter is taken down, which now and then aborts
+    a process whose work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_files(words: list[str]) -> None:
