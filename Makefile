@@ -1,7 +1,7 @@
 # Each command sets up what it needs first: `make evolve` and `make test` work on a fresh clone.
 PYTHON ?= python3
 ARGS ?=
-# Test processes; each runs one thread, and waits a third of its time for others that it started.
+# Test processes; each runs one thread, and waits part of its time for others that it started.
 JOBS ?= 3
 
 BIN := .venv/bin

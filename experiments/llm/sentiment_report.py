@@ -12,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from experiments.llm.pieces import read_json
 from torchmpo.diagnose.report.figures import INK, LINE, MUTED, save
 from torchmpo.diagnose.report.html import (
     ELEMENTS,
@@ -77,7 +78,7 @@ def write_report(folder: str | Path) -> str:
     folder = Path(folder)
     about, baselines, finals, trials = _read(folder)
     results = results_of(about, baselines, finals, trials)
-    results["pairs"] = _json(folder / "pairs.json")
+    results["pairs"] = read_json(folder / "pairs.json")
     write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_atomic(folder / "results.csv", _csv(results["rows"]))
     (folder / "figures").mkdir(exist_ok=True)
@@ -86,13 +87,13 @@ def write_report(folder: str | Path) -> str:
 
 
 def _read(folder: Path):
-    about = _json(folder / "study.json")
+    about = read_json(folder / "study.json")
     seeds = about["settings"]["seeds"]
-    baselines = [_json(folder / f"baselines-{seed}.json") for seed in range(1, seeds + 1)]
+    baselines = [read_json(folder / f"baselines-{seed}.json") for seed in range(1, seeds + 1)]
     finals: dict[tuple[str, str], list[dict]] = {}
     trials: dict[tuple[str, str], list[dict]] = {}
     for path in sorted((folder / "cells").glob("*.json")):
-        found = _json(path)
+        found = read_json(path)
         of = trials if found["what"] == "trial" else finals
         of.setdefault((found["kind"], found["loss"]), []).append(found)
     finals = {key: rows for key, rows in finals.items() if len(rows) == seeds}
@@ -421,10 +422,3 @@ def _samples(finals, baselines) -> Markup:
                 text = say("<b>{}</b>{}", *found["samples"][i])
                 lines.append([heading(name), Cell(kind), Cell(text, i, "text")])
     return table(["loss", "data", "answer"], lines, "Prompt in bold")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from error

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.llm.pieces import keep_what_it_is, make_missing
+from experiments.llm.pieces import keep_what_it_is, make_missing, read_json
 from experiments.llm.reviews import load_reviews, splits
 from experiments.llm.sampling import answer_kl, sample
 from experiments.llm.sentiment import (
@@ -397,7 +397,7 @@ def cell_path(folder: Path, kind: str, loss: str, what: str, number: int) -> Pat
 
 def best_setting(paths: Sequence[Path]) -> dict[str, Any]:
     """That of the trial with the highest validation win rate; the first of equals."""
-    trials = [json.loads(path.read_text("utf-8")) for path in paths]
+    trials = [read_json(path) for path in paths]
     rates = [-1.0 if t["validation"] is None else t["validation"] for t in trials]
     return trials[rates.index(max(rates))]["setting"]
 
