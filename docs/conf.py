@@ -119,6 +119,14 @@ def readable(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
+def parsable(app: Any, what: str, name: str, obj: Any, options: Any, signature: Any, result: Any):
+    """Write ``...`` for a dataclass's ``<factory>``, which is no Python.
+
+    Sphinx splits a signature that it cannot parse at every comma, those of ``tuple[int, int]`` too.
+    """
+    return (signature.replace("<factory>", "..."), result) if signature else None
+
+
 def where_it_is_defined(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     """Resolve a name by which something is imported, ``torchmpo.resolve``, or a short one.
 
@@ -142,4 +150,5 @@ def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", api_pages)
     app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon's
+    app.connect("autodoc-process-signature", parsable)
     app.connect("missing-reference", where_it_is_defined)
