@@ -57,7 +57,7 @@ def sample(
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            edges = logits.softmax(-1).cumsum(-1)
+            edges = logits.float().softmax(-1).cumsum(-1)  # bfloat16 cannot sum a vocabulary
             wanted = uniform[rows, place, None] * edges[:, -1:]
             tokens = torch.searchsorted(edges, wanted).clamp(max=edges.shape[1] - 1)
             for row, token in zip(rows.tolist(), tokens[:, 0].tolist(), strict=True):
@@ -96,9 +96,9 @@ def answer_kl(model: Any, reference: Any, answers: Sequence[Answer], at_once: in
         counted = (place >= first) & (place < last)
         # Logits where an answer's tokens are, and nowhere else: they are most of the work.
         p, q = (
-            m.get_output_embeddings()(
-                m.base_model(ids, use_cache=False)[0][:, :-1][counted]
-            ).log_softmax(-1)
+            m.get_output_embeddings()(m.base_model(ids, use_cache=False)[0][:, :-1][counted])
+            .float()
+            .log_softmax(-1)
             for m in (model, reference)
         )
         terms = torch.zeros(counted.shape).masked_scatter(counted, (p.exp() * (p - q)).sum(-1))

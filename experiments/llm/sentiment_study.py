@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ from torchmpo.runs.errors import Diverged, UserError, exit_code
 from torchmpo.runs.files import alone_in, write_atomic
 from torchmpo.runs.seeding import derive_seed
 from torchmpo.winrate.rates import length_controlled_win_rate
+
+if TYPE_CHECKING:
+    from torchmpo.finetune.module import PreferenceModule
 
 KINDS = ("base", "noisy:0.3", "mixed")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -140,6 +143,14 @@ class World:
         sizes = {"train": settings.pairs + spare}
         sizes |= {"validation": settings.validation, "test": settings.test}
         self.prompts = draw_prompts(reviews, sizes)
+
+    def learner(self, loss: str, setting: dict[str, Any], seed: int) -> "PreferenceModule":
+        """The LM as it is trained: all of it."""
+        return preference_module(copy.deepcopy(self.lm), loss, setting, seed)
+
+    def trained(self, learner: "PreferenceModule") -> Any:
+        """The LM that a learner has become, with parameters like the untuned one's."""
+        return learner.policy.model.eval()
 
     def answers(self, name: str, prompts: Sequence[str], seed: int, each: int) -> list[list[str]]:
         """The untuned LM's, ``each`` to a prompt; kept in a file."""
@@ -233,6 +244,20 @@ def trial_settings(loss: str, trials: int) -> list[dict[str, Any]]:
     return [{"lr": lr, "loss_args": args} for args, lr in grid][:trials]
 
 
+def preference_module(model: Any, loss: str, setting, seed: int, lora=None) -> "PreferenceModule":
+    """What trains a model by a loss: 10 % warm-up, then a line to 0.
+
+    Args:
+        model: its weights change, or those of fresh adapters where ``lora`` asks for them.
+        setting: ``lr`` and ``loss_args``.
+    """
+    from torchmpo.finetune.module import PreferenceModule
+
+    return PreferenceModule(
+        model, loss, **setting, lora=lora, warmup=0.1, schedule="linear", seed=seed
+    )
+
+
 def train(world: World, pairs, loss: str, setting, seed: int) -> tuple[Any, dict[str, float]]:
     """The LM tuned on the pairs, and what its last step logged.
 
@@ -242,11 +267,8 @@ def train(world: World, pairs, loss: str, setting, seed: int) -> tuple[Any, dict
     from lightning.pytorch import Trainer
 
     from torchmpo.finetune.data import PreferenceData
-    from torchmpo.finetune.module import PreferenceModule
 
-    module = PreferenceModule(
-        copy.deepcopy(world.lm), loss, **setting, warmup=0.1, schedule="linear", seed=seed
-    )
+    module = world.learner(loss, setting, seed)
     data = PreferenceData(
         [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in pairs],
         tokenizer=world.tokenizer,
@@ -267,7 +289,7 @@ def train(world: World, pairs, loss: str, setting, seed: int) -> tuple[Any, dict
     )
     trainer.fit(module, data)
     numbers = {name: round(float(x), 5) for name, x in trainer.callback_metrics.items()}
-    return module.policy.model.eval(), numbers
+    return world.trained(module), numbers
 
 
 def run_trial(world: World, kind: str, loss: str, setting) -> dict[str, Any]:

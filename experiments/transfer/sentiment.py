@@ -130,6 +130,10 @@ class TransferStudy:
         """KL of the best of ``candidates`` from a plain sample, nats (arXiv 2009.01325)."""
         return math.log(self.candidates) - (self.candidates - 1) / self.candidates
 
+    def grid(self, loss: str) -> list[dict[str, Any]]:
+        """What is tried of a loss: its learning rate and arguments, ``trials`` times."""
+        return trial_settings(loss, self.trials)
+
 
 SMOKE = TransferStudy(
     losses=("dpo", "kto", "sft"),
@@ -232,7 +236,7 @@ def preferences(
 
 def run_trial(world: World, study: TransferStudy, kind: str, loss: str, number: int) -> Any:
     """Train once, and ask the annotator at matched divergence."""
-    setting = trial_settings(loss, study.trials)[number]
+    setting = study.grid(loss)[number]
     prompts = world.prompts["validation"]
     before = world.answers("validation", prompts, derive_seed(0, "validation before"), 4)
     try:
@@ -354,18 +358,27 @@ def prepare(out: Path, smoke: bool, reviews_file: str | None) -> tuple[World, Tr
     world = World(shared, out, lm, judges, parts["prompts"], vader=False)
     card = json.loads((lm / "card.json").read_text("utf-8"))
     del card["seconds"]  # which it took to make it here
-    grid = {loss: trial_settings(loss, study.trials) for loss in study.losses}
+    grid = {loss: study.grid(loss) for loss in study.losses}
     about = {"settings": asdict(study), "grid": grid, "lm": card}
     keep_what_it_is(out, about)
     return world, study
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/transfer_sentiment"), help="folder of the run"
-    )
+def command(
+    argv: Sequence[str] | None,
+    about: str,
+    out: str,
+    prepare: Callable[[Path, bool, str | None], tuple[World, TransferStudy]],
+) -> int:
+    """A study of this kind as a command that runs what is missing; returns the exit code.
+
+    Args:
+        about: docstring whose first line says what the command is.
+        out: folder of the run where none is given.
+        prepare: from folder, ``--smoke`` and ``--reviews`` to the world and the study.
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run")
     parser.add_argument("--kind", choices=KINDS, help="this kind of data only, not all four")
     parser.add_argument(
         "--losses", help="these only, comma-separated: their pieces are those of the whole run"
@@ -385,6 +398,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 path = args.out / f"baseline-{seed}.json"
                 if not path.exists():
                     write_atomic(path, json.dumps(run_baseline(world, study, seed)) + "\n")
+            if args.kind and args.kind not in study.kinds:
+                raise UserError(f"this study has {', '.join(study.kinds)}, not {args.kind}")
             for kind in [args.kind] if args.kind else study.kinds:
                 folder = args.out / kind.replace(":", "_")
                 folder.mkdir(exist_ok=True)
@@ -392,6 +407,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     run_kind(world, study, kind, losses)
 
     return exit_code(work, lambda: "interrupted; the same command goes on")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing."""
+    return command(argv, __doc__ or "", "runs/transfer_sentiment", prepare)
 
 
 if __name__ == "__main__":

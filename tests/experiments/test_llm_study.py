@@ -26,6 +26,7 @@ from experiments.llm import reviews as reviews_module
 from experiments.llm.reviews import Review, load_reviews, sentences, splits
 from experiments.llm.sentiment import SentimentClassifier, bradley_terry, classifier, examples
 from experiments.transfer import sentiment as transfer
+from experiments.transfer import smollm2 as transfer_smollm2
 from torchmpo import resolve
 from torchmpo.finetune.models import load_model, load_tokenizer
 from torchmpo.runs.errors import Diverged, UserError
@@ -520,3 +521,32 @@ def test_a_pair_of_the_best_of_several(world):
         assert pair["chosen"] in several
         assert world.annotator.logits([pair["prompt"] + pair["chosen"]])[0] == scores.max()
         assert pair["margin"] >= 0
+
+
+def test_a_pretrained_model_learns_from_the_small_ones_pairs(smoke, tmp_path, capsys):
+    _, argv = smoke
+    argv = ["--smoke", "--kind", "best_of", *argv[1:3], "--out", f"{tmp_path}/run"]
+    shutil.copytree(smoke[0] / "models", tmp_path / "run/pairs/models")
+    assert transfer_smollm2.main([*argv, "--losses", "kto,sft"]) == 0
+    pieces = {
+        path.stem: json.loads(path.read_text()) for path in tmp_path.glob("run/best_of/*.json")
+    }
+    assert len(pieces) == 2 * (3 + 2)
+    assert [pieces[f"kto-trial-{i}"]["setting"]["lr"] for i in range(3)] == [1e-3, 3e-4, 3e-3]
+    assert all(0 < p["far"]["kl"] for name, p in pieces.items() if "seed" in name)
+    assert transfer_smollm2.main([*argv[:1], "--kind", "mixed", *argv[3:]]) == 2
+    assert "this study has best_of, noisy:0.3, not mixed" in capsys.readouterr().err
+
+
+def test_adapters_that_did_not_learn_leave_the_model_as_it_was(smoke, tmp_path):
+    """Merged in float32 and moved along the line of weights, to the last bit."""
+    _, argv = smoke
+    shutil.copytree(smoke[0] / "models", tmp_path / "run/pairs/models")
+    with sentiment_study.quiet():
+        world, _ = transfer_smollm2.prepare(tmp_path / "run", True, argv[2])
+        untrained = world.trained(world.learner("sft", {"lr": 1e-3, "loss_args": {}}, 0))
+    answers = transfer_smollm2.sentiment.place(world, untrained, 1.0, world.prompts["test"], 3)
+    assert answers.kl == 0.0
+    names = dict(untrained.named_parameters())
+    assert names.keys() == dict(world.lm.named_parameters()).keys()
+    assert all(torch.equal(names[name], p) for name, p in world.lm.named_parameters())
