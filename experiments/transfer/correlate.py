@@ -3,17 +3,19 @@
     python -m experiments.transfer.correlate    (of what is finished in experiments/results)
 
 Reads the two diagnoses ``transfer_anchored`` and ``transfer_llm_like``, the pieces of
-``python -m experiments.transfer.sentiment`` in ``transfer_sentiment``, and ``published.json``.
-Writes Spearman's correlation of every regime on robots with every study of language models, with
-and without SimPO, to ``transfer/correlations.json`` and ``correlations.svg``; prints a table. A
-regime or a study that lacks a loss of those it plans is not finished, and left out.
+``python -m experiments.transfer.sentiment`` in ``transfer_sentiment``, those of ``python -m
+experiments.transfer.smollm2`` in ``transfer_smollm2``, and ``published.json``. Writes Spearman's
+correlation of every regime on robots with every study of language models, with and without SimPO,
+to ``transfer/correlations.json`` and ``correlations.svg``; prints a table. A regime or a study that
+lacks a loss of those it plans is not finished, and left out; SmolLM2's has the losses that there
+was time for, and the tables of others those they have: fewer than six are shown and not counted.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from scipy.stats import rankdata
 
 from experiments.llm.pieces import read_json
 from experiments.transfer.sentiment import KINDS, SETTINGS, TransferStudy
+from experiments.transfer.smollm2 import AdapterStudy
 from torchmpo.diagnose.cells import seed_scores
 from torchmpo.figures import new_figure
 from torchmpo.runs.errors import UserError, exit_code
@@ -32,7 +35,8 @@ from torchmpo.runs.seeding import derive_seed
 LOSSES = tuple(SETTINGS)
 PROFILES = ("llm_like", "anchored")
 DATA = ("best_of:4", "noisy:0.3", "base", "mixed", "graded:0-0.4")
-SEEDS = TransferStudy().seeds
+STUDIES = {"sentiment": TransferStudy(), "smollm2": AdapterStudy()}
+FEWEST = 6  # losses of a correlation that counts
 DRAWS = 10_000
 PRIMARY = ("llm_like, best_of:4", "sentiment, best_of")
 SECONDARY = ("anchored, noisy:0.3", "sentiment, noisy:0.3")
@@ -62,21 +66,26 @@ def language_models(results: Path) -> dict[str, dict[str, Scores]]:
     pieces = finished_pieces(results)
     return {
         side: {
-            f"sentiment, {kind}": {loss: _of_seeds(own, side) for loss, own in losses.items()}
-            for kind, losses in pieces.items()
+            name: {loss: _of_seeds(own, side) for loss, own in losses.items()}
+            for name, losses in pieces.items()
         }
         for side in ("matched", "far")
     }
 
 
 def finished_pieces(results: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The seeds of every loss, by the kind of data, where all are there."""
+    """All seeds of each loss that has them, by the study and the kind of data.
+
+    Of ``sentiment`` that is every loss or the kind is not there; of ``smollm2`` three at least.
+    """
     found = {}
-    for kind in KINDS:
-        folder = results / "transfer_sentiment" / kind.replace(":", "_")
+    for (study, planned), kind in product(STUDIES.items(), KINDS):
+        folder = results / f"transfer_{study}" / kind.replace(":", "_")
         paths = {loss: sorted(folder.glob(f"{loss}-seed-*.json")) for loss in LOSSES}
-        if all(len(own) == SEEDS for own in paths.values()):
-            found[kind] = {n: [read_json(path) for path in own] for n, own in paths.items()}
+        whole = {loss: own for loss, own in paths.items() if len(own) == planned.seeds}
+        if len(whole) >= (3 if study == "smollm2" else len(LOSSES)):
+            own = {loss: [read_json(path) for path in of] for loss, of in whole.items()}
+            found[f"{study}, {kind}"] = own
     return found
 
 
@@ -184,7 +193,9 @@ def collect(results: Path) -> dict[str, Any]:
         for study, model in columns.items():
             found = correlation(robot, model)
             less = correlation(robot, model, without=("simpo",))
-            rows.append({"robots": regime, "models": study, **found, "without_simpo": less})
+            counted = found["losses"] >= FEWEST
+            rows.append({"robots": regime, "models": study, **found, "counted": counted})
+            rows[-1]["without_simpo"] = less
             if (regime, study) in (PRIMARY, SECONDARY):
                 which = "primary" if (regime, study) == PRIMARY else "secondary"
                 rows[-1] |= {"pair": which, "verdict": verdict(found, less)}
@@ -193,6 +204,7 @@ def collect(results: Path) -> dict[str, Any]:
     between = [
         {"models": [one, other], **correlation(columns[one], columns[other])}
         for one, other in combinations(columns, 2)
+        if len(columns[one].keys() & columns[other].keys()) >= FEWEST
     ]
     means = {
         name: {loss: round(float(values.mean()), 4) for loss, values in scores.items()}
@@ -249,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("| robots | language models | losses | ρ | ρ without simpo | |\n" + "|---" * 6 + "|")
         for row in found["correlations"]:
             which = f"{row['pair']}: {row['verdict']}" if "pair" in row else ""
+            which = which if row["counted"] else "too few losses to count"
             print(
                 f"| {row['robots']} | {row['models']} | {row['losses']} | {text_of(row)} | "
                 f"{text_of(row['without_simpo'])} | {which} |"
@@ -258,8 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, share in found["reliability"].items():
             if share is not None:
                 print(f"{name}: {100 * share:.0f} % of the variance of the losses' means is theirs")
-        for kind, losses in finished_pieces(args.results).items():
-            print(f"\nsentiment, {kind}\n\n{win_rate_table(losses)}")
+        for name, losses in finished_pieces(args.results).items():
+            print(f"\n{name}\n\n{win_rate_table(losses)}")
 
     return exit_code(work, lambda: "interrupted")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -151,10 +152,17 @@ def test_what_is_finished_is_correlated(tmp_path, capsys):
         returns = [[10.0 * i], [10.0 * i + 1], []]  # the last seed diverged
         cell = {"loss": loss, "data": "best_of:4", "returns": returns}
         (folder / "cells" / f"{loss}.json").write_text(json.dumps(cell))
-        for seed in range(1, correlate.SEEDS + 1):
+        for seed in range(1, correlate.STUDIES["sentiment"].seeds + 1):
             piece = {"matched": {"win_rate": 50.0 + i}, "far": {"win_rate": 60.0 - i, "kl": 2.0}}
             piece = {"error": "diverged"} if i == 0 else piece
             (pieces / f"{loss}-seed-{seed}.json").write_text(json.dumps(piece))
+    few = tmp_path / "transfer_smollm2/best_of"  # four losses, and two seeds of a fifth
+    few.mkdir(parents=True)
+    for loss, seed in [*product(correlate.LOSSES[:4], (1, 2, 3)), ("dpop", 1), ("dpop", 2)]:
+        rates = {
+            side: {"win_rate": 50.0 + seed + len(loss), "kl": 2.0} for side in ("matched", "far")
+        }
+        (few / f"{loss}-seed-{seed}.json").write_text(json.dumps(rates))
     assert correlate.main(["--results", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "transfer/correlations.json").read_text())
     rows = {row["models"]: row for row in found["correlations"]}
@@ -163,14 +171,23 @@ def test_what_is_finished_is_correlated(tmp_path, capsys):
     assert rows["sentiment, best_of"]["verdict"] == "transfers"
     assert rows["sentiment, best_of, plain"]["rho"] < 0
     assert [rows[name]["losses"] for name in correlate.published()] == [9, 9]
+    assert rows["sentiment, best_of"]["counted"]
+    assert (rows["smollm2, best_of"]["losses"], rows["smollm2, best_of"]["counted"]) == (4, False)
+    assert {"smollm2, best_of", "sentiment, best_of"} not in [
+        set(row["models"]) for row in found["between_models"]
+    ]
     # The worst run stands for the seed that diverged: 0 of the first loss.
     assert found["means"]["llm_like, best_of:4"]["dpo"] == pytest.approx(
         (0.1 + 0.11 + 0.0) / 3, abs=1e-4
     )
     told = capsys.readouterr().out
     assert "| primary: transfers |" in told
+    assert "too few losses to count" in told
     # The best first; of the loss that diverged everywhere there is no KL.
-    names, table = list(correlate.LOSSES), told[told.index("| win rate, %") :].splitlines()
+    names, table = (
+        list(correlate.LOSSES),
+        told[told.index("| win rate, %") :].split("\n\n")[0].split("\n"),
+    )
     assert table[2] == f"| {names[-1]} | 65.0 ± 0.0 | 45.0 | 2.0 |"
     assert table[-1] == f"| {names[0]} | 0.0 ± 0.0 | 0.0 | – |"
     assert (tmp_path / "transfer/correlations.svg").stat().st_size > 0
