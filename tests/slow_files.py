@@ -11,4 +11,8 @@ SLOW = (
     "test_diagnose.py",
     "test_packaging.py",
     "test_llm_study.py",
+    "test_contract.py",
+    "test_inner_loop.py",
+    "test_noise_budget.py",
+    "test_samples.py",
 )

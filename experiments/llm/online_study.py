@@ -48,9 +48,11 @@ from experiments.llm.sentiment_report import interval_text, summary
 from experiments.llm.sentiment_study import (
     StudySettings,
     World,
+    best_trial,
     compare,
     distinct,
     quiet,
+    validate,
     what_came,
 )
 from experiments.llm.small_lm import TINY, LmSettings, lm_folder
@@ -144,13 +146,6 @@ def piece_path(folder: Path, piece: Piece) -> Path:
     return folder / "pieces" / "{}-{}-{}.json".format(*piece)
 
 
-def best_rate(folder: Path, settings: OnlineStudy, arm: str) -> float:
-    """That of the trial with the highest validation win rate; the first of equals."""
-    found = [read_json(piece_path(folder, (arm, "trial", i))) for i in range(len(settings.rates))]
-    rates = [-1.0 if trial["validation"] is None else trial["validation"] for trial in found]
-    return settings.rates[rates.index(max(rates))]
-
-
 def trained(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float, seed: int) -> Any:
     """The LM after one training, and the rounds' numbers."""
     rounds, refresh = ARMS[arm]
@@ -211,20 +206,11 @@ def trained(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float
 
 def run_trial(world: World, settings: OnlineStudy, lm: Path, arm: str, rate: float) -> Any:
     """Train once, and ask the annotator."""
-    prompts = world.prompts["validation"]
-    before = world.answers("validation", prompts, derive_seed(0, "validation before"), 1)
     try:
         model, numbers = trained(world, settings, lm, arm, rate, 0)
     except Diverged as error:
         return {"validation": None, "error": str(error)}
-    seed = derive_seed(0, "validation")
-    after = sample(model, world.tokenizer, prompts, seed, settings.new_tokens)
-    first, second = (
-        world.annotator.logits([p + text for p, text in zip(prompts, texts, strict=True)])
-        for texts in ([texts[0] for texts in before], [answer.text for answer in after])
-    )
-    rate = 100 * float(bradley_terry(first, second).mean())
-    return {"validation": round(rate, 3), "training": numbers}
+    return {"validation": validate(world, model), "training": numbers}
 
 
 def run_seed(
@@ -262,7 +248,9 @@ def run_study(world: World, settings: OnlineStudy, lm: Path) -> None:
             rate = settings.rates[number]
             found = run_trial(world, settings, lm, arm, rate)
         else:
-            rate = best_rate(world.folder, settings, arm if what == "seed" else offline_of(arm))
+            tuned = arm if what == "seed" else offline_of(arm)
+            trials = ((tuned, "trial", i) for i in range(len(settings.rates)))
+            rate = best_trial([piece_path(world.folder, trial) for trial in trials])["rate"]
             found = run_seed(world, settings, lm, arm, rate, number)
         return {"arm": arm, "what": what, "number": number, "rate": rate} | found
 

@@ -294,20 +294,24 @@ def train(world: World, pairs, loss: str, setting, seed: int) -> tuple[Any, dict
 
 def run_trial(world: World, kind: str, loss: str, setting) -> dict[str, Any]:
     """Train once, and ask the annotator."""
-    prompts, tokens = world.prompts["validation"], world.settings.new_tokens
-    before = world.answers("validation", prompts, derive_seed(0, "validation before"), 1)
     try:
         model, numbers = train(world, world.pairs(kind, 0), loss, setting, seed=0)
     except Diverged as error:
         return {"setting": setting, "validation": None, "error": str(error)}
-    seed = derive_seed(0, "validation")
+    return {"setting": setting, "validation": validate(world, model), "training": numbers}
+
+
+def validate(world: World, model: Any) -> float:
+    """Win rate over the untuned LM on the prompts of validation, by the annotator, %."""
+    prompts = world.prompts["validation"]
+    before = world.answers("validation", prompts, derive_seed(0, "validation before"), 1)
+    seed, tokens = derive_seed(0, "validation"), world.settings.new_tokens
     after = [a.text for a in sample(model, world.tokenizer, prompts, seed, tokens)]
     first, second = (
         world.annotator.logits([p + text for p, text in zip(prompts, texts, strict=True)])
         for texts in ([texts[0] for texts in before], after)
     )
-    rate = 100 * float(bradley_terry(first, second).mean())
-    return {"setting": setting, "validation": round(rate, 3), "training": numbers}
+    return round(100 * float(bradley_terry(first, second).mean()), 3)
 
 
 def compare(world: World, seed: int, texts: Sequence[str]) -> dict[str, Any]:
@@ -417,11 +421,10 @@ def cell_path(folder: Path, kind: str, loss: str, what: str, number: int) -> Pat
     return folder / "cells" / f"{kind.replace(':', '_')}-{loss}-{what}-{number}.json"
 
 
-def best_setting(paths: Sequence[Path]) -> dict[str, Any]:
-    """That of the trial with the highest validation win rate; the first of equals."""
+def best_trial(paths: Sequence[Path]) -> dict[str, Any]:
+    """The trial with the highest validation win rate; the first of equals."""
     trials = [read_json(path) for path in paths]
-    rates = [-1.0 if t["validation"] is None else t["validation"] for t in trials]
-    return trials[rates.index(max(rates))]["setting"]
+    return max(trials, key=lambda t: -1.0 if t["validation"] is None else t["validation"])
 
 
 def run_study(world: World) -> None:
@@ -441,7 +444,7 @@ def run_study(world: World) -> None:
             found = run_trial(world, kind, loss, grid[number])
         else:
             trials = [cell_path(folder, kind, loss, "trial", i) for i in range(len(grid))]
-            found = run_final(world, kind, loss, best_setting(trials), number)
+            found = run_final(world, kind, loss, best_trial(trials)["setting"], number)
         return {"kind": kind, "loss": loss, "what": what, "number": number} | found
 
     make_missing(cells(settings), lambda cell: cell_path(folder, *cell), make, what_came)

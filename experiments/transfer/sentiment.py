@@ -34,7 +34,7 @@ from experiments.llm.sentiment import ROLES, SentimentClassifier, bradley_terry,
 from experiments.llm.sentiment_study import (
     StudySettings,
     World,
-    best_setting,
+    best_trial,
     distinct,
     quiet,
     train,
@@ -323,8 +323,8 @@ def run_kind(world: World, study: TransferStudy, kind: str, losses: Sequence[str
             found = run_trial(world, study, kind, loss, number)
         else:
             trials = ((loss, "trial", i) for i in range(study.trials))
-            setting = best_setting([piece_path(world.folder, kind, trial) for trial in trials])
-            found = run_seed(world, study, kind, loss, setting, number)
+            best = best_trial([piece_path(world.folder, kind, trial) for trial in trials])
+            found = run_seed(world, study, kind, loss, best["setting"], number)
         return {"kind": kind, "loss": loss, "what": what, "number": number} | found
 
     def what_came(found: dict[str, Any]) -> str:
