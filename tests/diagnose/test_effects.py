@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torchmpo.diagnose.__main__ import main
 from torchmpo.diagnose.checkpoints import proxy_judge
 from torchmpo.diagnose.comparisons import overoptimisation
 from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling
+from torchmpo.diagnose.report import comparisons
 from torchmpo.diagnose.settings import DiagnoseConfig
 from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.variants import variants
@@ -100,14 +102,53 @@ def test_effects_are_paired_over_seeds():
         },
         8,
     )
-    sft, dpo, both = effects(own, {"pairs=8": more})
+    sft, dpo, lost, every = effects(own, {"pairs=8": more})
     assert (sft["setting"], sft["value"], sft["loss"], sft["data"]) == ("pairs", "8", "sft", "base")
     mean, _, low, high = mean_of([0.1, 0.2, 0.3])
     assert [sft[k] for k in ("difference", "low", "high")] == pytest.approx([mean, low, high])
-    assert (sft["seeds"], sft["diverged"], dpo["seeds"], dpo["diverged"]) == (3, 0, 2, 1)
-    assert dpo["difference"] == pytest.approx(0.6)
-    assert (both["loss"], both["data"], both["seeds"]) == ("all", "all", 2)
-    assert both["difference"] == pytest.approx(np.mean([(0.1 + 0.5) / 2, (0.3 + 0.7) / 2]))
+    assert (sft["seeds"], sft["diverged"], dpo["seeds"], dpo["diverged"]) == (3, 0, 3, 1)
+    # What diverged counts as the worst run on that kind of data, 0 here.
+    assert dpo["difference"] == pytest.approx(np.mean([0.5, 0.0, 0.7]))
+    assert (lost["difference"], lost["diverged"], lost["diverged_without"]) == (-1.0, 3, 0)
+    assert (every["loss"], every["data"], every["seeds"]) == ("all", "all", 3)
+    by_seed = [(0.1 + 0.5 - 1) / 3, (0.2 + 0.0 - 1) / 3, (0.3 + 0.7 - 1) / 3]
+    assert every["difference"] == pytest.approx(np.mean(by_seed))
+    assert (every["diverged"], every["why"]) == (4, "")
+
+
+def test_a_setting_at_which_half_of_the_seeds_diverge_is_no_improvement():
+    """Over those that were left it would have been one."""
+    before = {("dpo", "base"): np.full(8, 0.5), ("sft", "base"): np.full(8, 0.4)}
+    scores = np.where(np.arange(8) < 4, 0.61 + 0.01 * np.arange(8), np.nan)
+    (row,) = effects(Cells(before, 4), {"learning_rate=0.003": Cells({("dpo", "base"): scores}, 4)})
+    assert (row["seeds"], row["diverged"], row["diverged_without"]) == (8, 4, 0)
+    assert row["difference"] == pytest.approx((0.125 - 0.1) / 2)
+    assert row["low"] < 0 < row["high"]
+    run = SimpleNamespace(config={"learning_rate": None}, scaled=True)
+    told = str(comparisons._effect(run, row))
+    assert told.endswith("not told from 0; diverged, and counted as the worst: 4 with it.")
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [([math.nan] * 2, "every training diverged"), ([0.5], "one seed is too few")],
+)
+def test_why_there_is_no_difference(scores, why):
+    before = Cells({("dpo", "base"): np.array([math.nan, math.nan])}, 4)
+    if len(scores) == 1:
+        before = Cells({("dpo", "base"): np.array([0.4])}, 4)
+    (row,) = effects(before, {"epochs=3": Cells({("dpo", "base"): np.array(scores)}, 4)})
+    assert (row["difference"], row["why"]) == (None, why)
+
+
+def test_scores_are_not_held_against_returns():
+    cell = {"loss": "sft", "data": "base", "returns": [[3000.0], [3100.0]]}
+    run = cells_of([cell], {"original": [1000.0], "target": [4000.0]}, 4)
+    short = cells_of([cell | {"returns": [[42.0], [43.0]]}], {"original": [45], "target": [44]}, 4)
+    (row,) = effects(run, {"episode_steps=100": short})
+    assert row["difference"] is None
+    assert row["why"].startswith("with it the target agent is no better than the original")
+    assert effects(short, {"episode_steps=1000": run})[0]["why"].startswith("without it")
 
 
 def test_effects_on_all_losses_of_a_kind_of_data():
@@ -123,7 +164,7 @@ def test_effects_on_all_losses_of_a_kind_of_data():
         [mean, low, high]
     )
     assert (together["base"]["diverged"], together["mixed"]["diverged"]) == (0, 1)
-    assert together["mixed"]["seeds"] == together["all"]["seeds"] == 2
+    assert together["mixed"]["seeds"] == together["all"]["seeds"] == 3
     assert rows[-1] is together["all"]
     only = {key: scores for key, scores in rise.items() if key[1] == "base"}
     assert [row["data"] for row in effects(own, {"epochs=2": Cells(only, 4)})][-2:] == [

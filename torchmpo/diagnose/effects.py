@@ -14,6 +14,7 @@ from torchmpo.statistics import mean_of
 from torchmpo.statistics.scaling import fit_scaling
 
 ALL = "all"  # losses, or kinds of data
+LOST = {"diverged": "with it", "diverged_without": "without it"}  # seeds of the two sides
 
 
 class Cells(NamedTuple):
@@ -23,10 +24,12 @@ class Cells(NamedTuple):
         scores: (loss, data) → score of each seed ``[seeds]``, NaN where training diverged. Returns
             where the target agent is not the better one.
         pairs: per data set.
+        scaled: whether these are scores, and not returns.
     """
 
     scores: Mapping[tuple[str, str], NDArray]
     pairs: int
+    scaled: bool = True
 
 
 def cells_of(cells: Iterable[Mapping], anchors: Mapping, pairs: int) -> Cells:
@@ -42,41 +45,51 @@ def cells_of(cells: Iterable[Mapping], anchors: Mapping, pairs: int) -> Cells:
             for cell in cells
         },
         pairs,
+        high > low,
     )
 
 
 def effects(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
     """Score of a variant minus that of the run, paired over seeds, with 95 % t-intervals.
 
+    A seed that diverged on one side counts as the worst run that any loss finished on that kind of
+    data, with the setting or without. So do all seeds of a loss that diverged in all its trials.
+
     Returns:
         a row for each variant, kind of data and loss, one for all losses on a kind of data where
         there are several of both, and last one for all of them together, of the seeds' mean
-        differences: ``setting``, ``value``, ``data``, ``loss``, ``difference``,
-        ``low``, ``high``, ``seeds`` that both finished, and ``diverged``, of the variant. ``None``
-        where fewer than two are left.
+        differences: ``setting``, ``value``, ``data``, ``loss``, ``difference``, ``low``, ``high``,
+        ``seeds`` that are compared, how many of them ``diverged`` with the setting and
+        ``diverged_without`` it, and ``why`` there is no difference (``None``): a loss finished
+        nothing, one seed is too few, or only one of the two has scores. A variant of the last kind
+        has one row.
     """
     rows = []
     for name, variant in variants.items():
         setting, _, value = name.partition("=")
-        differences = {
-            key: _paired(scores, run.scores[key])
-            for key, scores in variant.scores.items()
-            if len(scores) and len(run.scores.get(key, ()))  # else all settings diverged in tuning
-        }
-        for (loss, data), difference in differences.items():
-            lost = int(np.isnan(variant.scores[loss, data]).sum())
-            row = {"setting": setting, "value": value, "data": data, "loss": loss}
-            rows.append(row | _mean(difference) | {"diverged": lost})
+        here = {"setting": setting, "value": value}
+        if variant.scaled != run.scaled:
+            which = "with it" if run.scaled else "without it"
+            why = f"{which} the target agent is no better than the original, so there are no scores"
+            nothing = _mean(np.array([])) | dict.fromkeys(LOST, 0) | {"why": why}
+            rows.append(here | {"data": ALL, "loss": ALL} | nothing)
+            continue
+        differences, single = {}, []
+        for loss, data in [key for key in variant.scores if key in run.scores]:
+            difference, lost = _paired((loss, data), variant.scores, run.scores)
+            differences[loss, data] = difference
+            single.append(here | {"data": data, "loss": loss} | _mean(difference) | lost)
+        rows += single
         kinds = dict.fromkeys(data for _, data in differences)
-        single = rows[-len(differences) :]
         for kind in (*(kinds if 1 < len(kinds) < len(differences) else ()), ALL):
-            own = [d for (_, data), d in differences.items() if kind in (data, ALL)]
-            seeds = min(map(len, own), default=0)
-            if len(own) > 1 and seeds:
-                lost = sum(row["diverged"] for row in single if kind in (row["data"], ALL))
-                row = {"setting": setting, "value": value, "data": kind, "loss": ALL}
-                together = np.mean([difference[:seeds] for difference in own], axis=0)
-                rows.append(row | _mean(together) | {"diverged": lost})
+            of = [d for (_, data), d in differences.items() if kind in (data, ALL)]
+            of = [difference for difference in of if np.isfinite(difference).any()]
+            if len(of) > 1:
+                seeds = min(map(len, of))
+                together = _mean(np.mean([difference[:seeds] for difference in of], axis=0))
+                parts = [row for row in single if kind in (row["data"], ALL)]
+                lost = {side: sum(row[side] for row in parts) for side in LOST}
+                rows.append(here | {"data": kind, "loss": ALL} | together | lost)
     return rows
 
 
@@ -125,15 +138,27 @@ def _text(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _paired(one: NDArray, other: NDArray) -> NDArray:
-    seeds = min(len(one), len(other))
-    return one[:seeds] - other[:seeds]
+def _paired(
+    key: tuple[str, str], scores: Mapping[tuple[str, str], NDArray], before: Mapping
+) -> tuple[NDArray, dict[str, int]]:
+    """Differences ``[seeds]`` of a loss on a kind of data, and how many seeds diverged."""
+    both = scores, before
+    seeds = min((len(own[key]) for own in both if len(own[key])), default=0)
+    # No seed at all: every setting diverged in tuning.
+    sides = [own[key][:seeds] if len(own[key]) else np.full(seeds, np.nan) for own in both]
+    lost = dict(zip(LOST, (int(np.isnan(side).sum()) for side in sides), strict=True))
+    if all(count == seeds for count in lost.values()):
+        return np.full(seeds, np.nan), lost  # nothing was measured
+    runs = [of for own in both for (_, data), of in own.items() if data == key[1]]
+    one, other = (np.where(np.isnan(side), np.nanmin(np.concatenate(runs)), side) for side in sides)
+    return one - other, lost
 
 
 def _mean(differences: NDArray) -> dict[str, Any]:
     known = differences[np.isfinite(differences)]
     found: dict[str, Any] = dict.fromkeys(("difference", "low", "high"))
+    why = "one seed is too few" if len(known) else "every training diverged"
     if len(known) > 1:
         mean, _, low, high = mean_of(known.tolist())
-        found = {"difference": mean, "low": low, "high": high}
-    return found | {"seeds": len(known)}
+        found, why = {"difference": mean, "low": low, "high": high}, ""
+    return found | {"seeds": len(known), "why": why}

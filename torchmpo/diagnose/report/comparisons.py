@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from torchmpo.diagnose.effects import ALL
+from torchmpo.diagnose.effects import ALL, LOST
 from torchmpo.diagnose.report import comparison_figures, figures
 from torchmpo.diagnose.report.contents import Run
 from torchmpo.diagnose.report.html import (
@@ -34,7 +34,8 @@ def effects(run: Run) -> Section:
     note = (
         "One setting changed at a time, everything else as in this run: the score with the change "
         "minus the score without, seed by seed, with 95 % intervals (Student’s t). Grey: a loss on "
-        "a kind of data; dark, with its interval: the mean of all. Intervals are of one row by "
+        "a kind of data; dark, with its interval: the mean of all. A seed that diverged counts as "
+        "the worst run of its data. Intervals are of one row by "
         "itself: of twenty, one is expected to leave out 0 by chance."
     )
     rows = run.comparisons.get("effects", [])
@@ -54,11 +55,12 @@ def effects(run: Run) -> Section:
             amount(row["difference"], digits),
             Cell(interval(row, digits) or "–", row["low"]),
             amount(row["seeds"]),
-            amount(row["diverged"]),
+            *(amount(row[key]) for key in LOST),
         ]
         for row in rows
     ]
-    head = ["change", "loss", "data", "#difference", "95 % interval", "#seeds", "#diverged"]
+    head = ["change", "loss", "data", "#difference", "95 % interval", "#seeds"]
+    head += [f"#diverged {which}" for which in LOST.values()]
     numbers = fold("Every loss on every kind of data", table(head, lines, "Effects of settings"))
     return Section("Effects of settings", note, [told, figure(picture), numbers])
 
@@ -76,11 +78,13 @@ def _effect(run: Run, row: Mapping) -> Markup:
     name = row["setting"].replace("_", " ")
     change = say("{} = {} instead of {}: ", name, row["value"], usual)
     if not finite(row["difference"]):
-        return change + "fewer than two seeds finished both."
+        return change + f"no difference, because {row['why']}."
     plus = "+" * (row["difference"] > 0)
     what = f"{'score' if run.scaled else 'return'} {plus}{number(row['difference'], digits)}"
     told = row["low"] > 0 or row["high"] < 0
-    return change + f"{what} {interval(row, digits)}{'' if told else ', not told from 0'}."
+    lost = [f"{row[key]} {which}" for key, which in LOST.items() if row[key]]
+    ends = f"; diverged, and counted as the worst: {', '.join(lost)}" if lost else ""
+    return change + f"{what} {interval(row, digits)}{'' if told else ', not told from 0'}{ends}."
 
 
 def scaling(run: Run) -> Section:
