@@ -1,5 +1,7 @@
 """Tasks of one's own against plain loops over them, whatever they are made with."""
 
+import importlib.metadata
+import re
 from functools import partial
 
 import gymnasium
@@ -236,6 +238,27 @@ def test_another_text_is_another_task(tmp_path, monkeypatch):
     assert found[0] != found[1]
     assert digest("tla") is None
     assert digest("gymnasium:Pendulum-v1") == f"gymnasium {gymnasium.__version__}"
+
+
+REGISTERED = """
+import gymnasium
+class Robot(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    reward = {reward}
+gymnasium.register("Robot{reward}-v0", entry_point="robot{reward}:Robot")
+"""
+
+
+def test_an_edited_environment_of_gymnasiums_registry_is_another_task(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for reward in (1, 2):
+        (tmp_path / f"robot{reward}.py").write_text(REGISTERED.format(reward=reward))
+        found.append(digest(f"gymnasium:robot{reward}:Robot{reward}-v0"))
+    assert len(set(found)) == 2
+    assert all(re.fullmatch("[0-9a-f]{16}", of) for of in found)
+    other = importlib.metadata.version("pyyaml")  # whose modules are not imported by its name
+    assert environments._versioned("yaml") == f"yaml {other}"
 
 
 def test_speed_says_both():

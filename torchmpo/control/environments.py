@@ -9,10 +9,11 @@ without a range is passed on as it is.
 """
 
 import os
+import sys
 import time
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -30,7 +31,7 @@ from torchmpo.control.tasks import (
     spaces_of_gymnasium,
     spaces_of_torchrl,
 )
-from torchmpo.objectives.fingerprint import Unknowable, fingerprint
+from torchmpo.objectives.fingerprint import Unknowable, fingerprint, is_installed
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.own_code import own_code_raised
 from torchmpo.runs.seeding import derive_seed
@@ -180,25 +181,36 @@ def sizes(task: str, num_threads: int = 0) -> tuple[int, int]:
 def digest(task: str) -> str | None:
     """What a task of one's own follows from, besides its name; None for a shipped robot.
 
-    Of code, a digest of its text and of the text of its own modules that it names; of one of
-    Gymnasium's ids, the version of the package that has it.
+    Of code, a digest of its text and of the text of its own modules that it names. So it is of one
+    of Gymnasium's ids, unless that is of an installed package: then it is the package's version.
     """
     if task in TASKS:
         return None
+    make = maker(task)  # an unknown id is told in a line, and a module of its own is imported
     if task.startswith(GYMNASIUM):
         import gymnasium
+        from gymnasium.envs.registration import load_env_creator
 
-        maker(task)  # an unknown id is told in a line, and a module of its own is imported
-        entry = gymnasium.spec(task.rpartition(":")[2]).entry_point
-        package = str(entry if isinstance(entry, str) else entry.__module__).partition(".")[0]
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            return package
+        spec = gymnasium.spec(task.rpartition(":")[2])
+        entry: Any = spec.entry_point
+        make = load_env_creator(entry) if isinstance(entry, str) else entry
+        file = getattr(sys.modules.get(make.__module__), "__file__", None)
+        if file is None or is_installed(file):
+            return _versioned(make.__module__.partition(".")[0])
+        make = partial(make, **spec.kwargs)
     try:
-        return fingerprint(maker(task))
+        return fingerprint(make)
     except Unknowable as error:
         raise UserError(f"task {task!r}: nobody could tell when it changes ({error})") from error
+
+
+def _versioned(package: str) -> str:
+    """A package, by which its modules are imported, with its version."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # it may be distributed under another name
+        names = packages_distributions().get(package, [])
+        return " ".join([package, *map(version, names)])
 
 
 def speed(task: str, num_threads: int = 0) -> str:

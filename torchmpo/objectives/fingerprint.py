@@ -102,7 +102,7 @@ class _Walk:
         if package in _NEVER_OURS:
             return False
         file = getattr(sys.modules.get(module or ""), "__file__", None)
-        return package == self.package or (file is not None and not _installed(file))
+        return package == self.package or (file is not None and not is_installed(file))
 
     def add_all(self, values: Iterable[Any]) -> None:
         for value in values:
@@ -264,7 +264,7 @@ def _text(what: Any, name: str) -> str:
 
 
 @functools.cache
-def _installed(file: str) -> bool:
+def is_installed(file: str) -> bool:
     """Whether a file came with Python or with an installed package."""
     path = Path(file).resolve()
     if {"site-packages", "dist-packages"} & set(path.parts):
