@@ -75,6 +75,22 @@ def test_verdict_is_honest(found, word):
     assert "nan" not in table(comparison)
 
 
+def test_a_verdict_is_corrected_for_the_number_of_rivals():
+    """Four intervals that leave out 0 by little say nothing together; alone, one would."""
+    found = np.array([3.0, 5.0, 4.0, 6.0, 5.5])
+    rivals = {f"r{i}": found - [0.1, 1.6, 0.8, 1.0, 2.6] for i in range(4)}
+    comparison = compare({"found": found, **rivals})
+    alone = compare({"found": found, "r0": rivals["r0"]})
+    raw = stats.ttest_rel(found, rivals["r0"]).pvalue
+    assert 0.0125 < raw < 0.05
+    assert alone["differences"]["r0"]["p"] == pytest.approx(raw)
+    assert comparison["differences"]["r0"]["p"] == pytest.approx(4 * raw)
+    assert comparison["differences"]["r0"]["low"] > 0
+    assert verdict(alone).startswith("vs r0: improvement, ")
+    line = f"no improvement (among 4 rivals p is {4 * raw:.2f})"
+    assert all(told.split(": ")[1].startswith(line) for told in verdict(comparison).splitlines())
+
+
 def test_a_diverged_training_is_counted_in_the_table():
     comparison = compare({"found": [1.0, 2.0], "SFT": [NAN, NAN]})
     assert comparison["objectives"]["SFT"] == {

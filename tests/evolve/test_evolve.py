@@ -583,6 +583,7 @@ def test_a_rate_that_is_not_given_is_tuned_for_the_search_and_for_every_rival(ca
     rivals = json.loads(Path("run/rivals.json").read_text())
     assert all("learning_rate" in rival["setting"] for rival in rivals.values())
     assert rivals["sft"]["trials"] == 3  # which has nothing else to tune
+    assert torchmpo.resolve("run/objective").card["learning_rate"] == found["learning_rate"]
     # The search is the one at that rate; the comparison differs by the rivals' own rates only.
     rate = str(found["learning_rate"])
     assert main([*flags[:3], rate, *flags[4:], "fixed"]) == 0

@@ -204,7 +204,8 @@ class FakeBed:
     """A testbed whose policy says what it is asked: a training that goes from −3 to −1."""
 
     config = SimpleNamespace(
-        inner=SimpleNamespace(epochs=2, sft_epochs=1), rounds=SimpleNamespace(count=1)
+        inner=SimpleNamespace(epochs=2, sft_epochs=1, learning_rate=1e-3),
+        rounds=SimpleNamespace(count=1),
     )
     dataset, policy = None, None
 
@@ -295,10 +296,11 @@ def test_visits_of_a_real_run(tmp_path):
     from torchmpo.evolve.settings import PRESETS
 
     config = {"task": "tla", "data": "base,mixed", **PRESETS["smoke"], "cache_dir": str(tmp_path)}
-    learned().save(tmp_path / "objective", {"config": config})
+    # A search that tunes its learning rate writes beside its settings which it found.
+    learned().save(tmp_path / "objective", {"config": config, "learning_rate": 0.002})
     assert main([str(tmp_path), "--visit", "--distill", "--beside", "none"]) == 0
     card = resolve(tmp_path / "show" / "closed_form").card
-    assert "visited in training on tla, base,mixed" in card["where"]
+    assert card["where"] == "visited in training on tla, base,mixed, at a step size of 0.002"
     assert card["pairs"] == 2 * 4 * 3  # of each kind, before and after both epochs
 
 

@@ -223,8 +223,9 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     space = setup.space
     tuned = tune_rivals(setup, testbeds, out)
     comparison = compare(setup, testbeds, found, tuned, out)
-    rate = contestant_at(setup, testbeds, found.vector).learning_rate
-    card = _card(setup, found, comparison, out) | ({} if rate is None else {RATE: rate})
+    own = contestant_at(setup, testbeds, found.vector).learning_rate
+    rate = testbeds[0].config.inner.learning_rate if own is None else own
+    card = _card(setup, found, comparison, out) | {RATE: rate}
     space.save(out / "objective", found.vector, card)
     figures = out / "figures"
     figures.mkdir(exist_ok=True)

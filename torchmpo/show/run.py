@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from torchmpo.control.grids import RATE
 from torchmpo.control.pools import check_space
 from torchmpo.control.sample import Sample
 from torchmpo.control.settings import TestbedSettings, check_sizes
@@ -100,7 +101,8 @@ def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
     """The log-probabilities that a training visits, on the data of the run that found the loss.
 
     Args:
-        config: settings of that run, as its card has them.
+        config: settings of that run, as its card has them. Of a run that tuned its learning rate
+            and did not note it, as older ones, the rate is ``DEFAULT_RATE``.
         trust: import a task of somebody's own that they name.
 
     Returns:
@@ -147,7 +149,8 @@ def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
     points = points[:, points.isfinite().all(0)]
     if not points.numel():
         raise UserError("--visit: the training diverged at once, it visited nothing")
-    where = f"visited in training on {settings.task}, {config['data']}"
+    rate = testbeds[0].config.inner.learning_rate
+    where = f"visited in training on {settings.task}, {config['data']}, at a step size of {rate:g}"
     return Pairs(points[0], points[1], points[2], where)
 
 
@@ -231,7 +234,8 @@ def show(request: Request) -> None:
     if request.visit:
         if not isinstance(objective.card.get("config"), dict):
             raise UserError(f"{request.what} does not say what data found it: leave --visit out")
-        pairs = visits(objective, objective.card["config"], trust=request.trust)
+        rate = {RATE: objective.card[RATE]} if RATE in objective.card else {}
+        pairs = visits(objective, objective.card["config"] | rate, trust=request.trust)
         low, high = pairs.range() if request.low is None and request.high is None else (low, high)
         check(drawn, low, high)
     else:

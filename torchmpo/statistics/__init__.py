@@ -1,9 +1,9 @@
 """Comparing losses over few seeds: paired differences, ranks, scores, bootstrap intervals.
 
-:mod:`.means` has Student's t for one objective and its rivals, :mod:`.pairwise` says which of many
-losses are shown to be better than which, and so their ranks. :mod:`.scores` sums up runs,
-:mod:`.average_ranks` and :mod:`.profiles` are two more views of them. :mod:`.pareto` is for several
-objectives at once.
+:mod:`.means` has Student's t, :mod:`.one_and_others` holds one objective against its rivals, and
+:mod:`.pairwise` says which of many losses are shown to be better than which, and so their ranks.
+:mod:`.scores` sums up runs, :mod:`.average_ranks` and :mod:`.profiles` are two more views of them.
+:mod:`.pareto` is for several objectives at once.
 
 The conventions are those of Agarwal et al., *Deep Reinforcement Learning at the Edge of the
 Statistical Precipice* (2021, arXiv:2108.13264) and of their library rliable: a *run* is one seed,
@@ -37,7 +37,8 @@ runs: a bootstrap cannot see what was never drawn.
 """
 
 from torchmpo.statistics.average_ranks import average_ranks, cliques, friedman
-from torchmpo.statistics.means import Mean, compare, mean_of, table, verdict
+from torchmpo.statistics.means import Mean, mean_of
+from torchmpo.statistics.one_and_others import compare, table, verdict
 from torchmpo.statistics.pairwise import holm, least_shown, paired_differences, ranks, shown
 from torchmpo.statistics.pareto import hypervolume, pareto_front
 from torchmpo.statistics.profiles import performance_profile

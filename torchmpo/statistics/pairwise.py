@@ -78,6 +78,13 @@ def holm(p: ArrayLike) -> NDArray:
     return corrected
 
 
+def students_p(mean: float, se: float, n: int) -> float:
+    """Two-sided p-value of a mean of ``n`` differences with its standard error."""
+    if se > 0:
+        return float(2 * student.sf(abs(mean) / se, n - 1))
+    return float(mean == 0)  # the same on every seed
+
+
 def paired_differences(runs: Mapping[str, ArrayLike]) -> Differences:
     """Every loss minus every loss of a lower mean, paired by seed.
 
@@ -118,10 +125,7 @@ def _paired(difference: NDArray) -> dict[str, float]:
     entry = {"mean": mean, "se": nan, "low": nan, "high": nan, "p": nan}
     if n > 1:
         entry |= mean_of(difference.tolist())._asdict()
-        if entry["se"] > 0:
-            entry["p"] = float(2 * student.sf(abs(mean) / entry["se"], n - 1))
-        else:  # the same on every seed
-            entry["p"] = float(mean == 0)
+        entry["p"] = students_p(mean, entry["se"], n)
     check = nan
     if n >= WILCOXON_SEEDS:
         check = wilcoxon(difference).pvalue if difference.any() else 1.0  # pyright: ignore
