@@ -53,6 +53,11 @@ def test_cells_of_one_kind_meet_seed_by_seed():
     assert found.losses == ["a", "b"]
     assert found.rates[0, 1].item() == pytest.approx(0.5)  # each loses once
     assert tournament(cells[:1]) is None
+    lost = cell("lost", LOW, MIDDLE) | {"returns": [None, None]}
+    again = tournament([*cells, lost, lost | {"returns": []}])
+    assert again is not None
+    assert again.losses == ["a", "b"]
+    assert torch.equal(again.rates, found.rates)
 
 
 def test_seeds_of_cells_that_did_not_tell_are_left_out():

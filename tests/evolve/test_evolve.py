@@ -656,3 +656,22 @@ def test_an_interrupted_comparison_goes_on_where_it_was(capsys, monkeypatch):
     assert not Path("run/final_data").exists()
     comparisons = [Path(name, "comparison.json").read_bytes() for name in ("run", "whole")]
     assert comparisons[0] == comparisons[1]
+
+
+def explode(chosen_mean_logps):
+    """What no step size can train."""
+    return chosen_mean_logps * float("inf")
+
+
+def test_a_rival_that_diverges_at_every_setting_is_named(capsys):
+    flags = ["--preset=smoke", "--pairs=2", "--episode_steps=10", "--num_threads=1"]
+    flags += ["--held_out_every=0", "--rivals", f"sft,{__name__}:explode", "--out", "run"]
+    assert main(flags) == 0
+    told = capsys.readouterr().out
+    assert f"vs {__name__}:explode: not comparable, every setting diverged in tuning" in told
+    comparison = json.loads(Path("run/comparison.json").read_text())
+    assert comparison["diverged_in_tuning"] == [f"{__name__}:explode"]
+    assert torchmpo.resolve("run/objective").card["comparison"] == comparison
+    before = Path("run/comparison.json").read_bytes()
+    assert main(["--out", "run", "--resume", "--trust"]) == 0
+    assert Path("run/comparison.json").read_bytes() == before

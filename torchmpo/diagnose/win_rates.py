@@ -39,9 +39,10 @@ def judged_returns(kind: str, data: PreferenceDataset) -> list[float] | None:
 def tournament(cells: Sequence[Mapping]) -> Tournament | None:
     """Of the cells of one kind of data that know whom the judge prefers; None of fewer than two.
 
-    Policies of one seed meet each other, judged by the taste of that seed's data without errors.
+    Policies of one seed meet each other, judged by the taste of that seed's data without errors. A
+    loss that diverged on every seed has no policies, and is left out.
     """
-    known = [cell for cell in cells if cell.get("judged_returns")]
+    known = [cell for cell in cells if cell.get("judged_returns") and any(cell["returns"])]
     seeds = min((len(cell["returns"]) for cell in known), default=0)
     # A seed whose training failed, or of a time when cells did not tell, is left out.
     whole = [

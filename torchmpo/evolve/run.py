@@ -65,6 +65,8 @@ from torchmpo.statistics import table, verdict
 
 __all__ = ["check", "explore", "fingerprints", "prepare", "run"]
 
+LOST = "diverged_in_tuning"  # rivals of a comparison of which no setting could be trained
+
 prepare = Setup.of
 
 
@@ -239,6 +241,8 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     gradient_figure(maps, figures / "gradients.png")
     print(table(comparison))
     print(verdict(comparison))
+    for name in comparison.get(LOST, ()):
+        print(f"vs {name}: not comparable, every setting diverged in tuning")
     saved = str(out / "objective")
     print(f"objective: torchmpo.resolve({json.dumps(saved, ensure_ascii=False)})")
     _tell_formula(space.at(found.vector), out)
@@ -300,6 +304,7 @@ def compare(
         "discovered": contestant_at(setup, testbeds, found.vector),
         f"start ({space.start_name})": contestant_at(setup, testbeds, space.start),
     }
+    lost = [name for name in setup.rivals if tuned[name] is None]
     for name, rival in setup.rivals.items():
         if (result := tuned[name]) is not None:
             contestants[f"{name}, tuned"] = contestant(rival, result["setting"])
@@ -315,9 +320,10 @@ def compare(
         args = (config.final_seeds, config.final_episodes, setup.protocol, "final")
         for name, one in tqdm(missing.items(), desc="comparing", disable=not sys.stderr.isatty()):
             returns |= seed_returns(testbeds, {name: one}, *args, data=data)
-            _keep(setup, path, {name: returns[name] for name in contestants if name in returns})
+            known = {name: returns[name] for name in contestants if name in returns}
+            _keep(setup, path, known, lost)
     shutil.rmtree(kept, ignore_errors=True)
-    return _keep(setup, path, {name: returns[name] for name in contestants})
+    return _keep(setup, path, {name: returns[name] for name in contestants}, lost)
 
 
 def _final_data(
@@ -332,12 +338,17 @@ def _final_data(
     return fresh_data(testbeds, seeds, cache_dir=str(folder))
 
 
-def _keep(setup: Setup, path: Path, returns: dict[str, Tensor]) -> dict:
-    """Write what is known so far of the comparison, ``{name: [kinds, seeds]}``, and return it."""
+def _keep(setup: Setup, path: Path, returns: dict[str, Tensor], lost: Sequence[str]) -> dict:
+    """Write what is known so far of the comparison, ``{name: [kinds, seeds]}``, and return it.
+
+    Rivals of which no setting could be trained are ``lost``.
+    """
     combine = setup.config.combine
     content = _judged({name: combined(r, combine).tolist() for name, r in returns.items()})
     if several(setup.testbeds):
         content["unit"] = UNIT
+    if lost:
+        content[LOST] = list(lost)
     if len(setup.testbeds) > 1:
         content["data"] = {
             regime: _judged({name: r[k].tolist() for name, r in returns.items()})

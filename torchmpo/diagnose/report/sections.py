@@ -229,7 +229,8 @@ def win_rates(run: Run) -> Section:
         "Where preferences go in a circle there is no best return. The policies that the losses "
         "ended at meet each other, seed by seed, under the judge of the data without errors. The "
         "gap is how much the best opponent here gains, twice: 0 for who loses to nobody, 1 for who "
-        "always loses to somebody. In the mixture with the Nash weights nobody wins."
+        "always loses to somebody. In the mixture with the Nash weights nobody wins. Seeds on "
+        "which a loss diverged are left out; so is a loss that diverged on all of them."
     )
     parts = [
         fold(code(kind), tables.win_rates(found), open=True)
