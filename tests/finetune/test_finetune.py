@@ -544,6 +544,8 @@ BEST = ("--keep_best", "--data.validation", "0.2")
         (["fit", "--model.lora.modules_to_save", "[lm_hea]"], "lora.modules_to_save 'lm_hea' does"),
         (["fit", "--keep_best"], "--keep_best needs validation pairs"),
         (["fit", *BEST, "--trainer.limit_val_batches", "0"], "--keep_best needs validation: leave"),
+        (["fit", *BEST, "--trainer.enable_checkpointing", "false"], "keep_best needs checkpoints"),
+        (["fit", *BEST, "--trainer.max_steps", "1"], "training ended before the first validation"),
         # What Lightning itself refuses.
         (["fit", "--trainer.logger", "lightning.pytorch.loggers.CometLogger"], "comet"),
         (["fit", "--trainer.accelerator", "gpuu"], "invalid accelerator name"),
