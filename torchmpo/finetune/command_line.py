@@ -253,10 +253,14 @@ class CommandLine(LightningCLI):
             )
         name = "adapter" if is_adapted(self.model.policy.model) else "model"
         if self.trainer.is_global_zero or is_sharded(self.trainer):
+            score = None
             if keep:
-                best = _load(best, map_location="cpu", weights_only=True)
-                load_whole(self.model, best["state_dict"])
-            self.model.save(self.out / name, self.datamodule.tokenizer)
+                content = _load(best, map_location="cpu", weights_only=True)
+                load_whole(self.model, content["state_dict"])
+                states = content["callbacks"].values()
+                own = (x for x in states if Path(x.get("best_model_path", "")).name == best.name)
+                score = content["global_step"], float(next(own)["best_model_score"])
+            self.model.save(self.out / name, self.datamodule.tokenizer, best=score)
         if self.trainer.is_global_zero:
             self.tell(self.out / name)
 

@@ -542,13 +542,16 @@ class PreferenceModule(LightningModule):
         words = getattr(getattr(self.trainer, "datamodule", None), "made_with", None)
         return {} if words is None else words()
 
-    def save(self, folder: str | Path, tokenizer: Any = None) -> None:
+    def save(
+        self, folder: str | Path, tokenizer: Any = None, *, best: tuple[int, float] | None = None
+    ) -> None:
         """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model;
         and its card. Where the model is sharded, all processes must ask, and the first one writes.
 
         Args:
             folder: made if it does not exist.
             tokenizer: goes with it.
+            best: of weights that are not those of the last step, their step and ``val/loss``.
         """
         model = self.policy.model
         options: dict[str, Any] = {}
@@ -567,7 +570,7 @@ class PreferenceModule(LightningModule):
             self.token_weights.save(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
-        write_card(folder, self)
+        write_card(folder, self, best=best)
 
     @contextmanager
     def _no_dropout(self) -> Iterator[None]:
