@@ -649,11 +649,18 @@ def test_an_adapter_loads_with_peft_and_its_merged_model_with_transformers(tmp_p
         export_merged(base, tmp_path / "more")
 
 
-def test_training_can_go_on_from_an_adapter():
+def test_training_can_go_on_from_an_adapter(caplog):
     first = PreferenceModule(tiny_llama(), "sft", lora=LORA, lr=1e-2)
     fit(first, epochs=1)
-    second = PreferenceModule(first.policy.model, "dpo")
+    with caplog.at_level("INFO"):
+        second = PreferenceModule(first.policy.model, "dpo")
     assert second.reference == "adapter_off"
+    assert "the base model without the adapter that training begins with" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        PreferenceModule(tiny_llama(), "dpo", lora=LORA)
+        PreferenceModule(first.policy.model, "dpo", reference="adapter_off")
+    assert "reference" not in caplog.text
     fit(second, epochs=1)  # D is not 0 here, and that is no mistake
     with pytest.raises(UserError, match="has adapters already"):
         PreferenceModule(first.policy.model, "dpo", lora=LORA)

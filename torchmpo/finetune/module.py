@@ -44,7 +44,8 @@ from torchmpo.finetune.models import (
     lora_settings,
     model_digest,
 )
-from torchmpo.finetune.schedule import check_numbers, rate
+from torchmpo.finetune.reference_choice import choose_reference
+from torchmpo.finetune.schedule import check_numbers, rate, take_over
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
 from torchmpo.finetune.supply import check_cache, supply
 from torchmpo.finetune.term_weights import TermWeights, term_weights
@@ -55,17 +56,15 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.errors import Diverged, UserError, missing_package, nearest
+from torchmpo.runs.errors import Diverged, UserError, missing_package
 from torchmpo.runs.seeding import derive_seed
 
 try:
     from lightning.pytorch import LightningModule
-    from lightning.pytorch.utilities import rank_zero_info
 except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
 Batch = dict[str, Tensor]
-REFERENCES = ("adapter_off", "copy", "cache")
 # |D| that an untrained policy may show, per 100 nats of log-probability: what float32 sums lose,
 # and what bfloat16 does when a batch is padded differently than it was for a cache.
 START_TOLERANCE = 1e-4
@@ -176,7 +175,7 @@ class PreferenceModule(LightningModule):
             loaded = all_trained(loaded, convert=self.source is not None and dtype == "auto")
         elif self.source is None:
             check_saved(loaded)
-        self.reference, other = self._choose_reference(reference, adapters)
+        self.reference, other = choose_reference(self.objective, reference, loaded, adapters)
         check_cache(self.objective, self.reference)
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
@@ -216,21 +215,6 @@ class PreferenceModule(LightningModule):
         self.strict_loading = False
         self._resumed = self._sharded = False
         self._micro_batches: list[tuple[int, dict[str, Tensor]]] = []
-
-    def _choose_reference(self, reference: str | None, adapters: bool) -> tuple[Any, str | None]:
-        """The word for it, and the folder or hub id of another model."""
-        if not self.objective.needs_reference:
-            return None, None
-        if reference is None:
-            return ("adapter_off" if adapters else "copy"), None
-        if reference == "adapter_off" and not adapters:
-            raise UserError("reference: adapter_off needs adapters: set lora, or take copy")
-        if reference in REFERENCES:
-            return reference, None
-        if "/" not in reference and not Path(reference).is_dir():
-            hint = nearest(reference, REFERENCES)
-            raise UserError(f"unknown reference {reference!r}: {hint}; or a model's folder")
-        return "copy", reference
 
     # From batches to a loss
 
@@ -417,21 +401,8 @@ class PreferenceModule(LightningModule):
             return
         self._resumed = False
         scheduled = self.trainer.lr_scheduler_configs
-        rate = self._rate(self.global_step, self._total_steps()) if scheduled else 1.0
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                before = group.get("initial_lr", group["lr"])
-                if before != self.lr and group is optimizer.param_groups[0]:
-                    rank_zero_info(f"the learning rate was {before:g}; from here on {self.lr:g}")
-                group["lr"] = self.lr * rate
-                if scheduled:
-                    group["initial_lr"] = self.lr
-                matrices = group["params"][0].dim() >= 2
-                group["weight_decay"] = self.weight_decay if matrices else 0.0
-        for config in scheduled:
-            scheduler: Any = config.scheduler
-            scheduler.base_lrs = [self.lr] * len(scheduler.base_lrs)
-            scheduler.last_epoch = self.global_step
+        factor = self._rate(self.global_step, self._total_steps()) if scheduled else 1.0
+        take_over(self.trainer, self.lr, self.weight_decay, factor)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember the batch, for messages."""
