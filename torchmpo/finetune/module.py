@@ -203,8 +203,9 @@ class PreferenceModule(LightningModule):
             "loss": resume.loss_words(self.objective),
             "loss_digest": resume.loss_digest(self.objective),
         }
-        if other is not None:
-            self._made_with["reference"] = resume.weights_digest(frozen)
+        if self.reference is not None:
+            of = resume.reference_digests(frozen, self._made_with["model"], other=other is not None)
+            self._made_with |= of
         self.policy = TokenLogps(loaded, chunk_size=chunk_size)
         self.reference_policy = (
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
