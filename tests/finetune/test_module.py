@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -439,6 +440,32 @@ def test_a_temporal_loss_is_told_how_far_training_is():
     fit(module, loader(batch_size=2), accumulate_grad_batches=2)
     # Twice a trial call of the loss, then two micro-batches in each of four steps.
     assert seen[-8:] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 4}])
+def test_validation_is_told_how_far_training_was(tmp_path, length):
+    def timed(chosen_logps, progress):
+        return -chosen_logps * (1 + progress)
+
+    def module():
+        return PreferenceModule(tiny_llama(), timed, lora=LORA)
+
+    def validated(module, trainer=None, path=None):
+        trainer = trainer or Trainer(**quiet)
+        return trainer.validate(module, loader(), ckpt_path=path, verbose=False)[0]["val/loss"]
+
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False} | length
+    first, trainer, path = module(), Trainer(**quiet), tmp_path / "last.ckpt"
+    trainer.fit(first, loader(), loader())
+    loss = pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    trainer.save_checkpoint(path)
+    assert validated(module(), path=path) == loss
+    assert validated(first, trainer) == validated(first) == loss
+    old = _load(path, weights_only=True)
+    del old["torchmpo"]["progress"]
+    TorchCheckpointIO().save_checkpoint(old, path)
+    with pytest.raises(UserError, match="does not say it: it is of an older version"):
+        validated(module(), path=path)
 
 
 def test_a_learned_loss_is_not_trained_and_not_touched():

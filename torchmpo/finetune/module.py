@@ -215,6 +215,7 @@ class PreferenceModule(LightningModule):
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
         self._resumed = self._sharded = False
+        self._progress = 0.0  # as it was when training, or a checkpoint, ended
         self._micro_batches: list[tuple[int, dict[str, Tensor]]] = []
 
     # From batches to a loss
@@ -266,8 +267,13 @@ class PreferenceModule(LightningModule):
         return supply(self, batch)
 
     def progress(self) -> float:
-        """Share of all optimizer steps done, in [0, 1]."""
-        return min(1.0, self.global_step / max(1, self._total_steps()))
+        """Share of all optimizer steps done, in [0, 1]; after training, of those it was to do."""
+        if self.trainer.state.fn == "fit":
+            self._progress = min(1.0, self.global_step / max(1, self._total_steps()))
+        return self._progress
+
+    def _timed(self) -> bool:
+        return "progress" in self.objective.inputs
 
     def losses(self, pair: PairLogps) -> Tensor:
         """The loss of each pair, ``[B]``, in float32 or wider.
@@ -405,6 +411,11 @@ class PreferenceModule(LightningModule):
         factor = self._rate(self.global_step, self._total_steps()) if scheduled else 1.0
         take_over(self.trainer, self.lr, self.weight_decay, factor)
 
+    def on_train_end(self) -> None:
+        """Keep how far training came, for what is validated from here on."""
+        if self._timed():
+            self.progress()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember the batch, for messages."""
         self._batch, self._batch_idx = batch, batch_idx
@@ -475,6 +486,8 @@ class PreferenceModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what training does not change; say what the run is."""
         checkpoint[resume.KEY] = self._made_with | self._data_words()
+        if self._timed():
+            checkpoint[resume.KEY]["progress"] = self.progress()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in self._trained()}
 
@@ -501,6 +514,13 @@ class PreferenceModule(LightningModule):
             made_with.setdefault("group_by_length", False)
         now = self._made_with | (self._data_words() if training else {})
         resume.refuse_other(made_with, now, training=training)
+        if self._timed() and not training:
+            if "progress" not in made_with:
+                raise UserError(
+                    f"{self.objective.name} depends on how far training was, and the checkpoint "
+                    "does not say it: it is of an older version, or of another loss"
+                )
+            self._progress = made_with["progress"]
         if training:
             self._resumed = True
             if {"accumulate"} <= made_with.keys() & now.keys():
