@@ -211,11 +211,12 @@ def references(base, tmp_path_factory):
 def test_another_reference_is_refused(base, references, tmp_path, start, then, now):
     given = {} if start is None else {"model": str(references / start), "lora": None}
 
-    def with_reference(word, **settings):
+    def with_reference(word, *, resume=False):
         word = str(references / word) if word and (references / word).is_dir() else word
-        fit(base, tmp_path, loss="dpo", reference=word, **given, **settings)
+        settings = {"loss": "dpo", "reference": word, "trainer": {"max_steps": 1}} | given
+        fit(base, tmp_path, resume=resume, **settings)
 
-    with_reference(then, trainer={"max_steps": 1})
+    with_reference(then)
     with pytest.raises(UserError, match="made with another reference"):
         with_reference(now, resume=True)
     with_reference(then, resume=True)
