@@ -9,7 +9,7 @@ pytest.importorskip("lightning")
 
 import test_samples
 import torch
-from test_module import DATA, LORA, fit, loader, trained
+from test_module import DATA, LORA, fit, loader, rows, trained
 from tiny_llm import QUIET, tiny_llama
 from torch.utils.data import DataLoader
 
@@ -73,8 +73,19 @@ def test_a_run_that_goes_on_compares_with_its_start(tmp_path):
     fit(simpo(), loader(), ckpt_path=path, epochs=4, callbacks=[then])
     assert then.chosen[: len(first.chosen)] == first.chosen
     assert then.chosen[-1][0] == 8
-    for name, value in then._batch.items():
+    for name, value in then._batches[0].items():
         assert torch.equal(value, next(iter(loader(DATA)))[name])
+
+
+def test_a_run_of_two_processes_goes_on_in_one_with_the_batches_of_both():
+    module, callback = PreferenceModule(tiny_llama(), "dpo", lora=LORA, lr=1e-12), EarlyWarning()
+    one, two = rows(DATA, [0, 1, 2, 3, 4]), rows(DATA, [5, 6, 7])
+    callback.load_state_dict({"chosen": [(0, 0.0)], "batches": [one, two], "warned": True})
+    fit(module, epochs=1, callbacks=[callback])
+    module.policy.eval()
+    with torch.no_grad():
+        means = module.logps(DATA).sum(-1)[:8] / (DATA["labels"][:8, 1:] != -100).sum(-1)
+    assert callback.chosen[-1][1] == pytest.approx(float(means.mean()), abs=1e-5)
 
 
 folder = test_samples.folder

@@ -4,6 +4,7 @@ import errno
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -384,6 +385,12 @@ def test_the_best_checkpoint_is_kept_and_exported(lora, lr, config, tmp_path, ca
     rows = [row for row in metrics(out) if row["val/loss"]]
     validated = [(float(row["val/loss"]), int(row["step"])) for row in rows]
     assert best["global_step"] == min(validated)[1] + 1 < last["global_step"]
+    card = (out / ("model" if lora else "adapter") / "README.md").read_text()
+    assert f"| optimizer steps | {best['global_step']} |" in card
+    results = card.split("## Results")[1].split("## Use")[0]
+    assert re.findall(r"^\| (\S*\w.*) \| (.*) \|$", results, flags=re.MULTILINE) == [
+        ("val/loss", f"{min(validated)[0]:.4g}")
+    ]
     name = max(best["state_dict"], key=lambda key: best["state_dict"][key].numel())
     assert not torch.equal(best["state_dict"][name], last["state_dict"][name])
     for kind in ("best", "last"):
@@ -544,6 +551,8 @@ BEST = ("--keep_best", "--data.validation", "0.2")
         (["fit", "--model.lora.modules_to_save", "[lm_hea]"], "lora.modules_to_save 'lm_hea' does"),
         (["fit", "--keep_best"], "--keep_best needs validation pairs"),
         (["fit", *BEST, "--trainer.limit_val_batches", "0"], "--keep_best needs validation: leave"),
+        (["fit", *BEST, "--trainer.enable_checkpointing", "false"], "keep_best needs checkpoints"),
+        (["fit", *BEST, "--trainer.max_steps", "1"], "training ended before the first validation"),
         # What Lightning itself refuses.
         (["fit", "--trainer.logger", "lightning.pytorch.loggers.CometLogger"], "comet"),
         (["fit", "--trainer.accelerator", "gpuu"], "invalid accelerator name"),

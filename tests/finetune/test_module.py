@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -441,6 +442,32 @@ def test_a_temporal_loss_is_told_how_far_training_is():
     assert seen[-8:] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 4}])
+def test_validation_is_told_how_far_training_was(tmp_path, length):
+    def timed(chosen_logps, progress):
+        return -chosen_logps * (1 + progress)
+
+    def module():
+        return PreferenceModule(tiny_llama(), timed, lora=LORA)
+
+    def validated(module, trainer=None, path=None):
+        trainer = trainer or Trainer(**quiet)
+        return trainer.validate(module, loader(), ckpt_path=path, verbose=False)[0]["val/loss"]
+
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False} | length
+    first, trainer, path = module(), Trainer(**quiet), tmp_path / "last.ckpt"
+    trainer.fit(first, loader(), loader())
+    loss = pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    trainer.save_checkpoint(path)
+    assert validated(module(), path=path) == loss
+    assert validated(first, trainer) == validated(first) == loss
+    old = _load(path, weights_only=True)
+    del old["torchmpo"]["progress"]
+    TorchCheckpointIO().save_checkpoint(old, path)
+    with pytest.raises(UserError, match="does not say it: it is of an older version"):
+        validated(module(), path=path)
+
+
 def test_a_learned_loss_is_not_trained_and_not_touched():
     objective = MirrorObjective(steps="two", temporal=True)
     module = PreferenceModule(tiny_llama(), objective, lora=LORA, lr=1e-2)
@@ -649,11 +676,18 @@ def test_an_adapter_loads_with_peft_and_its_merged_model_with_transformers(tmp_p
         export_merged(base, tmp_path / "more")
 
 
-def test_training_can_go_on_from_an_adapter():
+def test_training_can_go_on_from_an_adapter(caplog):
     first = PreferenceModule(tiny_llama(), "sft", lora=LORA, lr=1e-2)
     fit(first, epochs=1)
-    second = PreferenceModule(first.policy.model, "dpo")
+    with caplog.at_level("INFO"):
+        second = PreferenceModule(first.policy.model, "dpo")
     assert second.reference == "adapter_off"
+    assert "the base model without the adapter that training begins with" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        PreferenceModule(tiny_llama(), "dpo", lora=LORA)
+        PreferenceModule(first.policy.model, "dpo", reference="adapter_off")
+    assert "reference" not in caplog.text
     fit(second, epochs=1)  # D is not 0 here, and that is no mistake
     with pytest.raises(UserError, match="has adapters already"):
         PreferenceModule(first.policy.model, "dpo", lora=LORA)

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("lightning")
 
+from lightning.pytorch import Trainer
 from test_module import DATA, LORA, fit, loader
 from tiny_llm import QUIET, tiny_llama
 
@@ -58,6 +59,20 @@ def test_a_run_that_goes_on_has_the_reference_it_had(settings, tmp_path):
     fit(rest, ckpt_path=path, epochs=3, callbacks=[MovingReference(every)])
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(rest)[name], value, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": LORA}], ids=["full", "lora"])
+def test_validation_of_a_checkpoint_has_the_reference_it_had(settings, tmp_path):
+    path, every = tmp_path / "last.ckpt", 1 + len(loader())  # once, in the second epoch
+    trainer = fit(module_of(**settings), callbacks=[MovingReference(every)])
+    trainer.save_checkpoint(path)
+    trainer.validate(dataloaders=loader(), ckpt_path=path, verbose=False)
+    logged = dict(trainer.callback_metrics)
+    assert abs(logged["val/displacement/chosen"]) > 1e-3
+    again = Trainer(accelerator="cpu", logger=False, callbacks=[MovingReference(every)])
+    again.validate(module_of(**settings), loader(), ckpt_path=path, verbose=False)
+    for name, value in again.callback_metrics.items():
+        torch.testing.assert_close(value, logged[name], msg=name)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ CASES = {
     "lora": {
         "model.lora": "{r: 1, alpha: 2, modules_to_save: [lm_head]}",
         "model.activation_checkpointing": "true",
+        "trainer.callbacks": "[{class_path: torchmpo.finetune.EarlyWarning}]",
     },
     "lora-cache": CACHE
     | {"data.validation": "val.jsonl", "keep_best": None, "model.schedule": "linear"},
@@ -193,6 +194,25 @@ def assert_same_run(one, two, kind):
 )
 def test_two_processes_end_where_one_does(folder, one, two):
     assert_same_run(folder / one, folder / two, "model" if "full" in one else "adapter")
+
+
+@pytest.mark.parametrize(
+    ("whole", "gone_on"),
+    [
+        ("one-lora", "one-lora-half"),  # from one process to two
+        ("one-lora", "ddp-lora-half"),
+        ("fsdp-lora", "fsdp-lora-cut"),  # from two to one
+    ],
+)
+def test_an_early_warning_compares_the_same_responses_in_any_number_of_processes(
+    folder, whole, gone_on
+):
+    a, b = (
+        _load(folder / name / "last.ckpt", weights_only=True)["callbacks"]["EarlyWarning"]["chosen"]
+        for name in (whole, gone_on)
+    )
+    assert [step for step, _ in a] == [step for step, _ in b] == [0, 1, 2, 3, 4]
+    assert [x for _, x in a] == pytest.approx([x for _, x in b], abs=1e-4)
 
 
 def test_a_checkpoint_of_sharded_processes_holds_what_one_process_writes(folder):

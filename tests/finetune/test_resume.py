@@ -181,13 +181,59 @@ def test_another_model_is_refused(base, tmp_path):
     fit(base, tmp_path, resume=True, model=tiny_llama())
 
 
-def test_another_reference_is_refused(base, tmp_path):
-    others = [save_tiny(tmp_path / str(seed), tiny_llama(seed=seed)) for seed in (1, 2)]
-    one, two = ({"loss": "dpo", "reference": str(folder)} for folder in others)
-    fit(base, tmp_path, trainer={"max_steps": 1}, **one)
+@pytest.fixture(scope="module")
+def references(base, tmp_path_factory):
+    """Other models, and adapters that were trained."""
+    folder = tmp_path_factory.mktemp("references")
+    for seed in (1, 2):
+        save_tiny(folder / f"model{seed}", tiny_llama(seed=seed))
+        torch.manual_seed(seed)
+        trained = PreferenceModule(str(base), "sft", lora=LoraSettings(r=2, alpha=4.0))
+        for name, value in trained.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(value.data)
+        trained.save(folder / f"adapter{seed}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("start", "then", "now"),
+    [
+        (None, "model1", "model2"),
+        (None, "model1", None),
+        (None, None, "model1"),
+        (None, "adapter1", "adapter2"),
+        (None, "adapter1", None),
+        ("adapter1", None, "copy"),
+        ("adapter1", "copy", None),
+    ],
+)
+def test_another_reference_is_refused(base, references, tmp_path, start, then, now):
+    given = {} if start is None else {"model": str(references / start), "lora": None}
+
+    def with_reference(word, *, resume=False):
+        word = str(references / word) if word and (references / word).is_dir() else word
+        settings = {"loss": "dpo", "reference": word, "trainer": {"max_steps": 1}} | given
+        fit(base, tmp_path, resume=resume, **settings)
+
+    with_reference(then)
     with pytest.raises(UserError, match="made with another reference"):
-        fit(base, tmp_path, resume=True, **two)
-    fit(base, tmp_path, resume=True, **one)
+        with_reference(now, resume=True)
+    with_reference(then, resume=True)
+
+
+def test_the_same_reference_may_be_had_in_another_way(base, references, tmp_path):
+    """Of adapters that begin with nothing, the start is the base."""
+    fit(base, tmp_path, loss="dpo", trainer={"max_steps": 1})
+    for same in ("copy", str(base)):
+        fit(base, tmp_path, loss="dpo", reference=same, resume=True, trainer={"max_steps": 1})
+
+
+def test_another_adapter_at_the_start_is_another_reference(base, references, tmp_path):
+    start = {"loss": "dpo", "lora": None, "reference": "copy"}
+    fit(base, tmp_path, model=str(references / "adapter1"), trainer={"max_steps": 1}, **start)
+    with pytest.raises(UserError, match="made with another reference"):
+        fit(base, tmp_path, model=str(references / "adapter2"), resume=True, **start)
 
 
 def test_losses_are_told_apart_by_name_settings_code_and_learned_numbers():

@@ -180,8 +180,9 @@ class CommandLine(LightningCLI):
             settings = json.loads(self._parser(self.subcommand).dump(own, format="json"))
             logger = [*_list(logger or None), *start_trackers(trackers, self.out, settings)]
         kwargs["logger"] = logger
+        best = [] if config["fast_dev_run"] else self._best()
         if not config["fast_dev_run"] and config["enable_checkpointing"] is not False:
-            ours = [self._checkpoint(), *self._best(), LastStep(self.out / "last.ckpt")]
+            ours = [self._checkpoint(), *best, LastStep(self.out / "last.ckpt")]
             kwargs["callbacks"] = [*_list(config["callbacks"]), *ours]
         kwargs["plugins"] = [*_list(config["plugins"]), WholeCheckpoints()]
         _check_numbers(config)
@@ -213,6 +214,8 @@ class CommandLine(LightningCLI):
             raise UserError("--keep_best needs validation pairs: set data.validation")
         if self._get(self.config, "trainer")["limit_val_batches"] == 0:
             raise UserError("--keep_best needs validation: leave trainer.limit_val_batches out")
+        if self._get(self.config, "trainer")["enable_checkpointing"] is False:
+            raise UserError("--keep_best needs checkpoints: leave trainer.enable_checkpointing out")
         return [
             ModelCheckpoint(
                 dirpath=self.out, filename="best", monitor="val/loss", enable_version_counter=False
@@ -241,14 +244,23 @@ class CommandLine(LightningCLI):
         there = self.trainer.strategy.broadcast(last.is_file())
         if not there and self.trainer.checkpoint_callback is not None:
             self.trainer.save_checkpoint(last, weights_only=False)  # not a step was made
-        best = self.out / "best.ckpt"
-        there = self.trainer.strategy.broadcast(best.is_file())
+        best, keep = self.out / "best.ckpt", self._get(self.config, "keep_best")
+        if keep and not self.trainer.strategy.broadcast(best.is_file()):
+            raise UserError(
+                f"--keep_best: there is no {best}, because training ended before the first "
+                "validation: set trainer.val_check_interval, or train longer with --resume "
+                f"({last} has what was trained so far)"
+            )
         name = "adapter" if is_adapted(self.model.policy.model) else "model"
         if self.trainer.is_global_zero or is_sharded(self.trainer):
-            if self._get(self.config, "keep_best") and there:
-                best = _load(best, map_location="cpu", weights_only=True)
-                load_whole(self.model, best["state_dict"])
-            self.model.save(self.out / name, self.datamodule.tokenizer)
+            score = None
+            if keep:
+                content = _load(best, map_location="cpu", weights_only=True)
+                load_whole(self.model, content["state_dict"])
+                states = content["callbacks"].values()
+                own = (x for x in states if Path(x.get("best_model_path", "")).name == best.name)
+                score = content["global_step"], float(next(own)["best_model_score"])
+            self.model.save(self.out / name, self.datamodule.tokenizer, best=score)
         if self.trainer.is_global_zero:
             self.tell(self.out / name)
 
@@ -468,6 +480,7 @@ def _call(command_line: Callable[[], CommandLine]) -> CommandLine:
         "LightningCLI's args parameter",
         "Checkpoint directory .* exists and is not empty",  # a log, or a run that goes on
         "The dirpath has changed from",  # a folder that was moved
+        ".ModelCheckpoint.monitor='val/loss'.. could not find",  # told at the end, if it stays so
         "`is_gradient_checkpointing` is deprecated",  # peft's and Lightning's own
         "`isinstance.treespec, LeafSpec.` is deprecated",
     ):

@@ -1,5 +1,6 @@
 """A warning while a model is trained: the chosen responses become unlikely. A callback."""
 
+import math
 from typing import Any
 
 import torch
@@ -30,9 +31,10 @@ class EarlyWarning(Callback):
         - class_path: torchmpo.finetune.EarlyWarning
           init_args: {threshold: 0.1}
 
-    What is compared are the same responses at both times, those of the first batch, without
-    dropout; with a loss of single responses, the desirable ones. The mean log-probability per token
-    is kept in ``chosen``. It costs a forward pass of one batch at every look.
+    What is compared are the same responses at both times, those of the first batch of
+    each process, without dropout; with a loss of single responses, the desirable ones. The mean
+    log-probability per token is kept in ``chosen``. It costs a forward pass of one batch at every
+    look; of several, where a run goes on in fewer processes.
 
     **The default threshold was measured on robots, not on language models**: see
     :mod:`torchmpo.early_warning`.
@@ -59,7 +61,7 @@ class EarlyWarning(Callback):
             raise UserError(f"every_n_steps must be at least 1; got {every_n_steps}")
         self.threshold, self.every = threshold, every_n_steps
         self.chosen: list[tuple[int, float]] = []
-        self._batch: dict[str, Tensor] = {}
+        self._batches: list[dict[str, Tensor]] = []  # the first ones of all processes, in each
         self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -73,9 +75,11 @@ class EarlyWarning(Callback):
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the first batch, and measure it before anything is learned."""
-        if not self._batch:
-            self._batch = {name: batch[name] for name in _KEPT if name in batch}
+        """Keep the first batches, and measure them before anything is learned."""
+        if not self._batches:
+            own = {name: batch[name].cpu() for name in _KEPT if name in batch}
+            broadcast, ranks = trainer.strategy.broadcast, range(trainer.world_size)
+            self._batches = [broadcast(own, rank) for rank in ranks]
             self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -92,7 +96,20 @@ class EarlyWarning(Callback):
 
     @torch.no_grad()
     def _look(self, trainer: Any, module: Any) -> None:
-        batch = {name: value.to(module.device) for name, value in self._batch.items()}
+        count, world = len(self._batches), trainer.world_size
+        total: Any = 0.0
+        # As many in each process, where the model is sharded; what is one too many is not counted.
+        for place in range(trainer.global_rank, world * math.ceil(count / world), world):
+            found = self._chosen(module, self._batches[place % count])
+            sums = torch.stack([found.sum(), found.new_tensor(float(len(found)))])
+            total = total + sums * (place < count)
+        if world > 1:
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+        self.chosen.append((trainer.global_step, float(total[0] / total[1])))
+
+    def _chosen(self, module: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Mean log-probability per token of each chosen response."""
+        batch = {name: value.to(module.device) for name, value in batch.items()}
         if "desirable" not in batch:  # of lists there may be more answers than the loss reads
             batch, _ = with_read_answers(module, batch)
         training = module.policy.training
@@ -101,20 +118,16 @@ class EarlyWarning(Callback):
         module.policy.train(training)
         means = logps / (batch["labels"][:, 1:] != -100).sum(-1).clamp(min=1)
         if "desirable" in batch:  # a process may have none
-            chosen = means[batch["desirable"].bool()]
-        else:
-            chosen = means[: len(batch["index"])]
-        total = torch.stack([chosen.sum(), chosen.new_tensor(float(len(chosen)))])
-        if trainer.world_size > 1:
-            total = trainer.strategy.reduce(total, reduce_op="sum")
-        self.chosen.append((trainer.global_step, float(total[0] / total[1])))
+            return means[batch["desirable"].bool()]
+        return means[: len(batch["index"])]
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, and on what, so that a run that goes on compares with its start."""
-        batch = {name: value.cpu() for name, value in self._batch.items()}
-        return {"chosen": self.chosen, "batch": batch, "warned": self._warned}
+        return {"chosen": self.chosen, "batches": self._batches, "warned": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Take it up again, in any number of processes."""
         self.chosen = [(step, value) for step, value in state_dict["chosen"]]
-        self._batch, self._warned = state_dict["batch"], state_dict["warned"]
+        if "batch" in state_dict:  # of an older version: the first process's only
+            state_dict["batches"] = [state_dict["batch"]]
+        self._batches, self._warned = state_dict["batches"], state_dict["warned"]

@@ -28,22 +28,24 @@ OF_THE_TRAINER = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradien
 OF_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
 
 
-def write_card(folder: str | Path, module: Any) -> None:
+def write_card(folder: str | Path, module: Any, *, best: tuple[int, float] | None = None) -> None:
     """Write the card of a :class:`torchmpo.finetune.PreferenceModule` into a folder.
 
     Args:
         folder: of the adapter or the model.
         module: trained or not; what it knows of a Trainer and its data goes into the card.
+        best: of weights that are not those of the last step, their step and ``val/loss``: other
+            numbers of the run are not theirs, and left out.
     """
-    write_atomic(Path(folder) / CARD, card_text(Path(folder).name, module))
+    write_atomic(Path(folder) / CARD, card_text(Path(folder).name, module, best=best))
 
 
-def card_text(name: str, module: Any) -> str:
+def card_text(name: str, module: Any, *, best: tuple[int, float] | None = None) -> str:
     """The card, in Markdown.
 
     Args:
         name: by which the model is loaded.
-        module: see :func:`write_card`.
+        module, best: see :func:`write_card`.
     """
     trainer = getattr(module, "_trainer", None)
     data = getattr(trainer, "datamodule", None)
@@ -57,8 +59,8 @@ def card_text(name: str, module: Any) -> str:
         f"[torchmpo](https://arxiv.org/abs/2411.06568).",
         f"## Loss\n\n{_loss(module.objective)}",
         f"## Data\n\n{_data(data)}",
-        f"## Settings\n\n{_table('setting', _settings(module, data, trainer, peft))}",
-        f"## Results\n\n{_results(trainer)}",
+        f"## Settings\n\n{_table('setting', _settings(module, data, trainer, peft, best))}",
+        f"## Results\n\n{_results(trainer, best)}",
         _use(name),
         f"## Versions\n\n{_table('package', _versions())}",
     ]
@@ -197,7 +199,9 @@ def _data(data: Any) -> str:
     return "\n".join(lines)
 
 
-def _settings(module: Any, data: Any, trainer: Any, peft: Any) -> dict[str, Any]:
+def _settings(
+    module: Any, data: Any, trainer: Any, peft: Any, best: tuple[int, float] | None
+) -> dict[str, Any]:
     values = {name: getattr(module, name) for name in OF_THE_MODULE}
     if isinstance(values["reference"], str):
         values["reference"] = _public(values["reference"])
@@ -211,17 +215,23 @@ def _settings(module: Any, data: Any, trainer: Any, peft: Any) -> dict[str, Any]
         values |= {
             "precision": trainer.precision,
             "processes": trainer.world_size,
-            "optimizer steps": trainer.global_step,
+            "optimizer steps": trainer.global_step if best is None else best[0],
         }
     return values
 
 
-def _results(trainer: Any) -> str:
+def _results(trainer: Any, best: tuple[int, float] | None) -> str:
+    if best is not None:
+        said = f"A mean over all validation pairs, at step {best[0]}, where it was lowest."
+        return f"{said}\n\n{_table('metric', {'val/loss': f'{best[1]:.4g}'})}"
     numbers = {} if trainer is None else dict(trainer.callback_metrics)
     if not numbers:
         return "None were logged."
     values = {name: f"{float(value):.4g}" for name, value in sorted(numbers.items())}
-    said = "`val/…` are means over all validation pairs, the others of the last optimizer step."
+    said = (
+        "`val/…` are means over all validation pairs, at the last validation; the others are of "
+        "the last optimizer step."
+    )
     return f"{said}\n\n{_table('metric', values)}"
 
 

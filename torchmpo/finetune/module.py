@@ -44,7 +44,8 @@ from torchmpo.finetune.models import (
     lora_settings,
     model_digest,
 )
-from torchmpo.finetune.schedule import check_numbers, rate
+from torchmpo.finetune.reference_choice import choose_reference
+from torchmpo.finetune.schedule import check_numbers, rate, take_over
 from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole, whole_state
 from torchmpo.finetune.supply import check_cache, supply
 from torchmpo.finetune.term_weights import TermWeights, term_weights
@@ -55,17 +56,15 @@ from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
-from torchmpo.runs.errors import Diverged, UserError, missing_package, nearest
+from torchmpo.runs.errors import Diverged, UserError, missing_package
 from torchmpo.runs.seeding import derive_seed
 
 try:
     from lightning.pytorch import LightningModule
-    from lightning.pytorch.utilities import rank_zero_info
 except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
 Batch = dict[str, Tensor]
-REFERENCES = ("adapter_off", "copy", "cache")
 # |D| that an untrained policy may show, per 100 nats of log-probability: what float32 sums lose,
 # and what bfloat16 does when a batch is padded differently than it was for a cache.
 START_TOLERANCE = 1e-4
@@ -176,7 +175,7 @@ class PreferenceModule(LightningModule):
             loaded = all_trained(loaded, convert=self.source is not None and dtype == "auto")
         elif self.source is None:
             check_saved(loaded)
-        self.reference, other = self._choose_reference(reference, adapters)
+        self.reference, other = choose_reference(self.objective, reference, loaded, adapters)
         check_cache(self.objective, self.reference)
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
@@ -204,8 +203,9 @@ class PreferenceModule(LightningModule):
             "loss": resume.loss_words(self.objective),
             "loss_digest": resume.loss_digest(self.objective),
         }
-        if other is not None:
-            self._made_with["reference"] = resume.weights_digest(frozen)
+        if self.reference is not None:
+            of = resume.reference_digests(frozen, self._made_with["model"], other=other is not None)
+            self._made_with |= of
         self.policy = TokenLogps(loaded, chunk_size=chunk_size)
         self.reference_policy = (
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
@@ -215,22 +215,8 @@ class PreferenceModule(LightningModule):
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
         self._resumed = self._sharded = False
+        self._progress = 0.0  # as it was when training, or a checkpoint, ended
         self._micro_batches: list[tuple[int, dict[str, Tensor]]] = []
-
-    def _choose_reference(self, reference: str | None, adapters: bool) -> tuple[Any, str | None]:
-        """The word for it, and the folder or hub id of another model."""
-        if not self.objective.needs_reference:
-            return None, None
-        if reference is None:
-            return ("adapter_off" if adapters else "copy"), None
-        if reference == "adapter_off" and not adapters:
-            raise UserError("reference: adapter_off needs adapters: set lora, or take copy")
-        if reference in REFERENCES:
-            return reference, None
-        if "/" not in reference and not Path(reference).is_dir():
-            hint = nearest(reference, REFERENCES)
-            raise UserError(f"unknown reference {reference!r}: {hint}; or a model's folder")
-        return "copy", reference
 
     # From batches to a loss
 
@@ -281,8 +267,13 @@ class PreferenceModule(LightningModule):
         return supply(self, batch)
 
     def progress(self) -> float:
-        """Share of all optimizer steps done, in [0, 1]."""
-        return min(1.0, self.global_step / max(1, self._total_steps()))
+        """Share of all optimizer steps done, in [0, 1]; after training, of those it was to do."""
+        if self.trainer.state.fn == "fit":
+            self._progress = min(1.0, self.global_step / max(1, self._total_steps()))
+        return self._progress
+
+    def _timed(self) -> bool:
+        return "progress" in self.objective.inputs
 
     def losses(self, pair: PairLogps) -> Tensor:
         """The loss of each pair, ``[B]``, in float32 or wider.
@@ -417,21 +408,13 @@ class PreferenceModule(LightningModule):
             return
         self._resumed = False
         scheduled = self.trainer.lr_scheduler_configs
-        rate = self._rate(self.global_step, self._total_steps()) if scheduled else 1.0
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                before = group.get("initial_lr", group["lr"])
-                if before != self.lr and group is optimizer.param_groups[0]:
-                    rank_zero_info(f"the learning rate was {before:g}; from here on {self.lr:g}")
-                group["lr"] = self.lr * rate
-                if scheduled:
-                    group["initial_lr"] = self.lr
-                matrices = group["params"][0].dim() >= 2
-                group["weight_decay"] = self.weight_decay if matrices else 0.0
-        for config in scheduled:
-            scheduler: Any = config.scheduler
-            scheduler.base_lrs = [self.lr] * len(scheduler.base_lrs)
-            scheduler.last_epoch = self.global_step
+        factor = self._rate(self.global_step, self._total_steps()) if scheduled else 1.0
+        take_over(self.trainer, self.lr, self.weight_decay, factor)
+
+    def on_train_end(self) -> None:
+        """Keep how far training came, for what is validated from here on."""
+        if self._timed():
+            self.progress()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember the batch, for messages."""
@@ -503,6 +486,8 @@ class PreferenceModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what training does not change; say what the run is."""
         checkpoint[resume.KEY] = self._made_with | self._data_words()
+        if self._timed():
+            checkpoint[resume.KEY]["progress"] = self.progress()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in self._trained()}
 
@@ -529,6 +514,13 @@ class PreferenceModule(LightningModule):
             made_with.setdefault("group_by_length", False)
         now = self._made_with | (self._data_words() if training else {})
         resume.refuse_other(made_with, now, training=training)
+        if self._timed() and not training:
+            if "progress" not in made_with:
+                raise UserError(
+                    f"{self.objective.name} depends on how far training was, and the checkpoint "
+                    "does not say it: it is of an older version, or of another loss"
+                )
+            self._progress = made_with["progress"]
         if training:
             self._resumed = True
             if {"accumulate"} <= made_with.keys() & now.keys():
@@ -542,13 +534,16 @@ class PreferenceModule(LightningModule):
         words = getattr(getattr(self.trainer, "datamodule", None), "made_with", None)
         return {} if words is None else words()
 
-    def save(self, folder: str | Path, tokenizer: Any = None) -> None:
+    def save(
+        self, folder: str | Path, tokenizer: Any = None, *, best: tuple[int, float] | None = None
+    ) -> None:
         """Write what was trained: an adapter, for ``PeftModel.from_pretrained``, or a whole model;
         and its card. Where the model is sharded, all processes must ask, and the first one writes.
 
         Args:
             folder: made if it does not exist.
             tokenizer: goes with it.
+            best: of weights that are not those of the last step, their step and ``val/loss``.
         """
         model = self.policy.model
         options: dict[str, Any] = {}
@@ -567,7 +562,7 @@ class PreferenceModule(LightningModule):
             self.token_weights.save(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
-        write_card(folder, self)
+        write_card(folder, self, best=best)
 
     @contextmanager
     def _no_dropout(self) -> Iterator[None]:

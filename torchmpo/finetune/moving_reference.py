@@ -14,6 +14,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package(error, "llm") from error
 
+NEEDS = "MovingReference needs reference: copy, a copy of the model itself"
+
 
 class MovingReference(Callback):
     """Every so many steps the reference takes a step towards the policy, as in TR-DPO.
@@ -47,29 +49,47 @@ class MovingReference(Callback):
         if not 0 < mix <= 1:
             raise UserError(f"mix must be in (0, 1]; got {mix}")
         self.every, self.mix = every_n_steps, mix
-        self._moved = 0
+        self._moved, self._loaded = 0, False
         self._weights: dict[str, Tensor] = {}  # of the reference, by the names of the policy's
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the reference weights like those that are trained, before a checkpoint is loaded."""
         if stage != "fit":
             return
-        if pl_module.reference != "copy" or not pl_module.starts_at_reference:
-            raise UserError("MovingReference needs reference: copy, a copy of the model itself")
-        if is_sharded(trainer):
-            raise UserError("MovingReference needs the whole model in a process: take ddp")
-        trained, own = self._trained(pl_module)
-        if not trained.keys() <= own.keys():  # adapters, which change nothing yet
-            model = copy.deepcopy(pl_module.policy.model)
-            pl_module.reference_policy.model = model.requires_grad_(False).eval()
+        if not pl_module.starts_at_reference:
+            raise UserError(NEEDS)
+        self._prepare(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take up the reference of a checkpoint, to compare with what training compared with."""
+        self._take_up(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take up the reference of a run that goes on."""
-        own = dict(pl_module.reference_policy.named_parameters())
+        self._take_up(trainer, pl_module)
+        self._moved = trainer.global_step
+
+    def _prepare(self, trainer: Any, module: Any) -> None:
+        """Let the reference have every weight that is trained."""
+        if module.reference != "copy":
+            raise UserError(NEEDS)
+        if is_sharded(trainer):
+            raise UserError("MovingReference needs the whole model in a process: take ddp")
+        trained, own = self._trained(module)
+        if not trained.keys() <= own.keys():  # adapters, which change nothing yet
+            model = copy.deepcopy(module.policy.model)
+            module.reference_policy.model = model.requires_grad_(False).eval()
+
+    def _take_up(self, trainer: Any, module: Any) -> None:
+        """Set the reference to what was loaded, once."""
+        if not self._loaded:
+            return
+        self._prepare(trainer, module)
+        own = dict(module.reference_policy.named_parameters())
         with torch.no_grad():
             for name, value in self._weights.items():
                 own[name].copy_(value)
-        self._moved = trainer.global_step
+        self._loaded = False
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """A step of the reference, where it is time."""
@@ -88,8 +108,9 @@ class MovingReference(Callback):
         return {"weights": {name: value.cpu().clone() for name, value in self._weights.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again as training begins."""
+        """Take them up again as training or validation begins."""
         self._weights = state_dict["weights"]
+        self._loaded = bool(self._weights)
 
     @staticmethod
     def _trained(module: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

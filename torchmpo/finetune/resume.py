@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.finetune.loading import of_adapter, plain_name
+from torchmpo.finetune.models import fresh_adapter, is_adapted
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable, fingerprint
@@ -27,6 +28,7 @@ _NAMES = {
     "model": "another model",
     "adapters": "other adapters",
     "reference": "another reference",
+    "reference_adapter": "another reference: the base alone, or the base with another adapter",
     "loss": "another loss",
     "loss_digest": "a loss of this name whose code or learned numbers were others",
     "data": "other training data, or another tokenizer, template, max_length or truncation",
@@ -38,8 +40,8 @@ _OF_WEIGHTS = ("model", "adapters")
 _READABLE = ("adapters", "loss", "seed", "group_by_length", "step")  # the others are digests
 
 
-def weights_digest(model: Any) -> str:
-    """What tells a model's weights from others, in 32 hexadecimal digits; without adapters.
+def weights_digest(model: Any, *, adapters: bool = False) -> str:
+    """What tells a model's weights from others, in 32 hexadecimal digits; or those of its adapters.
 
     Looks at some values of each weight, evenly spread, so that it takes no time: models trained
     apart differ everywhere.
@@ -48,7 +50,7 @@ def weights_digest(model: Any) -> str:
     weights = model.state_dict()
     for name in sorted(weights, key=plain_name):
         value = weights[name]
-        if of_adapter(name):
+        if of_adapter(name) is not adapters:
             continue
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
         if not value.is_meta:
@@ -56,6 +58,21 @@ def weights_digest(model: Any) -> str:
             some = some[:: max(1, len(some) // _VALUES)].contiguous().cpu()
             digest.update(some.view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def reference_digests(frozen: Any, base: str, *, other: bool) -> dict[str, str]:
+    """What tells a reference from others, however it is had.
+
+    Args:
+        frozen: the reference, where it is a model of its own; None if it is the base.
+        base: digest of what training begins with, without adapters.
+        other: whether ``frozen`` is of another folder than what is trained.
+    """
+    adapted = frozen is not None and is_adapted(frozen) and not fresh_adapter(frozen)
+    return {
+        "reference": weights_digest(frozen) if other else base,
+        "reference_adapter": weights_digest(frozen, adapters=True) if adapted else "none",
+    }
 
 
 def adapter_words(model: Any) -> str:

@@ -1,8 +1,14 @@
 """The learning rate of a step, and numbers of training that are refused."""
 
 import math
+from typing import Any
 
-from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.errors import UserError, missing_package, nearest
+
+try:
+    from lightning.pytorch.utilities import rank_zero_info
+except ModuleNotFoundError as error:
+    raise missing_package(error, "llm") from error
 
 SCHEDULES = ("constant", "linear", "cosine")
 MOST_RATE = 1e6  # beyond any use; AdamW's own arithmetic overflows at some point
@@ -38,3 +44,27 @@ def check_numbers(lr: float, warmup: float, schedule: str, weight_decay: float) 
         raise UserError(f"unknown schedule {schedule!r}: {nearest(schedule, SCHEDULES)}")
     if not 0 <= weight_decay < math.inf:
         raise UserError(f"weight_decay must be zero or positive; got {weight_decay}")
+
+
+def take_over(trainer: Any, lr: float, weight_decay: float, factor: float) -> None:
+    """Let a resumed run's own learning rate, schedule and weight decay count from here on.
+
+    Args:
+        trainer: whose optimizers and schedulers are as a checkpoint left them.
+        lr, weight_decay: see :class:`torchmpo.finetune.PreferenceModule`.
+        factor: of the learning rate, in the next step.
+    """
+    scheduled = trainer.lr_scheduler_configs
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            before = group.get("initial_lr", group["lr"])
+            if before != lr and group is optimizer.param_groups[0]:
+                rank_zero_info(f"the learning rate was {before:g}; from here on {lr:g}")
+            group["lr"] = lr * factor
+            if scheduled:
+                group["initial_lr"] = lr
+            matrices = group["params"][0].dim() >= 2
+            group["weight_decay"] = weight_decay if matrices else 0.0
+    for config in scheduled:
+        config.scheduler.base_lrs = [lr] * len(config.scheduler.base_lrs)
+        config.scheduler.last_epoch = trainer.global_step
