@@ -4,7 +4,7 @@ Which pairs make an optimizer step follows from (seed, epoch, step) and from how
 and neither from how these are divided among micro-batches and processes nor from a resume.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,8 @@ class PreferenceData(LightningDataModule):
     Attributes:
         datasets: by ``"train"`` and ``"validation"``, after :meth:`setup`.
         chat: whether the pairs are messages, after :meth:`setup`.
+        loss_inputs: without a Trainer, names of the inputs of a loss, which say which answers of a
+            list it reads; None for all answers. A Trainer's module says it itself.
 
     Raises:
         UserError: a number out of range.
@@ -235,6 +237,7 @@ class PreferenceData(LightningDataModule):
         self.unpair = unpair
         self.datasets: dict[str, Any] = {}
         self.chat = False
+        self.loss_inputs: Iterable[str] | None = None
         self._tables: dict[str, Tensor | StepTable] = {}
         self._digest: str | None = None
 
@@ -303,8 +306,9 @@ class PreferenceData(LightningDataModule):
     def _pairs(self, name: str, source: Any, split: str) -> list[Pair]:
         loaded = load_mixture(source, split, self.columns)
         objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
-        if objective is not None:
-            loaded = answers_read(loaded, objective.inputs)
+        inputs = self.loss_inputs if objective is None else objective.inputs
+        if inputs is not None:
+            loaded = answers_read(loaded, inputs)
         pairs, counts = clean(loaded)
         rank_zero_info(f"{name}: {counts}")
         if not pairs:
