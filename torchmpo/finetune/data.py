@@ -163,7 +163,8 @@ class PreferenceData(LightningDataModule):
             for no validation.
         train_split, validation_split: of a source that has splits.
         columns: names that the data have for ours: ``{prompt: question}``.
-        chat_template: text of a chat template, or a file with it, in place of the tokenizer's.
+        chat_template: text of a chat template, or a file with it, in place of the tokenizer's. Of
+            pairs that are messages, not text; saved with the model in either case.
         chat_template_kwargs: variables of it: ``{enable_thinking: false}``.
         tokenizer: folder or hub id, or a tokenizer; by default the model's.
         max_length: tokens of prompt and answer together, ≥ 2.
@@ -332,6 +333,10 @@ class PreferenceData(LightningDataModule):
     def _dataset(self, name: str, source: Any, split: str) -> Any:
         pairs = self._pairs(name, source, split)
         self.chat = any(not isinstance(pair.prompt, str) for pair in pairs[:1])
+        given = [n for n in ("chat_template", "chat_template_kwargs") if getattr(self, n)]
+        if given and all(isinstance(pair.prompt, str) for pair in pairs):
+            settings = " and ".join(f"data.{n}" for n in given)
+            rank_zero_info(f"{name}: {settings} not used: all pairs are text, and none is messages")
         dataset = PairDataset(
             pairs,
             self.tokenizer,
