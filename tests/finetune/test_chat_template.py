@@ -146,7 +146,7 @@ def test_a_template_without_tools_is_told():
     pairs = load_pairs([ROWS["a call in the prompt"], ROWS["thoughts, and keys of one's own"]])
     dataset = PairDataset(pairs, tokenizer, 1000)
     assert [item.left_out for item in dataset] == [True, False]
-    assert "leaves out tools, calls or thoughts of 1" in str(dataset.counts)
+    assert "leaves out tools, calls, thoughts or text of 1" in str(dataset.counts)
     assert "leaves out" not in str(PairDataset(pairs, agent(), 1000).counts)
     tokenizer.chat_template = AGENT.replace("m.tool_calls or []", "[]")
     dataset = PairDataset(pairs, tokenizer, 1000)
@@ -157,6 +157,70 @@ def test_a_template_without_tools_is_told():
     pairs = load_pairs([ROWS["tools, and answers that are calls"]])
     with pytest.raises(UserError, match="pair 0: the chat template leaves out the tool_calls of"):
         PairDataset(pairs, tokenizer, 1000)
+
+
+def test_thoughts_in_the_content_that_a_template_does_not_write_are_counted():
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Q{i}"}],
+            "chosen": [{"role": "assistant", "content": "<think>\nlong \n</think>Paris\n"}],
+            "rejected": [{"role": "assistant", "content": [{"type": "text", "text": " Rome "}]}],
+        }
+        for i in range(3)
+    ]
+    tokenizer = tiny_tokenizer()
+    # As DeepSeek's do.
+    tokenizer.chat_template = TEMPLATE.replace(
+        "m['content']", "m['content'].split('</think>')[-1] | trim"
+    )
+    dataset = PairDataset(load_pairs(rows), tokenizer, 1000)
+    assert tokenizer.decode(dataset[0].chosen) == "Paris</s>"
+    assert dataset.counts.left_out == 3
+    # White space alone is no loss.
+    tokenizer.chat_template = TEMPLATE.replace(
+        "m['content']", "m['content'] | trim | replace('</think>', '</think>\n\n')"
+    )
+    dataset = PairDataset(load_pairs(rows), tokenizer, 1000)
+    assert tokenizer.decode(dataset[0].chosen) == "<think>\nlong \n</think>\n\nParis</s>"
+    assert dataset.counts.left_out == 0
+
+
+# Thoughts of earlier turns are written until an answer follows: some of the prompt then stands
+# behind the place where the two texts part.
+UNTIL_ANSWERED = AGENT.replace(
+    "{% if m.reasoning_content %}",
+    "{% if m.reasoning_content and messages[-1].role != 'assistant' %}",
+)
+# The prompt ends as no turn does that others follow, and no turn is opened.
+LAST_ENDS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_no_turn_of_the_prompt_counts_as_an_answer():
+    prompt = [USER, call("Rome", reasoning_content="ask"), {"role": "tool", "content": "20"}]
+    answers = {
+        "chosen": [{"role": "assistant", "content": "Yes."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    pairs = load_pairs([{"prompt": prompt, **answers}])
+    tokenizer = agent()
+    (item,) = PairDataset(pairs, tokenizer, 1000)
+    assert tokenizer.decode(item.chosen) == "Yes.</s>"
+    tokenizer.chat_template = UNTIL_ANSWERED
+    with pytest.raises(UserError, match="pair 0: the chat template writes the prompt otherwise"):
+        PairDataset(pairs, tokenizer, 1000)
+    calm = load_pairs([{"prompt": [USER, call("Rome"), prompt[-1]], **answers}])
+    (item,) = PairDataset(calm, tokenizer, 1000)
+    assert tokenizer.decode(item.chosen) == "Yes.</s>"
+    tokenizer.chat_template = LAST_ENDS
+    (item,) = PairDataset(load_pairs([{"prompt": [USER], **answers}]), tokenizer, 1000)
+    assert tokenizer.decode(item.chosen) == "<|assistant|>Yes.</s>"
+    tokenizer.chat_template = AGENT + "{% if add_generation_prompt %}<think>\nWell, {% endif %}"
+    (item,) = PairDataset(calm, tokenizer, 1000)
+    assert item.merged
+    assert tokenizer.decode(item.chosen) == "Yes.</s>"
 
 
 FAILING = {

@@ -99,6 +99,23 @@ def test_a_template_and_variables(tmp_path):
         loaded(CHAT, chat_template_kwargs={"enable_thinking": True})
 
 
+def test_a_template_that_no_pair_needs_is_told(monkeypatch):
+    lines = []
+    monkeypatch.setattr("torchmpo.finetune.data.rank_zero_info", lines.append)
+    settings = {"chat_template": AGENT, "chat_template_kwargs": {"enable_thinking": True}}
+
+    def told(rows, **settings):
+        lines.clear()
+        loaded(rows, **settings)
+        return [line for line in lines if "not used" in line]
+
+    text = tiny_pairs(3)
+    both = "train: data.chat_template and data.chat_template_kwargs not used: all pairs are text"
+    assert [line.startswith(both) for line in told(text, **settings)] == [True]
+    assert len(told(text, chat_template=AGENT)) == 1
+    assert told(text) == told(CHAT, **settings) == told([*text, CHAT[0]], **settings) == []
+
+
 def test_a_date_in_a_template_does_not_change_the_data(monkeypatch):
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
     template = "{{ strftime_now('%d %b %Y') }}" + tiny_tokenizer().chat_template

@@ -251,6 +251,29 @@ def test_inspect_shows_every_answer():
     assert all(f"\n{name}" in text for name in names)
 
 
+def test_inspect_shows_what_the_loss_trains_on(tmp_path, capsys):
+    """Of lists that differ in length, or only in what lies between, as fit sees them."""
+    base = save_tiny(tmp_path / "base")
+    rows = [
+        {"prompt": "zero", "responses": [" a", " b", " b", " c"], "ranks": [1, 2, 3, 4]},
+        {"prompt": "one", "responses": [" aa", " bb", " cc"], "ranks": [1, 2, 3]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["inspect", f"--model.model={base}", f"--data.train={tmp_path / 'rows.jsonl'}"]
+    assert main([*words, "--model.loss=dpo"]) == 0
+    text = capsys.readouterr().out
+    assert "pair 0 of 2" in text
+    assert "answer 2" not in text
+    assert "zero" in text.replace("|", "")
+    # One that reads lists does not read the list with two identical answers.
+    assert main([*words, "--model.loss=plackett_luce"]) == 0
+    text = capsys.readouterr().out
+    assert "pair 0 of 1" in text
+    assert "answer 2" in text
+    assert main([*words, "--model.loss=dpoo"]) == 2
+    assert "unknown loss 'dpoo'" in capsys.readouterr().err
+
+
 # Losses
 
 

@@ -182,6 +182,24 @@ def test_no_cache_has_mismatched_answers():
         PreferenceModule(tiny_llama(), "kto", lora=LORA, reference="cache")
 
 
+def test_a_response_is_never_measured_against_itself():
+    def run(loss, validation, size):
+        data = PreferenceData(ROWS, validation, tokenizer=tiny_tokenizer(), batch_size=size)
+        return fit(PreferenceModule(tiny_llama(), loss, lora=LORA), data, epochs=1)
+
+    for loss in ("kto", "bco_unpaired"):
+        with pytest.raises(UserError, match=rf"{loss} measures .* set data\.batch_size to 2"):
+            run(loss, None, 1)
+    with pytest.raises(UserError, match=r"data\.validation has one response"):
+        run("kto", ROWS[:1], 6)
+    # Of seven, the last one would be a batch of its own.
+    assert run("kto", ROWS[:7], 6).num_val_batches == [1]
+    assert run("kto", ROWS[:8], 6).num_val_batches == [2]
+    assert run("apo_zero_unpaired", ROWS[:7], 6).num_val_batches == [2]
+    with pytest.warns(UserWarning, match="kto measures a batch of one response against itself"):
+        PreferenceModule(tiny_llama(), "kto", lora=LORA).pair_logps(labelled_batch(1))
+
+
 # Runs
 
 

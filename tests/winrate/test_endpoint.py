@@ -10,8 +10,8 @@ from fake_endpoint import completion, endpoint  # noqa: F401
 
 from torchmpo.runs.errors import UserError
 from torchmpo.winrate import __main__ as winrate
-from torchmpo.winrate.endpoint import Endpoint
-from torchmpo.winrate.endpoint_judge import EndpointJudge, read_template
+from torchmpo.winrate.endpoint import Endpoint, Reply
+from torchmpo.winrate.endpoint_judge import EndpointJudge, preference, read_template
 
 TEMPLATE = """<|im_start|>system
 Be fair.
@@ -79,6 +79,28 @@ def test_without_log_probabilities_the_text_counts(endpoint, tmp_path):  # noqa:
     assert EndpointJudge(made(endpoint)[0], both_orders=False)(["p"], ["a"], ["b"]) == (
         pytest.approx([0.75])
     )
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        ({" M": math.log(0.9), " m": math.log(0.02), "m": math.log(0.01)}, 0.9 / 0.93),
+        ({"M": math.log(0.6), "m": math.log(0.1), "m\n": math.log(0.2)}, 0.6 / 0.9),
+    ],
+)
+def test_names_with_and_without_a_space_are_one_name(logprobs, expected):
+    assert preference(Reply("M", "stop", logprobs)) == pytest.approx(expected)
+
+
+def test_tokens_that_are_written_alike_are_added_up(endpoint):  # noqa: F811
+    answer = completion("M", logprobs={"M": math.log(0.5), "m": math.log(0.2)})
+    answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] += [
+        {"token": "M", "logprob": math.log(0.1)},
+        {"token": "a", "logprob": -9999.0},
+    ]
+    endpoint.answer = lambda body: answer
+    found = made(endpoint)[0].chat([]).first_logprobs
+    assert found == pytest.approx({"M": math.log(0.6), "m": math.log(0.2), "a": -9999.0})
 
 
 def test_an_answer_that_spells_a_field_stays_as_it_is(endpoint):  # noqa: F811

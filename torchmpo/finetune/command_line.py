@@ -31,6 +31,7 @@ from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import LoraSettings, is_adapted
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
+from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.files import naming
 from torchmpo.runs.options import plain
@@ -341,7 +342,7 @@ class Inspect(CommandLine):
         parser.add_argument("--split", default="train", help="train or validation")
 
     def instantiate_classes(self):
-        """Data only: no model is loaded."""
+        """Data only, as the loss reads them: no model is loaded."""
         settings = self.config.data.as_dict()
         model = self.config.model
         if settings["tokenizer"] is None:
@@ -350,6 +351,10 @@ class Inspect(CommandLine):
         if split not in data.sources:
             raise UserError(f"unknown split {split!r}: {nearest(split, data.sources)}")
         data.sources = {split: data.sources[split]}
+        try:
+            data.loss_inputs = resolve(model.loss, **(model.loss_args or {})).inputs
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
         data.setup()
         dataset, index = data.datasets[split], self.config.index
         if not 0 <= index < len(dataset):

@@ -4,7 +4,8 @@ Which pairs make an optimizer step follows from (seed, epoch, step) and from how
 and neither from how these are divided among micro-batches and processes nor from a resume.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torchmpo.finetune.reference import (
 )
 from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.sharding import is_sharded
-from torchmpo.finetune.supply import needs_reference_steps
+from torchmpo.finetune.supply import needs_reference_steps, reads_others
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
@@ -162,14 +163,16 @@ class PreferenceData(LightningDataModule):
             for no validation.
         train_split, validation_split: of a source that has splits.
         columns: names that the data have for ours: ``{prompt: question}``.
-        chat_template: text of a chat template, or a file with it, in place of the tokenizer's.
+        chat_template: text of a chat template, or a file with it, in place of the tokenizer's. Of
+            pairs that are messages, not text; saved with the model in either case.
         chat_template_kwargs: variables of it: ``{enable_thinking: false}``.
         tokenizer: folder or hub id, or a tokenizer; by default the model's.
         max_length: tokens of prompt and answer together, ≥ 2.
         max_prompt_length: tokens of the prompt, or None for no limit of its own.
         truncation: ``"keep_start"``, ``"keep_end"`` or ``"drop"``, see
             :func:`torchmpo.finetune.tokenize.tokenize_pair`.
-        batch_size: pairs in one micro-batch of one process, ≥ 1.
+        batch_size: pairs in one micro-batch of one process, ≥ 1; ≥ 2 labelled responses where the
+            loss measures one against others (``kto``, ``bco_unpaired``).
         group_by_length: let pairs of like length come together: less padding, so faster, but an
             epoch's order is not quite as random. See :class:`StepSampler`.
         num_workers: processes that make batches.
@@ -181,6 +184,8 @@ class PreferenceData(LightningDataModule):
     Attributes:
         datasets: by ``"train"`` and ``"validation"``, after :meth:`setup`.
         chat: whether the pairs are messages, after :meth:`setup`.
+        loss_inputs: without a Trainer, names of the inputs of a loss, which say which answers of a
+            list it reads; None for all answers. A Trainer's module says it itself.
 
     Raises:
         UserError: a number out of range.
@@ -235,6 +240,7 @@ class PreferenceData(LightningDataModule):
         self.unpair = unpair
         self.datasets: dict[str, Any] = {}
         self.chat = False
+        self.loss_inputs: Iterable[str] | None = None
         self._tables: dict[str, Tensor | StepTable] = {}
         self._digest: str | None = None
 
@@ -255,6 +261,12 @@ class PreferenceData(LightningDataModule):
         if self.trainer is not None:
             module: Any = self.trainer.lightning_module
             check_tokenizer(module.policy.model, self.tokenizer)
+            objective = getattr(module, "objective", None)
+            if self.batch_size < 2 and objective is not None and reads_others(objective):
+                raise UserError(
+                    f"{objective.name} measures a response against others of its batch: set "
+                    "data.batch_size to 2 or more"
+                )
             if stage == "fit" and "validation" not in self.sources:
                 self.trainer.limit_val_batches = 0
         for name, (source, split) in self.sources.items():
@@ -303,8 +315,9 @@ class PreferenceData(LightningDataModule):
     def _pairs(self, name: str, source: Any, split: str) -> list[Pair]:
         loaded = load_mixture(source, split, self.columns)
         objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
-        if objective is not None:
-            loaded = answers_read(loaded, objective.inputs)
+        inputs = self.loss_inputs if objective is None else objective.inputs
+        if inputs is not None:
+            loaded = answers_read(loaded, inputs)
         pairs, counts = clean(loaded)
         rank_zero_info(f"{name}: {counts}")
         if not pairs:
@@ -320,6 +333,10 @@ class PreferenceData(LightningDataModule):
     def _dataset(self, name: str, source: Any, split: str) -> Any:
         pairs = self._pairs(name, source, split)
         self.chat = any(not isinstance(pair.prompt, str) for pair in pairs[:1])
+        given = [n for n in ("chat_template", "chat_template_kwargs") if getattr(self, n)]
+        if given and all(isinstance(pair.prompt, str) for pair in pairs):
+            settings = " and ".join(f"data.{n}" for n in given)
+            rank_zero_info(f"{name}: {settings} not used: all pairs are text, and none is messages")
         dataset = PairDataset(
             pairs,
             self.tokenizer,
@@ -348,7 +365,10 @@ class PreferenceData(LightningDataModule):
             raise UserError("train_dataloader belongs to a Trainer; batches() needs none")
         if trainer.overfit_batches:  # the same few batches in every epoch, so in their own order
             return DataLoader(
-                dataset, batch_size=self.batch_size, collate_fn=self._with_table("train")
+                dataset,
+                batch_size=self.batch_size,
+                collate_fn=self._with_table("train"),
+                drop_last=self._last_is_alone("train"),
             )
         progress = trainer.fit_loop.epoch_loop.batch_progress
         sampler = StepSampler(
@@ -372,16 +392,37 @@ class PreferenceData(LightningDataModule):
         )
 
     def val_dataloader(self) -> Any:
-        """Validation pairs; over several processes, the last few may count twice."""
+        """Validation pairs; over several processes, the last few may count twice.
+
+        A last batch of one is left out where the loss measures a response against others.
+        """
         if "validation" not in self.datasets:
             raise UserError("there are no validation pairs: set data.validation")
         return DataLoader(
             self.datasets["validation"],
             batch_size=self.batch_size,
             collate_fn=self._with_table("validation"),
+            drop_last=self._last_is_alone("validation"),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _last_is_alone(self, name: str) -> bool:
+        """Whether the last batch has one response, and the loss measures it against others."""
+        trainer = self.trainer
+        objective = getattr(getattr(trainer, "lightning_module", None), "objective", None)
+        if trainer is None or objective is None or not reads_others(objective):
+            return False
+        rows = math.ceil(len(self.datasets[name]) / trainer.world_size)  # of one process
+        if rows == 1:
+            raise UserError(
+                f"data.{name} has one response for each process, and {objective.name} measures it "
+                "against others: give more"
+            )
+        alone = rows % self.batch_size == 1
+        if alone:
+            rank_zero_info(f"{name}: the last response is left out: {objective.name} needs two")
+        return alone
 
     def _with_table(self, name: str) -> Callable[[list[Any]], Batch]:
         table = self._table(name)

@@ -1,5 +1,6 @@
 """From a batch of tokens to what a loss may ask for of it."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -112,6 +113,12 @@ def check_cache(objective: Objective | MirrorObjective, reference: str | None) -
     )
 
 
+def reads_others(objective: Objective | MirrorObjective) -> bool:
+    """Whether a loss measures each labelled response against others of its batch."""
+    coupled = objective.unpaired and objective.coupled
+    return coupled or "mismatched_logps" in objective.inputs
+
+
 def _of_distributions(module: "PreferenceModule", batch: Batch, mask: Tensor) -> dict[str, Tensor]:
     """What takes the policy's probability of every token of the vocabulary, where it is asked."""
     inputs = module.objective.inputs
@@ -136,6 +143,12 @@ def _of_distributions(module: "PreferenceModule", batch: Batch, mask: Tensor) ->
 
 def _mismatched(module: "PreferenceModule", batch: Batch) -> dict[str, Tensor]:
     """Of each prompt with another one's response; no gradient is kept, as the loss takes none."""
+    if len(batch["index"]) < 2:
+        warnings.warn(
+            f"{module.objective.name} measures a batch of one response against itself: take "
+            "batches of two or more, and drop a last one that is smaller",
+            stacklevel=2,
+        )
     other = mismatched(batch)
     with torch.no_grad():
         logps = module.logps(other).sum(-1)

@@ -3,7 +3,8 @@
 **Where the prompt ends.** Prompt, prompt + chosen and prompt + rejected are each tokenized as a
 whole, and the prompt is the tokens that all three begin with. So an answer whose first letters
 merge with the prompt's last ones into a token takes that token, and so does the other answer: both
-are scored after the same tokens, whatever the tokenizer does at the seam.
+are scored after the same tokens, whatever the tokenizer does at the seam. A chat template that
+writes the prompt's turns otherwise once an answer follows is refused, as these turns would count.
 
 **BOS** comes first, once, where the tokenizer puts one before plain text or the chat template
 writes one. **EOS** ends each answer, once: what a template writes after its own EOS (a line feed,
@@ -38,6 +39,7 @@ from torchmpo.runs.errors import UserError, nearest
 
 TRUNCATIONS = ("keep_start", "keep_end", "drop")
 IGNORED = -100  # the label of a token that does not count
+_FEW = 3  # tokens that the end of a prompt may lose to its answers
 _AT_ONCE = 256  # pairs whose texts go to the tokenizer together: it has threads of its own
 
 
@@ -52,7 +54,7 @@ class TokenizedPair:
         answer_cut: whether an answer lost something.
         merged: whether the prompt by itself has other tokens at its end than before an answer.
         left_out: whether the chat template does not write the pair's tools, tool calls in the
-            prompt, or thoughts of an answer.
+            prompt, or thoughts or other text of an answer.
         chosen_reward, rejected_reward, preference_prob, label, between, gold: as of the
             :class:`Pair`.
         index: row of the data set, 0 outside one.
@@ -113,7 +115,8 @@ class TokenCounts:
             "of the same tokens"
         )
         if self.left_out:
-            text += f"; the chat template leaves out tools, calls or thoughts of {self.left_out:,}"
+            what = "tools, calls, thoughts or text"
+            text += f"; the chat template leaves out {what} of {self.left_out:,}"
         return text
 
 
@@ -158,10 +161,10 @@ def tokenize_pair(
 
     Raises:
         UserError: a setting out of range; a tokenizer without EOS; messages without a chat
-            template, or that it refuses, or tool calls in an answer that it does not write; text
-            that is no Unicode; a prompt that leaves no room for an answer
-            (``keep_start``); an empty prompt without BOS, as nothing could then predict an answer's
-            first token.
+            template, or that it refuses, or tool calls in an answer that it does not write, or a
+            prompt that it writes otherwise once an answer follows; text that is no Unicode; a
+            prompt that leaves no room for an answer (``keep_start``); an empty prompt without BOS,
+            as nothing could then predict an answer's first token.
     """
     _check(tokenizer, max_length, truncation, max_prompt_length)
     texts, left_out = _texts(pair, tokenizer, variables or {})
@@ -341,12 +344,16 @@ def _from_messages(
 ) -> tuple[list[str], bool]:
     opened = render(prompt, tokenizer, variables, opened=True)
     wholes = [render(prompt + answer, tokenizer, variables) for answer in answers]
+    _check_turns(prompt, tokenizer, variables, opened, wholes)
     absent = [
         name
         for name in ("tools", *CALLS)
         if leaves_out(name, prompt, tokenizer, variables, opened, opened=True)
     ]
     for answer, whole in zip(answers, wholes):
+        written = _packed(whole)
+        said = [text for message in answer for text in _said(message)]
+        absent += [text for text in said if _packed(text) not in written]
         for name in [n for n in SAYINGS if any(n in message.more for message in answer)]:
             if leaves_out(name, prompt + answer, tokenizer, variables, whole):
                 absent.append(name)
@@ -356,6 +363,48 @@ def _from_messages(
                         "to one that writes them"
                     )
     return [opened, *wholes], bool(absent)
+
+
+def _shared(*rows: Any) -> int:
+    """How many items all of them begin with."""
+    low, high = min(rows), max(rows)  # no others part sooner
+    return next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), len(low))
+
+
+def _said(message: Message) -> list[str]:
+    """The texts of its content."""
+    if isinstance(message.content, list):
+        return [part["text"] for part in message.content if part["type"] == "text"]
+    return [message.content or ""]
+
+
+def _packed(text: str) -> str:
+    """Without white space, which templates change."""
+    return "".join(text.split())
+
+
+def _check_turns(
+    prompt: tuple[Message, ...],
+    tokenizer: Any,
+    variables: Mapping[str, Any],
+    opened: str,
+    wholes: Sequence[str],
+) -> None:
+    """Refuse a template that writes the prompt's turns otherwise once an answer follows.
+
+    They would come after where the texts part, and count as the answer. How the assistant's next
+    turn is opened is no turn of the prompt, and may be written otherwise.
+    """
+    if all(whole.startswith(opened) for whole in wholes):
+        return
+    shared = _shared(opened, *wholes)
+    end = _shared(opened, render(prompt, tokenizer, variables))
+    if len(_encode([opened[shared:end]], tokenizer)[0]) > _FEW:
+        raise UserError(
+            "the chat template writes the prompt otherwise once an answer follows, from "
+            f"{opened[shared:end][:30]!r} on, so that its turns would be trained on: leave out "
+            "what it writes in one of the two only (thoughts, mostly), or set chat_template"
+        )
 
 
 def _check_text(text: str) -> None:
@@ -405,11 +454,7 @@ def _join(
 ) -> TokenizedPair:
     """Nothing cut yet; ``ids`` are those of the prompt, and with each answer after it."""
     prompt, *wholes = (_with_bos(tokens, tokenizer, bos) for tokens in ids)
-    seam = 0
-    for column in zip(prompt, *wholes):
-        if len(set(column)) > 1:
-            break
-        seam += 1
+    seam = _shared(prompt, *wholes)
     if seam == 0:
         raise UserError(
             "the prompt is empty and the tokenizer has no BOS: nothing could predict the first "

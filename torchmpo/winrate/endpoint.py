@@ -16,6 +16,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
+
 from torchmpo.runs.errors import UserError, one_line
 
 # Too many requests, and what a server says when it is down or overloaded.
@@ -99,7 +101,10 @@ class Endpoint:
             text = choice["message"].get("content") or ""
             tokens = (choice.get("logprobs") or {}).get("content") or []
             top = (tokens[0].get("top_logprobs") or [tokens[0]]) if tokens else []
-            logprobs = {str(t["token"]): float(t["logprob"]) for t in top}
+            given = dict.fromkeys((str(t["token"]), float(t["logprob"])) for t in top)
+            logprobs: dict[str, float] = {}
+            for token, logprob in given:  # those that are written alike, as `▁M` and `M`, add up
+                logprobs[token] = float(np.logaddexp(logprobs.get(token, -np.inf), logprob))
             return Reply(str(text), str(choice.get("finish_reason") or "stop"), logprobs)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -135,8 +135,8 @@ class EndpointJudge:
 
 
 def preference(reply: Reply) -> float:
-    """P(M) / (P(m) + P(M)) of a reply's first token; where the server gives no log-probabilities, 0
-    or 1 by its text; NaN where neither is named.
+    """P(M) / (P(m) + P(M)) of a reply's first token, white space around it or not; where the server
+    gives no log-probabilities, 0 or 1 by its text; NaN where neither is named.
 
     >>> reply = Reply("M", "stop", {"M": -0.1, "m": -2.4, "The": -9.0})
     >>> round(preference(reply), 6)                                        # 1 / (1 + e^−2.3)
@@ -144,14 +144,13 @@ def preference(reply: Reply) -> float:
     >>> preference(Reply(" m.", "stop", {}))
     0.0
     """
-    for exact in (True, False):  # some tokenizers put a space before
-        weights = {FIRST: 0.0, SECOND: 0.0}
-        for token, logprob in reply.first_logprobs.items():
-            name = token if exact else token.strip()
-            if name in weights:
-                weights[name] += math.exp(logprob)
-        if total := sum(weights.values()):
-            return weights[SECOND] / total
+    weights = {FIRST: 0.0, SECOND: 0.0}
+    for token, logprob in reply.first_logprobs.items():
+        name = token.strip()  # some tokenizers put a space before
+        if name in weights:
+            weights[name] += math.exp(logprob)
+    if total := sum(weights.values()):
+        return weights[SECOND] / total
     if reply.first_logprobs:
         return math.nan
     named = re.sub(r"\W", "", reply.text)
