@@ -62,6 +62,7 @@ nitpick_ignore_regex = [
         r"(torch|numpy|mujoco|gymnasium|torchrl|lightning|evotorch|matplotlib|pathlib|random|multiprocessing|collections|argparse|jsonargparse|jinja2|markupsafe|typing_extensions)\..*|Figure|Axes|MinariDataset|Logger",
     ),
     (r"py:class", r"needs_reference"),  # one of several names in an entry of Attributes
+    (r"py:class", r"after_sft"),
 ]
 autodoc_mock_imports = ["mujoco_warp", "warp"]  # the extra for physics on a GPU
 

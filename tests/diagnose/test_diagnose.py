@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ from torchmpo.diagnose.setup import Setup
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import DISCOVERED
+from torchmpo.runs.errors import UserError
 from torchmpo_envs import TASKS
 
 OWN = textwrap.dedent(
@@ -482,11 +483,36 @@ def test_own_trials_instead_of_those_that_the_loss_refuses(capsys, no_run):
 
 def test_own_trials(no_run):
     Path("grid.yaml").write_text("dpo: [{beta: 1e-3}, {beta: 2}, {beta: 0.5}]\nsft: [{}]")
-    assert call("--preset smoke --losses sft,dpo,simpo --grid grid.yaml") == 0
+    flags = "--preset smoke --losses sft,dpo,simpo --grid grid.yaml --learning_rate 1e-3"
+    assert call(flags) == 0
     grids = no_run[0].grids
     assert grids["dpo"] == [{"beta": 0.001}, {"beta": 2.0}, {"beta": 0.5}]  # 1e-3 is a YAML word
     assert all(isinstance(value, float) for setting in grids["dpo"] for value in setting.values())
     assert (grids["sft"], len(grids["simpo"])) == ([{}], 2)
+
+
+def test_own_trials_are_tried_at_the_rates_that_are_tuned():
+    Path("grid.yaml").write_text(
+        "dpo: [{beta: 2}, {beta: 0.5}]\nsft: [{}]\nsimpo: [{beta: 2, learning_rate: 1e-3}]"
+    )
+    config = DiagnoseConfig(losses="sft,dpo,simpo", data="base", grid="grid.yaml", trials=6)
+    grids = Setup.of(config).grids
+    assert grids["sft"] == rate_grid(6)
+    betas, rates = [2.0, 0.5], [setting["learning_rate"] for setting in rate_grid(4)]
+    assert grids["dpo"] == [{"beta": b, "learning_rate": r} for r in rates for b in betas]
+    assert grids["simpo"] == [{"beta": 2.0, "learning_rate": 0.001}]
+    fixed = Setup.of(replace(config, learning_rate=1e-4)).grids
+    assert fixed["dpo"] == [{"beta": 2.0}, {"beta": 0.5}]
+
+
+def test_a_rate_among_own_trials_cannot_vary():
+    Path("grid.yaml").write_text("sft: [{learning_rate: 1e-3}]")
+    config = DiagnoseConfig(losses="sft,simpo", data="base", grid="grid.yaml")
+    assert Setup.of(replace(config, vary="pairs=64")).variants["pairs=64"].grids["sft"]
+    with pytest.raises(UserError, match=r"learning_rate=0.0001: the file of --grid .* for sft"):
+        Setup.of(replace(config, vary="learning_rate=1e-4"))
+    with pytest.raises(UserError, match="learning_rate=None: the file"):
+        Setup.of(replace(config, learning_rate=1e-4, vary="learning_rate=null"))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The search of formulas: it finds known ones, keeps to its space, and resumes to the same bits."""
 
+import json
 import math
 from dataclasses import replace
 from random import Random
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,16 +12,20 @@ from populations import make_data, make_policy, make_population
 
 from torchmpo.control import compiler
 from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.testbed import Testbed, TestbedConfig
+from torchmpo.control.tuning import suited
 from torchmpo.evolve.optimizers import SearchConfig
 from torchmpo.evolve.programs.genetic import GeneticProgramming
 from torchmpo.evolve.programs.grammar import Grammar
 from torchmpo.evolve.programs.space import program_space
 from torchmpo.evolve.programs.starts import FORMULAS
 from torchmpo.evolve.search import search
-from torchmpo.objectives.formulas import parse, text
+from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.formulas import Formula, parse, text
 from torchmpo.objectives.formulas.ranges import has
 from torchmpo.objectives.formulas.vocabulary import LEAVES, depth, size
 from torchmpo.objectives.inputs import PairLogps
+from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 
 READS = ["means", "sums", "time"]
@@ -141,6 +147,33 @@ def test_a_reference_is_read_only_where_it_is_asked_for():
     space = program_space([*READS, "reference"], 12)
     assert space.objective.needs_reference
     assert space.start_name == "DPO"
+
+
+@pytest.mark.parametrize("reads", [READS, [*READS, "reference"]])
+def test_a_found_formula_is_trained_as_it_was_compared(tmp_path, reads):
+    """The search trains all formulas of a space alike, whichever of its leaves they read."""
+    space = program_space(reads, 12)
+    config = TestbedConfig(inner=InnerConfig(epochs=12))
+    bed = Testbed(config, cast("Any", None), cast("Any", None))
+    compared = suited(bed, space.objective, 10).config.inner
+    assert compared.sft_epochs == (10 if "reference" in reads else 0)
+    known = [f for n, f in FORMULAS.items() if n not in ("dpo", "ipo") or "reference" in reads]
+    for k, formula in enumerate(["-c", *known]):
+        vector = space.encode(parse(formula))
+        space.save(tmp_path / str(k), vector, {"name": formula})
+        for objective in (space.at(vector), resolve(tmp_path / str(k))):
+            assert suited(bed, objective, 10).config.inner == compared
+    assert not resolve(tmp_path / "0").needs_reference  # for fine-tuning: it reads none
+
+
+def test_a_formula_without_that_word_is_read_as_before(tmp_path):
+    Objective(Formula(parse("-c"))).save(tmp_path, {})
+    file = tmp_path / "objective.json"
+    assert json.loads(file.read_text()) == {"loss": "formula", "hyper": {}, "formula": "-c"}
+    assert not Objective.load(tmp_path).after_sft
+    file.write_text('{"loss": "formula", "hyper": {}, "formula": "-c", "after_sft": "no"}')
+    with pytest.raises(ValueError, match="after_sft must be true or false"):
+        Objective.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ SPREAD = 100.0
 RATE = "learning_rate"
 RATES = Range(3e-5, 3e-3)
 DEFAULT_RATE = 3e-4
+LEAST_RATES = 4  # of a setting of one's own that names none
 EDGE = 0.1  # a setting in the outer tenth of its range may have a better one beyond
 
 
@@ -233,6 +234,24 @@ def rate_grid(trials: int) -> list[dict[str, float]]:
     [0.0003, 0.000949, 9.49e-05, 0.000169]
     """
     return grid(MirrorObjective(learn=()), trials, rate=True)
+
+
+def with_rates(settings: Sequence[Mapping[str, float]], trials: int) -> list[dict[str, float]]:
+    """Somebody's own settings, each at several learning rates, unless they name them.
+
+    Together they are about as many as ``trials``; of many settings, each has four rates.
+
+    Args:
+        settings: with the same keys.
+        trials: ≥ 1; no setting has more rates.
+
+    >>> [len(with_rates([{"beta": 1.0}] * n, 12)) for n in (1, 2, 12)]
+    [12, 12, 48]
+    """
+    if RATE in settings[0]:
+        return [dict(setting) for setting in settings]
+    each = min(trials, max(LEAST_RATES, math.ceil(trials / len(settings))))
+    return [{**setting, **rate} for rate in rate_grid(each) for setting in settings]
 
 
 def at_edge(

@@ -40,10 +40,12 @@ class Protocol:
 def suited(testbed: Testbed, objective: Objective | MirrorObjective, sft_epochs: int) -> Testbed:
     """The testbed of one loss: those with a reference spend their first epochs on SFT.
 
+    So does a formula that was found beside such losses: all of a search are trained alike.
+
     Args:
         sft_epochs: how many of the epochs; at least one is left for the loss.
     """
-    if not objective.needs_reference:
+    if not objective.after_sft:
         return testbed
     inner = testbed.config.inner
     sft = min(sft_epochs, inner.epochs - 1)

@@ -27,7 +27,8 @@ class DiagnoseConfig(TestbedSettings):
         tuning_reduction: one in so many settings comes to the next round; 1 keeps all.
         tuning_episodes: episodes per trial.
         episodes: episodes per final training.
-        grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}.
+        grid: YAML file of own trials, {loss: [{hyper-parameter: value}, ...]}; where the learning
+            rate is tuned, those that name none are tried at several.
         baselines: contestants that are no losses, by commas: rlhf, PPO on a reward model of the
             same pairs, tuned over four settings, with minutes of simulation for each seed; with
             --resume, in addition to those of the run.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from torchmpo.control.grids import RATE, check_grid, grid
+from torchmpo.control.grids import RATE, check_grid, grid, with_rates
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import check_space
@@ -71,15 +71,17 @@ class Setup:
                 with _blame(name):
                     objectives[name] = objective = resolve(name)
                     check_inputs(objective, config.policy)
-                    theirs = own.pop(name, None)
+                    theirs = own.get(name)
+                    if theirs and tunes_rate:
+                        theirs = with_rates(theirs, config.trials)
                     grids[name] = theirs or grid(objective, config.trials, rate=tunes_rate)
                     if isinstance(objective, Objective):
                         with _suggest_grid(name, built_in=not theirs):
                             check_grid(objective, grids[name])
                     elif theirs and any(setting.keys() - {RATE} for setting in theirs):
                         raise UserError(f"--grid: {name} is learned; it has no hyper-parameters")
-            if own:
-                raise UserError(f"--grid: {', '.join(own)} is not among the losses")
+            if unknown := [name for name in own if name not in objectives]:
+                raise UserError(f"--grid: {', '.join(unknown)} is not among the losses")
             kinds = words("data", config.data)
             for kind in kinds:
                 parse_kind(kind)
@@ -104,6 +106,8 @@ class Setup:
         others = {}
         for name, other in variants(config).items():
             try:
+                if other.learning_rate != config.learning_rate:
+                    _check_rates_are_free(own)
                 others[name] = Setup.of(other)
             except UserError as error:
                 raise UserError(f"vary {name}: {error}") from error
@@ -149,6 +153,15 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
         reason = " ".join(str(error).split())
         raise UserError(f"--grid: {path} is not a file of trials: {reason}") from error
     return found
+
+
+def _check_rates_are_free(grids: Mapping[str, list[dict[str, float]]]) -> None:
+    """Refuse another learning rate for losses whose own trials have theirs."""
+    if own := [name for name, settings in grids.items() if RATE in settings[0]]:
+        raise UserError(
+            f"the file of --grid has a {RATE} for {', '.join(own)}, which would stay: leave it out "
+            "there, or do not vary it"
+        )
 
 
 @contextmanager

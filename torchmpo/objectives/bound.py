@@ -72,6 +72,8 @@ class Objective:
         own: whether it was found as ``package.module:function``. What such a one raises is a
             `UserError` with its file and line, from what was raised.
         needs_reference: whether a reference policy's log-probabilities are among them.
+        after_sft: whether the first epochs of a training on robots are supervised, before it: so
+            for losses that need a reference, and for a formula that a search found beside such.
         coupled: whether a pair's value depends on the rest of the batch, so that accumulated
             gradients differ from those of one large batch. Known of the library's own losses; any
             other says so by an attribute ``coupled = True`` of the function.
@@ -139,6 +141,7 @@ class Objective:
                 f"read {sides[0]}, which is of pairs"
             )
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
+        self.after_sft = self.needs_reference
         # By identity: a callable of one's own may have no hash.
         parts = _made_of(self.source)
         coupled = any(part is LOSSES[name] for part in parts for name in COUPLED)
@@ -222,6 +225,8 @@ class Objective:
         base = next((n for n, f in LOSSES.items() if f is _made_of(self.function)[0]), self.name)
         name = self.name if "sum_of" in form else base
         content = {"loss": name, "hyper": hyper} | form
+        if self.after_sft != self.needs_reference:
+            content["after_sft"] = self.after_sft
         write_atomic(folder / "card.json", text)
         write_atomic(folder / "objective.json", json.dumps(content, indent=2) + "\n")
 
@@ -256,6 +261,9 @@ class Objective:
             check_hyper(hyper, {p.name: p.default for p in parameters})
             objective = Objective(function, name=name, **hyper)
             check_finite(objective)
+            objective.after_sft = content.get("after_sft", objective.after_sft)
+            if not isinstance(objective.after_sft, bool):
+                raise ValueError("after_sft must be true or false")
             objective.card = read_card(folder)
         except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = one_line(error)

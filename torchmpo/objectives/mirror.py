@@ -69,7 +69,7 @@ class MirrorObjective(nn.Module):
     Attributes:
         vector: ``[dim]``, the parameter, zeros at first.
         dim: its length.
-        inputs, unpaired, needs_reference, coupled, name: as for :class:`Objective`.
+        inputs, unpaired, needs_reference, after_sft, coupled, name: as for :class:`Objective`.
         optional: none.
         card: what was saved beside a loaded objective.
 
@@ -141,7 +141,7 @@ class MirrorObjective(nn.Module):
             self._inputs += (f"ref_chosen_{unit}", f"ref_rejected_{unit}")
         uses_progress = temporal and bool(self.learn)
         self.inputs = frozenset(self._inputs + (("progress",) if uses_progress else ()))
-        self.needs_reference = steps == "two"
+        self.needs_reference = self.after_sft = steps == "two"
         self.optional = frozenset[str]()
         self.coupled = self.unpaired = False
         self.name = f"mirror_{steps}_step"

@@ -85,8 +85,10 @@ class ProgramSpace:
         """``None``: a formula says nothing of the learning rate."""
 
     def at(self, vector: Tensor) -> Objective:
-        """See :class:`~torchmpo.evolve.spaces.SearchSpace`."""
-        return Objective(Formula(self.decode(vector)))
+        """See :class:`~torchmpo.evolve.spaces.SearchSpace`; it is trained as the search does."""
+        found = Objective(Formula(self.decode(vector)))
+        found.after_sft = self.objective.after_sft
+        return found
 
     def save(self, folder: str | Path, vector: Tensor, card: dict) -> None:
         """See :class:`~torchmpo.evolve.spaces.SearchSpace`."""
