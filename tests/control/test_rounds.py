@@ -11,6 +11,10 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.rounds import Rounds, own_pairs, own_rows, train_in_rounds
 from torchmpo.control.testbed import TestbedConfig, prepare
+from torchmpo.diagnose.settings import DiagnoseConfig
+from torchmpo.diagnose.setup import Setup as Diagnosis
+from torchmpo.evolve.settings import EvolveConfig
+from torchmpo.evolve.setup import Setup as Search
 from torchmpo.games.self_play import queue_win_rates
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
@@ -257,7 +261,9 @@ def test_rounds_of_a_smaller_budget_are_refused_before_training(cache):
 
 
 def test_a_loss_of_lists_is_refused_where_rounds_have_pairs(cache):
-    bed, seen = bed_of(cache, "graded:0-0.4+list:3", count=2, loop="spin"), []
+    with pytest.raises(UserError, match="loop spin compares two trajectories"):
+        bed_of(cache, "graded:0-0.4+list:3", count=2, loop="spin")
+    bed, seen = bed_of(cache, "graded:0-0.4", count=2, loop="spin"), []
     with pytest.raises(UserError, match="a round of loop spin has pairs"):
         train(bed, "tpo", on_data=seen.append)
     assert not seen  # before anything is trained
@@ -466,3 +472,13 @@ def test_rounds_of_fewer_pairs_than_an_update_are_refused():
     Rounds(4).check(8, 2)
     with pytest.raises(UserError, match="loop spin compares two trajectories, and"):
         Rounds(2, loop="spin").check(8, 2, "graded:0-0.4+list:4")
+
+
+@pytest.mark.parametrize("setup", [Diagnosis, Search])
+@pytest.mark.parametrize("data", ["base,graded:0-0.4+list:4", "base,base+fork:0.5"])
+def test_every_kind_of_data_must_suit_the_loop(setup, data):
+    config = (DiagnoseConfig if setup is Diagnosis else EvolveConfig)(
+        data=data, loop="spin", rounds=2
+    )
+    with pytest.raises(UserError, match=r"loop spin compares t"):
+        setup.of(config)

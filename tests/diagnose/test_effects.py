@@ -188,6 +188,9 @@ def test_variants_differ_in_one_setting():
     names = "learning_rate=0.0001 learning_rate=0.001 pairs=64 policy=categorical"
     assert " ".join(found) == names  # 128 pairs are what the run has
     assert found["pairs=64"] == DiagnoseConfig(pairs=64)
+    # Nothing compares baselines between settings, so they are trained once.
+    with_ppo = variants(DiagnoseConfig(vary="pairs=64", baselines="rlhf"))
+    assert with_ppo["pairs=64"] == DiagnoseConfig(pairs=64)
 
 
 def test_a_value_that_is_missing(capsys):

@@ -930,6 +930,11 @@ def test_where_imitation_alone_ends_is_said(tmp_path):
     assert "Imitation alone" not in write_page(tmp_path).read_text()
 
 
+def test_what_the_rounds_of_self_play_train_on_is_said(tmp_path):
+    make_folder(tmp_path, [make_cell("orpo", "base", 0.5)], {"rounds": 4, "loop": "spo"})
+    assert "in 4 rounds, each on trajectories of its own policy" in page_of(tmp_path).visible
+
+
 def test_rounds_and_what_they_cost_are_said(tmp_path):
     cell = make_cell("orpo", "base", 0.5)
     seeds = len(cell["returns"])

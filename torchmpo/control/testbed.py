@@ -364,7 +364,7 @@ def _matching(pool: Tensors, config: TestbedConfig, policy: GaussianPolicy) -> P
             f"data {config.data!r} has {len(data)} pairs, fewer than one minibatch of "
             f"{config.inner.minibatch_pairs}"
         )
-    config.rounds.check(len(data), config.inner.minibatch_pairs)
+    config.rounds.check(len(data), config.inner.minibatch_pairs, config.data)
     return data
 
 

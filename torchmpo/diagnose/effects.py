@@ -60,9 +60,9 @@ def effects(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
         there are several of both, and last one for all of them together, of the seeds' mean
         differences: ``setting``, ``value``, ``data``, ``loss``, ``difference``, ``low``, ``high``,
         ``seeds`` that are compared, how many of them ``diverged`` with the setting and
-        ``diverged_without`` it, and ``why`` there is no difference (``None``): a loss finished
-        nothing, one seed is too few, or only one of the two has scores. A variant of the last kind
-        has one row.
+        ``diverged_without`` it, and ``why`` there is no difference (``None``): with or without the
+        setting no loss finished on that kind of data, one seed is too few, or only one of the two
+        has scores. A variant of the last kind has one row.
     """
     rows = []
     for name, variant in variants.items():
@@ -147,10 +147,11 @@ def _paired(
     # No seed at all: every setting diverged in tuning.
     sides = [own[key][:seeds] if len(own[key]) else np.full(seeds, np.nan) for own in both]
     lost = dict(zip(LOST, (int(np.isnan(side).sum()) for side in sides), strict=True))
-    if all(count == seeds for count in lost.values()):
-        return np.full(seeds, np.nan), lost  # nothing was measured
-    runs = [of for own in both for (_, data), of in own.items() if data == key[1]]
-    one, other = (np.where(np.isnan(side), np.nanmin(np.concatenate(runs)), side) for side in sides)
+    kind = [np.concatenate([of for (_, d), of in own.items() if d == key[1]]) for own in both]
+    if not all(np.isfinite(runs).any() for runs in kind):
+        return np.full(seeds, np.nan), lost  # with or without the setting nothing was measured
+    worst = np.nanmin(np.concatenate(kind))
+    one, other = (np.where(np.isnan(side), worst, side) for side in sides)
     return one - other, lost
 
 

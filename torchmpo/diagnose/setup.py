@@ -88,6 +88,8 @@ class Setup:
                 for objective in objectives.values():
                     check_kind(objective, kind)
             testbed = configure(config, kinds[0], config.num_threads)
+            for kind in kinds[1:]:
+                testbed.rounds.check(testbed.pool.pairs, testbed.inner.minibatch_pairs, kind)
             contestants = words("baselines", config.baselines) if config.baselines else []
             for name in contestants:
                 check_baseline(name, testbed)

@@ -44,7 +44,9 @@ def variants(config: DiagnoseConfig) -> dict[str, DiagnoseConfig]:
         for text in filter(None, map(str.strip, values.split(","))):
             value = parser.given([f"--{name}={text}"])[name]
             if value != getattr(config, name):
-                found[f"{name}={value}"] = replace(config, vary=None, **{name: value})
+                # Baselines are of the run itself: no table compares them between settings.
+                changed = {"vary": None, "baselines": None, name: value}
+                found[f"{name}={value}"] = replace(config, **changed)
     return found
 
 

@@ -109,6 +109,8 @@ class Setup:
             threads = num_threads * max(1, config.num_actors)
             first = [configure(replace(config, task=t), kinds[0], threads) for t in tasks]
             for testbed in first:
+                for kind in kinds[1:]:
+                    testbed.rounds.check(testbed.pool.pairs, testbed.inner.minibatch_pairs, kind)
                 testbed.load_policy()  # a damaged file shows here
             for rival in hand_made:
                 rehearse(rival, [start_setting(rival)], first[0])

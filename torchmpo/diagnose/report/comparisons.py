@@ -28,6 +28,13 @@ from torchmpo.diagnose.report.html import (
 )
 from torchmpo.runs.files import slug
 
+# What no value means, where it is not what the task brings.
+NULL = {
+    "learning_rate": "a tuned one",
+    "steps_per_trajectory": "all",
+    "reference_sync": "never",
+}
+
 
 def effects(run: Run) -> Section:
     """What each changed setting does to each loss."""
@@ -74,7 +81,7 @@ def _of_all(rows: Sequence[Mapping]) -> list[Mapping]:
 def _effect(run: Run, row: Mapping) -> Markup:
     digits, usual = 2 if run.scaled else 0, run.config.get(row["setting"])
     if usual is None:
-        usual = "a tuned one" if row["setting"] == "learning_rate" else "the task’s own"
+        usual = NULL.get(row["setting"], "the task’s own")
     name = row["setting"].replace("_", " ")
     change = say("{} = {} instead of {}: ", name, row["value"], usual)
     if not finite(row["difference"]):

@@ -41,6 +41,15 @@ def listed(words: Sequence[str], most: int = NAMED, last: str = "and") -> Markup
     return say("{} {} {}", first, last, shown[-1]) if first else say("{}", shown[-1])
 
 
+_LATER = "all but the first on trajectories of its own policy"
+ROUNDS = {  # by the loop
+    "iterated": _LATER,
+    "extragradient": _LATER,
+    "spin": "each with its own policy’s trajectories in place of the rejected ones",
+    "spo": "each on trajectories of its own policy",
+}
+
+
 def protocol(run: Run) -> Markup:
     """What was done, in a sentence or two."""
     rows, config = list(run.rows.values()), run.config
@@ -52,9 +61,7 @@ def protocol(run: Run) -> Markup:
     starts = {"original": ", from the original agent", "scratch": ", from scratch"}
     start = starts.get(str(used["start"]), "")
     if (rounds := config.get("rounds", 1)) > 1:
-        start += (
-            f", in {number(rounds)} rounds, all but the first on trajectories of its own policy"
-        )
+        start += f", in {number(rounds)} rounds, {ROUNDS[config.get('loop', 'iterated')]}"
     again = run.board.get("auto_reset")
     what = say(
         "{} on {} of preference data ({}{}) from {}.",
