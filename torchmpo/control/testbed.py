@@ -97,6 +97,15 @@ class TestbedConfig:
         if self.bins < 2:
             raise UserError(f"bins must be at least 2; got {self.bins}")
 
+    def on(self, data: str) -> "TestbedConfig":
+        """The same with another kind of data.
+
+        Raises:
+            UserError: the loop of its rounds does not suit these data.
+        """
+        self.rounds.check(self.pool.pairs, self.inner.minibatch_pairs, data)
+        return replace(self, data=data)
+
     @property
     def data_pool(self) -> PoolConfig:
         """The pool that its pairs are chosen from."""

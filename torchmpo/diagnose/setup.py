@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from torchmpo.control.grids import RATE, check_grid, grid, with_rates
@@ -88,14 +88,12 @@ class Setup:
                 for objective in objectives.values():
                     check_kind(objective, kind)
             testbed = configure(config, kinds[0], config.num_threads)
-            for kind in kinds[1:]:
-                testbed.rounds.check(testbed.pool.pairs, testbed.inner.minibatch_pairs, kind)
             contestants = words("baselines", config.baselines) if config.baselines else []
             for name in contestants:
                 check_baseline(name, testbed)
             _check_names([*objectives, *contestants], kinds)
             testbed.load_policy()  # a damaged file shows here
-            testbeds = {kind: replace(testbed, data=kind) for kind in kinds}
+            testbeds = {kind: testbed.on(kind) for kind in kinds}
             for name, objective in objectives.items():
                 with _blame(name):
                     rehearse(objective, grids[name], testbed)

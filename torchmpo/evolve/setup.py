@@ -109,12 +109,10 @@ class Setup:
             threads = num_threads * max(1, config.num_actors)
             first = [configure(replace(config, task=t), kinds[0], threads) for t in tasks]
             for testbed in first:
-                for kind in kinds[1:]:
-                    testbed.rounds.check(testbed.pool.pairs, testbed.inner.minibatch_pairs, kind)
                 testbed.load_policy()  # a damaged file shows here
             for rival in hand_made:
                 rehearse(rival, [start_setting(rival)], first[0])
-            testbeds = tuple(replace(bed, data=kind) for bed in first for kind in kinds)
+            testbeds = tuple(bed.on(kind) for bed in first for kind in kinds)
             pools = 1 + config.final_seeds * config.final_data_per_seed
             check_space([bed.data_pool for bed in testbeds], config.cache_dir, pools=pools)
         except ValueError as error:
