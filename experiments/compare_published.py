@@ -47,25 +47,49 @@ PUBLISHED = {
 }
 
 
+def published_scores(task):
+    """Of the paper's trained agents, {(loss, kind of data): score}."""
+    published = PUBLISHED[task]
+    low, high = published["agents"]
+    return {
+        (loss, kind): (value - low) / (high - low)
+        for loss, values in published["losses"].items()
+        for kind, value in zip(published["data"], values, strict=True)
+    }
+
+
+def agreement(ours, theirs, kind):
+    """Kendall's τ between two orders of the losses on one kind of data.
+
+    Args:
+        ours: {(loss, kind): score}; None or NaN, of a loss that diverged, is left out.
+        theirs: likewise.
+        kind: of data.
+
+    Returns:
+        What scipy returns, or None where they share fewer than three losses.
+    """
+    both = [
+        (score, theirs[key])
+        for key, score in ours.items()
+        if key[1] == kind and key in theirs and score is not None and score == score
+    ]
+    return kendalltau(*zip(*both)) if len(both) > 2 else None
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a finished diagnosis")
     board = json.loads((parser.parse_args().run / "leaderboard.json").read_text())
-    published = PUBLISHED[board["task"]]
-    low, high = published["agents"]
     ours, losses, kinds = {}, {}, {}
     for row in board["rows"]:
         # Where every seed diverged, the row has the worst score of the others.
         finished = row["return"]["mean"] is not None
         ours[row["loss"], row["data"]] = row["iqm"] if finished else {"value": None}
         losses[row["loss"]] = kinds[row["data"]] = None
-    theirs = {
-        (loss, kind): (value - low) / (high - low)
-        for loss, values in published["losses"].items()
-        for kind, value in zip(published["data"], values, strict=True)
-    }
+    theirs = published_scores(board["task"])
     print(f"| | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
     for loss in losses:
         cells = []
@@ -79,16 +103,10 @@ def main():
                     own += f" [{score['low']:.2f}, {score['high']:.2f}]"
             cells.append(f"{own} / {'–' if paper is None else f'{paper:.2f}'}".replace("-", "−"))
         print(f"| {loss} | {' | '.join(cells)} |")
-    taus = []
-    for kind in kinds:
-        both = [
-            (ours[loss, kind]["value"], theirs[loss, kind])
-            for loss in losses
-            if (loss, kind) in theirs and (ours.get((loss, kind)) or {}).get("value") is not None
-        ]
-        tau = kendalltau(*zip(*both)) if len(both) > 2 else None
-        taus.append("–" if tau is None else f"{tau.statistic:.2f} (p = {tau.pvalue:.2f})")
-    print(f"| Kendall's τ | {' | '.join(taus)} |".replace("-", "−"))
+    values = {key: score["value"] for key, score in ours.items()}
+    taus = [agreement(values, theirs, kind) for kind in kinds]
+    words = ["–" if t is None else f"{t.statistic:.2f} (p = {t.pvalue:.2f})" for t in taus]
+    print(f"| Kendall's τ | {' | '.join(words)} |".replace("-", "−"))
 
 
 if __name__ == "__main__":
