@@ -4,13 +4,13 @@
     python -m experiments.paper_differences --report
 
 Each arm is the full diagnosis at the published learning rate with one suspected difference undone
-(``paper``: with all that the profile undoes together; ``hopper``: its own), on the ten losses and five kinds of data of
-arXiv 2411.06568's Table 2, or the five losses and three kinds of its Table 4 for the Hopper. An arm
-agrees with the paper where Kendall's τ between the two orders is at least 0.4 in three columns (of
-the Hopper's three: in two) and imitation on clean data scores 0.65 to 0.80. Every arm is an
-ordinary diagnosis in a folder of its own, which goes on where it was stopped; several runs may work
-on different arms. The plan is in ``experiments/HISTORY.md`` and was written before the first
-result.
+(``paper``: with all that the profile undoes together; ``hopper``: its own), on the ten losses and
+five kinds of data of arXiv 2411.06568's Table 2, or the five losses and three kinds of its Table 4
+for the Hopper. An arm agrees with the paper where Kendall's τ between the two orders is at least
+0.4 in three columns (of the Hopper's three: in two) and imitation on clean data scores 0.65 to
+0.80. Every arm is an ordinary diagnosis in a folder of its own, which goes on where it was stopped;
+several runs may work on different arms. The plan is in ``experiments/HISTORY.md`` and was written
+before the first result.
 """
 
 import argparse
@@ -110,7 +110,9 @@ def report(out):
         low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
         words = [f"{arm}: original {low:.0f}, target {high:.0f}"]
         if ("sft", "base") in scores:
-            words.append(f"sft on base {interquartile_mean(scores['sft', 'base']):.2f}")
+            sft = interquartile_mean(scores["sft", "base"])
+            within = "as" if SFT[0] <= sft <= SFT[1] else "not as"
+            words.append(f"sft on base {sft:.2f}, {within} the paper's")
         words += [f"{k} {t:.2f} [{a:.2f}, {b:.2f}]" for k, (t, a, b) in taus.items()]
         agreeing = sum(tau >= LEAST_TAU for tau, _, _ in taus.values())
         words.append(f"τ ≥ {LEAST_TAU} in {agreeing} of {len(taus)} finished columns")

@@ -28,7 +28,7 @@ def line(tmp_path, arm="paper"):
 def test_the_paper_agrees_with_itself(tmp_path):
     record(tmp_path / "paper", published_scores("tla"))
     told = line(tmp_path)
-    assert "original 1000, target 3000; sft on base 0.72" in told
+    assert "original 1000, target 3000; sft on base 0.72, as the paper's" in told
     for kind in PUBLISHED["tla"]["data"]:
         assert f"{kind} 1.00 [1.00, 1.00]" in told
     assert told.endswith("τ ≥ 0.4 in 5 of 5 finished columns")
@@ -43,7 +43,8 @@ def test_a_loss_that_diverged_is_the_worst_of_its_column_and_a_column_needs_all_
     record(tmp_path / "paper", scores)
     told = line(tmp_path)
     assert "; base 0.67 [" in told
-    assert "mixed" not in told and told.endswith("in 4 of 4 finished columns")
+    assert "mixed" not in told
+    assert told.endswith("in 4 of 4 finished columns")
 
 
 def test_an_unknown_arm_is_named(monkeypatch, capsys):
