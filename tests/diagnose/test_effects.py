@@ -29,6 +29,7 @@ from torchmpo.statistics import mean_of
 from torchmpo.statistics.scaling import fit_scaling
 
 SIZES = np.array([16, 32, 64, 128, 256, 512])
+PAIRS = {"base": 4}
 
 
 def errors_of(floor, coefficient, exponent, noise, seeds=8, sizes=SIZES):
@@ -74,14 +75,18 @@ def test_what_cannot_be_fitted(sizes, errors):
 
 def test_scaling_takes_the_sizes_that_a_loss_has():
     errors = errors_of(0.1, 2.0, 0.5, 0.01)
-    cells = [Cells({("sft", "base"): 1 - errors[:, k]}, int(n)) for k, n in enumerate(SIZES)]
-    others = {f"pairs={c.pairs}": c for c in cells[1:]} | {"epochs=3": cells[1]}
+    cells = [
+        Cells({("sft", kind): 1 - errors[:, k] for kind in ("base", "few")}, {"base": n, "few": 32})
+        for k, n in enumerate(SIZES.tolist())
+    ]
+    others = {f"pairs={c.pairs['base']}": c for c in cells[1:]} | {"epochs=3": cells[1]}
+    # Of a kind with its own number of pairs nothing was varied: no row.
     (row,) = scaling(cells[0], others)
     assert row["sizes"] == SIZES.tolist()
     assert row["exponent"] == pytest.approx(fit_scaling(SIZES, errors).exponent.value)
     assert row["errors"] == pytest.approx(errors.mean(0).tolist())
     assert scaling(cells[0], {"pairs=32": cells[1]}) == []
-    lost = Cells({("sft", "base"): np.full(8, math.nan)}, 999)
+    lost = Cells({("sft", "base"): np.full(8, math.nan)}, {"base": 999})
     assert scaling(cells[0], {"pairs=32": cells[1], "pairs=999": lost}) == []
 
 
@@ -90,7 +95,8 @@ def test_scaling_takes_the_sizes_that_a_loss_has():
 
 def test_effects_are_paired_over_seeds():
     own = Cells(
-        {("sft", "base"): np.array([0.1, 0.9, 0.5]), ("dpo", "base"): np.array([0.0, 0.0, 0.0])}, 4
+        {("sft", "base"): np.array([0.1, 0.9, 0.5]), ("dpo", "base"): np.array([0.0, 0.0, 0.0])},
+        PAIRS,
     )
     own.scores["lost", "base"] = np.ones(3)
     more = Cells(
@@ -100,7 +106,7 @@ def test_effects_are_paired_over_seeds():
             ("new", "base"): np.ones(3),
             ("lost", "base"): np.array([]),
         },
-        8,
+        PAIRS,
     )
     sft, dpo, lost, every = effects(own, {"pairs=8": more})
     assert (sft["setting"], sft["value"], sft["loss"], sft["data"]) == ("pairs", "8", "sft", "base")
@@ -120,7 +126,9 @@ def test_a_setting_at_which_half_of_the_seeds_diverge_is_no_improvement():
     """Over those that were left it would have been one."""
     before = {("dpo", "base"): np.full(8, 0.5), ("sft", "base"): np.full(8, 0.4)}
     scores = np.where(np.arange(8) < 4, 0.61 + 0.01 * np.arange(8), np.nan)
-    (row,) = effects(Cells(before, 4), {"learning_rate=0.003": Cells({("dpo", "base"): scores}, 4)})
+    (row,) = effects(
+        Cells(before, PAIRS), {"learning_rate=0.003": Cells({("dpo", "base"): scores}, PAIRS)}
+    )
     assert (row["seeds"], row["diverged"], row["diverged_without"]) == (8, 4, 0)
     assert row["difference"] == pytest.approx((0.125 - 0.1) / 2)
     assert row["low"] < 0 < row["high"]
@@ -134,17 +142,19 @@ def test_a_setting_at_which_half_of_the_seeds_diverge_is_no_improvement():
     [([math.nan] * 2, "every training diverged"), ([0.5], "one seed is too few")],
 )
 def test_why_there_is_no_difference(scores, why):
-    before = Cells({("dpo", "base"): np.array([math.nan, math.nan])}, 4)
+    before = Cells({("dpo", "base"): np.array([math.nan, math.nan])}, PAIRS)
     if len(scores) == 1:
-        before = Cells({("dpo", "base"): np.array([0.4])}, 4)
-    (row,) = effects(before, {"epochs=3": Cells({("dpo", "base"): np.array(scores)}, 4)})
+        before = Cells({("dpo", "base"): np.array([0.4])}, PAIRS)
+    (row,) = effects(before, {"epochs=3": Cells({("dpo", "base"): np.array(scores)}, PAIRS)})
     assert (row["difference"], row["why"]) == (None, why)
 
 
 def test_scores_are_not_held_against_returns():
     cell = {"loss": "sft", "data": "base", "returns": [[3000.0], [3100.0]]}
-    run = cells_of([cell], {"original": [1000.0], "target": [4000.0]}, 4)
-    short = cells_of([cell | {"returns": [[42.0], [43.0]]}], {"original": [45], "target": [44]}, 4)
+    run = cells_of([cell], {"original": [1000.0], "target": [4000.0]}, PAIRS)
+    short = cells_of(
+        [cell | {"returns": [[42.0], [43.0]]}], {"original": [45], "target": [44]}, PAIRS
+    )
     (row,) = effects(run, {"episode_steps=100": short})
     assert row["difference"] is None
     assert row["why"].startswith("with it the target agent is no better than the original")
@@ -153,10 +163,10 @@ def test_scores_are_not_held_against_returns():
 
 def test_effects_on_all_losses_of_a_kind_of_data():
     keys = [(loss, data) for data in ("base", "mixed") for loss in ("sft", "dpo")]
-    own = Cells({key: np.zeros(3) for key in keys}, 4)
+    own = Cells({key: np.zeros(3) for key in keys}, PAIRS)
     rise = {key: np.array([0.1, 0.2, 0.4]) * (k + 1) for k, key in enumerate(keys)}
     rise["dpo", "mixed"] = np.array([0.0, math.nan, 1.0])
-    rows = effects(own, {"epochs=2": Cells(rise, 4)})
+    rows = effects(own, {"epochs=2": Cells(rise, PAIRS)})
     together = {row["data"]: row for row in rows if row["loss"] == "all"}
     assert [*together] == ["base", "mixed", "all"]
     mean, _, low, high = mean_of([0.15, 0.3, 0.6])
@@ -167,7 +177,7 @@ def test_effects_on_all_losses_of_a_kind_of_data():
     assert together["mixed"]["seeds"] == together["all"]["seeds"] == 3
     assert rows[-1] is together["all"]
     only = {key: scores for key, scores in rise.items() if key[1] == "base"}
-    assert [row["data"] for row in effects(own, {"epochs=2": Cells(only, 4)})][-2:] == [
+    assert [row["data"] for row in effects(own, {"epochs=2": Cells(only, PAIRS)})][-2:] == [
         "base",
         "all",
     ]
@@ -175,8 +185,8 @@ def test_effects_on_all_losses_of_a_kind_of_data():
 
 def test_scores_are_by_the_anchors_or_returns():
     cell = {"loss": "sft", "data": "base", "returns": [[10.0, 30.0], None]}
-    scaled = cells_of([cell], {"original": [10.0], "target": [30.0]}, 4).scores["sft", "base"]
-    plain = cells_of([cell], {"original": [30.0], "target": [10.0]}, 4).scores["sft", "base"]
+    scaled = cells_of([cell], {"original": [10.0], "target": [30.0]}, PAIRS).scores["sft", "base"]
+    plain = cells_of([cell], {"original": [30.0], "target": [10.0]}, PAIRS).scores["sft", "base"]
     assert scaled[0] == 0.5
     assert plain[0] == 20.0
     assert np.isnan(scaled[1])
@@ -229,6 +239,7 @@ def test_the_curve_against_the_distance_by_hand():
     assert [row["epoch"] for row in rows] == [0, 6, 12]
     assert [row["root_kl"] for row in rows] == pytest.approx([0, 2**0.5, 8**0.5])
     assert [row["score"] for row in rows] == pytest.approx([0.0, 1.1, 0.25])
+    assert {(row["seeds"], row["diverged"]) for row in rows} == {(2, 1)}
     assert rows[1]["low"] == pytest.approx(mean_of([1.0, 1.2]).low)
     assert [row["judged"] for row in rows] == [row["learned"] for row in rows] == [None] * 3
     impressed = {"judged": [20.0, 40.0, 70.0], "learned": [0.0, 1.0, 3.0]}

@@ -34,11 +34,11 @@ def page_with(folder, **rows):
 
 def test_effects_are_told_shown_and_sorted(folder):
     noise = np.array([0.0, 0.01, -0.01, 0.02])
-    own = Cells({(loss, "proxy:1"): noise for loss in ("sft", "simpo")}, 16)
+    own = Cells({(loss, "proxy:1"): noise for loss in ("sft", "simpo")}, {})
     changed = {
-        "pairs=64": Cells({key: x + 0.25 + noise[::-1] for key, x in own.scores.items()}, 64),
-        "learning_rate=0.1": Cells({key: x - 9 * noise for key, x in own.scores.items()}, 16),
-        "policy=<b>": Cells({key: x * np.nan for key, x in own.scores.items()}, 16),
+        "pairs=64": Cells({key: x + 0.25 + noise[::-1] for key, x in own.scores.items()}, {}),
+        "learning_rate=0.1": Cells({key: x - 9 * noise for key, x in own.scores.items()}, {}),
+        "policy=<b>": Cells({key: x * np.nan for key, x in own.scores.items()}, {}),
     }
     page = page_with(folder, effects=effects(own, changed))
     words = text_of(page, "Effects-of-settings")
@@ -58,10 +58,13 @@ def test_a_scaling_fit_is_told_or_said_not_to_be(folder):
     law = 0.25 + 2 * SIZES**-0.5 + draws.normal(0, 0.002, (8, 4))
     flat = 0.5 + draws.normal(0, 0.1, (8, 4))
     cells = [
-        Cells({("sft", "proxy:1"): 1 - law[:, k], ("simpo", "proxy:1"): 1 - flat[:, k]}, int(n))
-        for k, n in enumerate(SIZES)
+        Cells(
+            {("sft", "proxy:1"): 1 - law[:, k], ("simpo", "proxy:1"): 1 - flat[:, k]},
+            {"proxy:1": n},
+        )
+        for k, n in enumerate(SIZES.tolist())
     ]
-    rows = scaling(cells[0], {f"pairs={c.pairs}": c for c in cells[1:]})
+    rows = scaling(cells[0], {f"pairs={c.pairs['proxy:1']}": c for c in cells[1:]})
     words = text_of(page_with(folder, scaling=rows), "Scaling")
     assert re.search(r"sft on proxy: 1 : the error falls towards 0.2\d \[0.2\d, 0.2\d\]", words)
     assert "simpo on proxy: 1 : how the error falls cannot be told from 16, 64, 256, 1,024" in words

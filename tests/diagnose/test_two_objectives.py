@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from statistics import fmean
 
@@ -17,6 +18,7 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.diagnose.__main__ import main
 from torchmpo.diagnose.report.objectives import families, volumes
+from torchmpo.diagnose.report.page import write_page
 from torchmpo.objectives.resolve import resolve
 
 TINY = "--preset smoke --episode_steps 12 --steps_per_trajectory 5 --num_threads 1 --out run"
@@ -65,6 +67,26 @@ def test_the_report_shows_front_and_hypervolume(run):
             expected.append(volume / np.prod(better - worse))
         assert volumes(cells, agents) == pytest.approx(expected)
         assert re.search(rf"<code>{loss}</code></th>.*{np.mean(expected):.2f}", section)
+
+
+def test_a_loss_of_which_a_seed_diverged_is_not_on_the_front(run, tmp_path):
+    """Its other seeds say what it does if all goes well."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    cells = [*copy.glob("cells/*__objectives-*.json")]
+
+    def front():
+        page = write_page(copy).read_text()
+        table = page[page.index("on the front</th>") :].partition("</table>")[0]
+        return re.findall(r"<td[^>]*>(yes|no|no, [^<]*)</td>", table)
+
+    assert "yes" in front()
+    for path in cells:
+        cell = json.loads(path.read_text())
+        first = {"returns": [None, *cell["returns"][1:]]}
+        first["components"] = [None, *cell["components"][1:]]
+        path.write_text(json.dumps(cell | first))
+    assert front() == ["no, 1 diverged"] * len(cells)
 
 
 def test_runs_of_before_are_given_what_they_lack(run, monkeypatch, tmp_path):

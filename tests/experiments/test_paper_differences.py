@@ -21,6 +21,11 @@ def record(folder, scores):
         (folder / "cells" / f"{loss}__{kind}.json").write_text(json.dumps(cell))
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(paper_differences, "RESAMPLES", 20)
+
+
 def line(tmp_path, arm="paper"):
     return next(x for x in paper_differences.report(tmp_path) if x.startswith(f"{arm}:"))
 

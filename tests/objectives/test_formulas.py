@@ -202,7 +202,8 @@ def test_simplified_is_equal():
         ("-(-c)", "c"),
         ("2 * (3 * c)", "6 * c"),
         ("c - r", "margin"),
-        ("tanh(0.5) * c", f"{math.tanh(0.5)!r} * c"),
+        # torch's tanh, whose last bit is not math's on every processor
+        ("tanh(0.5) * c", f"{float(torch.tensor(0.5, dtype=torch.float64).tanh())!r} * c"),
         ("c + -r", "margin"),
         ("ratio(c, 0)", "c"),
         ("square(-c)", "square(c)"),

@@ -80,9 +80,10 @@ def test_columns_are_found_again():
 # --- curves ---
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("steps", ["one", "two"])
-def test_curves_in_closed_form_are_found(steps):
-    objective = MirrorObjective(steps=steps)  # ORPO and DPO
+def test_curves_in_closed_form_are_found(steps, reduction):
+    objective = MirrorObjective(steps=steps, reduction=reduction)  # ORPO and DPO
     found = curves(objective, *PAIRS)
     assert found.r2 > 0.999
     assert isinstance(found.objective.function, Formula)

@@ -10,7 +10,7 @@ import numpy as np
 
 from torchmpo.diagnose.cells import cell_path, read_cell
 from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling, write_table
-from torchmpo.diagnose.schemas import Anchors
+from torchmpo.diagnose.schemas import Anchors, Statistics
 from torchmpo.diagnose.setup import Setup
 from torchmpo.diagnose.variants import folder
 from torchmpo.runs.files import write_atomic
@@ -30,7 +30,7 @@ def write_comparisons(setup: Setup, cells: Sequence[Mapping], out: Path) -> None
         out: its folder.
     """
     anchors = read_json(out / "anchors.json", Anchors)
-    own = cells_of(cells, anchors, _pairs(setup))
+    own = cells_of(cells, anchors, _pairs(out))
     others = {
         name: found
         for name, variant in setup.variants.items()
@@ -59,13 +59,15 @@ def overoptimisation(cells: Iterable[Mapping], anchors: Mapping) -> list[dict[st
 
     Returns:
         ``data``, ``loss``, ``epoch``, ``root_kl`` (the root of the mean KL(π ‖ start) per step),
-        ``score`` with ``low`` and ``high``, the return where there are no scores, and ``seeds``
-        that did not diverge; ``judged``, the score that a ``proxy:B`` judge would give, in the same
-        units, and ``learned``, the reward of a step that a baseline has learned, or None.
+        ``score`` with ``low`` and ``high``, the return where there are no scores; ``seeds``, those
+        that came to the end, of which alone a row speaks, and how many ``diverged``; ``judged``,
+        the score that a ``proxy:B`` judge would give, in the same units, and ``learned``, the
+        reward of a step that a baseline has learned, or None.
     """
     rows = []
     for cell in cells:
-        paths = [path for path in cell.get("checkpoints", ()) if path]
+        every = cell.get("checkpoints", ())
+        paths = [path for path in every if path]
         scores, judged = (_scores(paths, anchors, name) for name in ("return", "judged"))
         for k in range(len(paths[0]["epoch"]) if paths else 0):
             here = scores[:, k]
@@ -81,6 +83,7 @@ def overoptimisation(cells: Iterable[Mapping], anchors: Mapping) -> list[dict[st
                     "low": ends.get("low"),
                     "high": ends.get("high"),
                     "seeds": len(paths),
+                    "diverged": len(every) - len(paths),
                     "judged": float(judged[:, k].mean()) if judged.size else None,
                     "learned": float(np.mean(learned)) if learned else None,
                 }
@@ -92,7 +95,7 @@ def _scores(paths: Sequence[Mapping], anchors: Mapping, name: str) -> np.ndarray
     """Returns on the way, or what a judge says of them, as scores: ``[seeds, checkpoints]``."""
     values = [path[name] for path in paths if name in path]
     rows = {"loss": "", "data": "", "returns": [[value] for path in values for value in path]}
-    found = cells_of([rows], anchors, 0).scores["", ""]
+    found = cells_of([rows], anchors, {}).scores["", ""]
     return found.reshape(len(values), -1) if values else np.empty((0, 0))
 
 
@@ -102,8 +105,10 @@ def _variant(setup: Setup, out: Path) -> Cells | None:
     cells = [read_cell(path) for path in paths if path.exists()]
     if not cells:
         return None
-    return cells_of(cells, read_json(out / "anchors.json", Anchors), _pairs(setup))
+    return cells_of(cells, read_json(out / "anchors.json", Anchors), _pairs(out))
 
 
-def _pairs(setup: Setup) -> int:
-    return next(iter(setup.testbeds.values())).pool.pairs
+def _pairs(out: Path) -> dict[str, int]:
+    """How many there are of each kind of data."""
+    kinds = read_json(out / "statistics.json", Statistics)["kinds"]
+    return {kind: found["pairs"] for kind, found in kinds.items()}

@@ -23,16 +23,16 @@ class Cells(NamedTuple):
     Attributes:
         scores: (loss, data) → score of each seed ``[seeds]``, NaN where training diverged. Returns
             where the target agent is not the better one.
-        pairs: per data set.
+        pairs: of each kind of data.
         scaled: whether these are scores, and not returns.
     """
 
     scores: Mapping[tuple[str, str], NDArray]
-    pairs: int
+    pairs: Mapping[str, int]
     scaled: bool = True
 
 
-def cells_of(cells: Iterable[Mapping], anchors: Mapping, pairs: int) -> Cells:
+def cells_of(cells: Iterable[Mapping], anchors: Mapping, pairs: Mapping[str, int]) -> Cells:
     """Scores from the files of a folder."""
     low, high = (float(np.mean(anchors[agent])) for agent in ("original", "target"))
     unit = high - low if high > low else 1.0
@@ -101,11 +101,12 @@ def scaling(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
         ``data``, ``loss``, ``sizes``, ``seeds``, ``errors`` (the mean at each size), ``told``, and
         ``floor``, ``coefficient`` and ``exponent`` with ``_low`` and ``_high``.
     """
-    sizes = {run.pairs: run}
-    sizes |= {cells.pairs: cells for name, cells in variants.items() if name.startswith("pairs=")}
-    ordered, rows = dict(sorted(sizes.items())), []
+    runs = [run, *(cells for name, cells in variants.items() if name.startswith("pairs="))]
+    rows = []
     for loss, data in run.scores:
-        had = {n: c.scores[loss, data] for n, c in ordered.items() if (loss, data) in c.scores}
+        # A kind with a number of its own, as base+pairs:32, has one size whatever is varied.
+        sizes = {c.pairs[data]: c.scores[loss, data] for c in runs if (loss, data) in c.scores}
+        had = dict(sorted(sizes.items()))
         if len(had) < 3:
             continue
         seeds = min(map(len, had.values()))

@@ -184,6 +184,9 @@ def _turn(run: Run, loss: str, rows: Sequence[Mapping]) -> Markup:
         )
         if finite(rows[0].get(name)) and finite(last.get(name))
     )
+    if lost := last.get("diverged"):
+        word = "1 seed diverged and is" if lost == 1 else f"{lost} seeds diverged and are"
+        more += f" {word} not in this."
     if best is last:
         return say("{} was highest at the end: {}.", code(loss), at(last)) + more
     fallen = finite(last["high"]) and last["high"] < best["score"]

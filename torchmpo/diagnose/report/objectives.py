@@ -1,6 +1,6 @@
 """Several objectives: the parts of what losses return, the Pareto front, and the hypervolume."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from statistics import fmean
@@ -35,7 +35,9 @@ NOTE = (
     "are those that no other point matches in both and exceeds in one. The hypervolume is the area "
     "that a loss covers together on all W of the run, above the worse of the two agents in each "
     "objective, as a part of the rectangle that the two agents span: at 1 it covers as much as one "
-    "agent with the best of both would. Mean over seeds; a seed that diverged covers nothing."
+    "agent with the best of both would. Mean over seeds; a seed that diverged covers nothing, and "
+    "a loss of which one diverged is not on the front: its others say what it does when all goes "
+    "well."
 )
 
 
@@ -46,7 +48,9 @@ def objectives(run: Run) -> Section:
         points = {(c["loss"], kind): mean_point(c) for kind in kinds for c in run.cells_on(kind)}
         known = {key: point for key, point in points.items() if point is not None}
         if known:
-            parts += [_components(run, known), _volumes(run, kinds), _figure(run, kinds, known)]
+            best = _on_front(run, known)
+            parts += [_components(run, known, best), _volumes(run, kinds)]
+            parts.append(_figure(run, kinds, known, best))
     return Section("Objectives", NOTE, parts)
 
 
@@ -70,7 +74,7 @@ def point(components: Mapping[str, float] | None) -> Point | None:
 
 
 def mean_point(found: Mapping) -> Point | None:
-    """The two objectives of a cell: means over its seeds."""
+    """The two objectives of a cell: means over its seeds that did not diverge."""
     seeds = [p for p in map(point, found.get("components", [])) if p is not None]
     return (fmean(p[0] for p in seeds), fmean(p[1] for p in seeds)) if seeds else None
 
@@ -91,19 +95,36 @@ def volumes(cells: Sequence[Mapping], agents: Mapping[str, Mapping[str, float]])
     return [hypervolume(points, ends.min(0)) / float(span.prod()) for points in covered]
 
 
-def _components(run: Run, points: Mapping[tuple[str, str], Point]) -> str:
-    front = dict(zip(points, pareto_front(list(points.values())).tolist(), strict=True))
+def _diverged(found: Mapping) -> int:
+    """How many seeds of a cell did not come to their end."""
+    return sum(row is None for row in found["returns"])
+
+
+def _on_front(run: Run, points: Mapping[tuple[str, str], Point]) -> set[tuple[str, str]]:
+    """Those of which every seed came to its end and that no other such point dominates."""
+    whole = [key for key in points if not _diverged(run.cells[key])]
+    if not whole:
+        return set()
+    best = pareto_front([points[key] for key in whole])
+    return {key for key, on in zip(whole, best, strict=True) if on}
+
+
+def _components(
+    run: Run, points: Mapping[tuple[str, str], Point], best: Collection[tuple[str, str]]
+) -> str:
     names = list(dict.fromkeys(n for key in points for n in _parts(run.cells[key])))
     lines = []
     for (loss, kind), (_, rest) in points.items():
         parts = _parts(run.cells[loss, kind]) | {"rest": rest}
         values = (parts.get(name) for name in [*names, "rest"])
+        lost = _diverged(run.cells[loss, kind])
+        no = f"no, {lost} diverged" if lost else "no"
         lines.append(
             [
                 heading(code(loss), loss),
                 Cell(kind, kind),
                 *map(amount, values),
-                Cell("yes" if front[loss, kind] else "no"),
+                Cell("yes" if (loss, kind) in best else no),
             ]
         )
     head = ["loss", "data", *(f"#{name}" for name in [*names, "rest"]), "on the front"]
@@ -134,30 +155,38 @@ def _volumes(run: Run, kinds: Sequence[str]) -> str:
     return table(["loss", "#hypervolume", "#kinds of data"], lines, caption) if lines else ""
 
 
-def _figure(run: Run, kinds: Sequence[str], points: Mapping[tuple[str, str], Point]) -> str:
+def _figure(
+    run: Run,
+    kinds: Sequence[str],
+    points: Mapping[tuple[str, str], Point],
+    best: Collection[tuple[str, str]],
+) -> str:
     label = {key: key[0] if len(kinds) == 1 else f"{key[0]}, {key[1]}" for key in points}
     named = {label[key]: point for key, point in points.items()}
     agents = {name: p for name, parts in run.components.items() if (p := point(parts))}
     name, title = f"front-{slug(kinds[0])}", "Pareto front"
-    return figure(figures.save(run.figures, name, title, front, named, agents))
+    on = {label[key] for key in best}
+    return figure(figures.save(run.figures, name, title, front, named, agents, on))
 
 
-def front(points: Mapping[str, Point], agents: Mapping[str, Point]) -> "Figure":
+def front(
+    points: Mapping[str, Point], agents: Mapping[str, Point], best: Collection[str]
+) -> "Figure":
     """Losses as points, those on the front in blue and joined by steps, and the two agents.
 
     Args:
         points, agents: name → velocity and rest.
+        best: names on the front.
     """
     picture = figures.new_figure(6.4, 4.2)
     ax = picture.subplots()
-    best = pareto_front(list(points.values()))
-    steps = sorted(p for p, on in zip(points.values(), best, strict=True) if on)
-    x, y = zip(*steps, strict=True)
-    ax.step(x, y, where="pre", color=figures.BLUE, linewidth=0.8)
-    for (name, (speed, rest)), on in zip(points.items(), best, strict=True):
-        colour = figures.BLUE if on else figures.MUTED
+    if steps := sorted(points[name] for name in best):
+        x, y = zip(*steps, strict=True)
+        ax.step(x, y, where="pre", color=figures.BLUE, linewidth=0.8)
+    for name, (speed, rest) in points.items():
+        colour = figures.BLUE if name in best else figures.MUTED
         ax.plot(speed, rest, "o", color=colour, markersize=4)
-        if on:
+        if name in best:
             where = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8}
             ax.annotate(figures.cut(name, 40), (speed, rest), color=colour, **where)
     for (name, (speed, rest)), colour in zip(agents.items(), (figures.RUST, figures.TEAL)):

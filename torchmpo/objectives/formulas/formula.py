@@ -19,6 +19,7 @@ from torchmpo.objectives.formulas.vocabulary import (
 _SYMBOLS = {
     **{"c": "c̄", "r": "r̄", "margin": "Δ̄", "c_sum": "c", "r_sum": "r", "margin_sum": "Δ"},
     **{"c_ref": "c̄'", "r_ref": "r̄'", "D_mean": "D̄", "c_len": "n_c", "r_len": "n_r"},
+    **{"c_ref_sum": "c'", "r_ref_sum": "r'"},
     **{"c_min": "min c_k", "r_min": "min r_k", "c_var": "var c_k", "r_var": "var r_k"},
 }
 _HELPERS = {

@@ -98,6 +98,8 @@ LEAVES: dict[str, Leaf] = {
     "r_len": _length("rejected"),
     "c_ref": _one("reference", "ref_chosen_mean_logps", r"\bar c'", (0, 0)),
     "r_ref": _one("reference", "ref_rejected_mean_logps", r"\bar r'", (0, 0)),
+    "c_ref_sum": _one("reference", "ref_chosen_logps", "c'", (0, 0)),
+    "r_ref_sum": _one("reference", "ref_rejected_logps", "r'", (0, 0)),
     "D_mean": Leaf("reference", *_margin("mean_logps", "ref"), r"\bar D", REAL, (1, -1)),
     "D": Leaf("reference", *_margin("logps", "ref"), "D", REAL, (1, -1)),
     "c_min": _step_leaf("chosen", "min"),
