@@ -17,6 +17,7 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
 from torchmpo.control.rehearsal import check_kind, rehearse
 from torchmpo.control.testbed import TestbedConfig
+from torchmpo.diagnose.__main__ import main
 from torchmpo.losses import dpo_loss, plackett_luce_loss
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
@@ -212,6 +213,18 @@ def test_a_loss_is_tried_on_lists_of_the_length_it_will_get():
 
     rehearse(Objective(loss), [{}, {}], TestbedConfig(data="list:4"))
     assert 4 in seen
+
+
+def test_a_run_tries_its_losses_on_lists_of_every_length(tmp_path, monkeypatch, capsys):
+    """One that fails on the lists of the second kind says so before any data is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    body = "    assert list_logps.shape[-1] < 4\n    return -list_logps[..., 0]\n"
+    (tmp_path / "short_lists.py").write_text(f"def loss(list_logps):\n{body}")
+    words = ["--preset", "smoke", "--losses", "short_lists:loss", "--out", "run", "--data"]
+    assert main([*words, "list:3,list:4"]) == 2
+    assert "short_lists:loss" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_of_unequal_lengths_are_no_population():

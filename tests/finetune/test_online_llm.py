@@ -381,6 +381,8 @@ def test_the_page_has_settings_that_are_settings():
         ({"online": {"max_new_tokens": 9999}}, "lower max_new_tokens"),
         ({"data": {"train": "pairs.jsonl"}}, "--first FILE"),
         ({"model": {"reference": "cache"}}, "model.reference: cache"),
+        ({"model": {"loss": "dppo"}}, "did you mean 'dpo'"),
+        ({"model": {"loss": "kto"}, "data": {"batch_size": 1}}, "data.batch_size to 2 or more"),
         ({"model": {"quantization": {"load_in_4bit": True}}}, "leave it out"),
         ({"model": {"lora": None, "revision": "v1"}}, "stays the reference"),
         ({"model": {"model": "nothing/here"}}, "nothing/here"),

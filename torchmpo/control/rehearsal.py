@@ -1,6 +1,6 @@
 """Try a loss as training will call it, before any compute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,11 @@ def check_kind(objective: Objective | MirrorObjective, kind: str) -> None:
     responses = parse_kind(kind).responses
     if not file_of(kind)[0]:
         check_lists(objective, responses, kind)
+
+
+def unlike(testbeds: Iterable[TestbedConfig]) -> list[TestbedConfig]:
+    """Those on which a loss is called in different ways: one for each number of responses."""
+    return [*{parse_kind(testbed.data).responses: testbed for testbed in testbeds}.values()]
 
 
 def rehearse(

@@ -10,7 +10,7 @@ from torchmpo.control.grids import RATE, check_grid, grid, with_rates
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.kinds import Kind, parse_kind
 from torchmpo.control.pools import check_space
-from torchmpo.control.rehearsal import check_kind, rehearse
+from torchmpo.control.rehearsal import check_kind, rehearse, unlike
 from torchmpo.control.settings import check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
@@ -96,7 +96,8 @@ class Setup:
             testbeds = {kind: testbed.on(kind) for kind in kinds}
             for name, objective in objectives.items():
                 with _blame(name):
-                    rehearse(objective, grids[name], testbed)
+                    for one in unlike(testbeds.values()):
+                        rehearse(objective, grids[name], one)
             pools = 1 + config.seeds * config.data_per_seed
             data_pools = [testbed.data_pool for testbed in testbeds.values()]
             check_space(data_pools, config.cache_dir, pools=pools)

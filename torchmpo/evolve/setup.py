@@ -7,7 +7,7 @@ from torchmpo.control.environments import check_task
 from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
 from torchmpo.control.pools import check_space
-from torchmpo.control.rehearsal import check_kind, rehearse
+from torchmpo.control.rehearsal import check_kind, rehearse, unlike
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
@@ -110,9 +110,10 @@ class Setup:
             first = [configure(replace(config, task=t), kinds[0], threads) for t in tasks]
             for testbed in first:
                 testbed.load_policy()  # a damaged file shows here
-            for rival in hand_made:
-                rehearse(rival, [start_setting(rival)], first[0])
             testbeds = tuple(bed.on(kind) for bed in first for kind in kinds)
+            for rival in hand_made:
+                for testbed in unlike(testbeds):
+                    rehearse(rival, [start_setting(rival)], testbed)
             pools = 1 + config.final_seeds * config.final_data_per_seed
             check_space([bed.data_pool for bed in testbeds], config.cache_dir, pools=pools)
         except ValueError as error:

@@ -28,7 +28,7 @@ from torchmpo.finetune.reference import (
 )
 from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.sharding import is_sharded
-from torchmpo.finetune.supply import needs_reference_steps, reads_others
+from torchmpo.finetune.supply import check_batch, needs_reference_steps, reads_others
 from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
@@ -262,11 +262,8 @@ class PreferenceData(LightningDataModule):
             module: Any = self.trainer.lightning_module
             check_tokenizer(module.policy.model, self.tokenizer)
             objective = getattr(module, "objective", None)
-            if self.batch_size < 2 and objective is not None and reads_others(objective):
-                raise UserError(
-                    f"{objective.name} measures a response against others of its batch: set "
-                    "data.batch_size to 2 or more"
-                )
+            if objective is not None:
+                check_batch(objective, self.batch_size)
             if stage == "fit" and "validation" not in self.sources:
                 self.trainer.limit_val_batches = 0
         for name, (source, split) in self.sources.items():

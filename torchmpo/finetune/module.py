@@ -156,7 +156,7 @@ class PreferenceModule(LightningModule):
         self.lr, self.warmup, self.schedule, self.weight_decay = lr, warmup, schedule, weight_decay
         self.allow_coupled, self.seed = allow_coupled, seed
         # Before the model: a misspelt loss should not have to wait for 17 GB of weights.
-        self.objective = _objective(loss, loss_args or {})
+        self.objective = objective_of(loss, loss_args or {})
         self.term_weights = term_weights(self.objective)
         self.source = model if isinstance(model, (str, Path)) else None
         if quantization is not None and lora is None:
@@ -578,7 +578,12 @@ class PreferenceModule(LightningModule):
         return model.disable_adapter() if is_adapted(model) else nullcontext()
 
 
-def _objective(loss: Any, loss_args: dict[str, Any]) -> Objective | MirrorObjective:
+def objective_of(loss: Any, loss_args: dict[str, Any]) -> Objective | MirrorObjective:
+    """The objective that a loss stands for, whose numbers no training changes.
+
+    Raises:
+        UserError: there is no such loss, or its arguments are wrong.
+    """
     try:
         objective = resolve(loss, **loss_args)
     except ValueError as error:

@@ -41,7 +41,9 @@ from torchmpo.finetune.judged_pairs import (
 )
 from torchmpo.finetune.loading import check_tokenizer, load_model, load_tokenizer
 from torchmpo.finetune.model_card import CARD, next_command, push
+from torchmpo.finetune.module import objective_of
 from torchmpo.finetune.online_settings import NAMES, OnlineSettings
+from torchmpo.finetune.supply import check_batch
 from torchmpo.objectives.fingerprint import Unknowable, fingerprint
 from torchmpo.runs import made_of
 from torchmpo.runs.errors import UserError
@@ -513,6 +515,7 @@ def _check(settings: Mapping[str, Any], rounds: OnlineSettings) -> None:
         raise UserError("online trains in one process: trainer.devices 1 and trainer.num_nodes 1")
     if trainer["fast_dev_run"]:
         raise UserError("trainer.fast_dev_run leaves no model for the next round: leave it out")
+    check_batch(objective_of(model["loss"], model["loss_args"] or {}), data["batch_size"])
     step = data["batch_size"] * trainer["accumulate_grad_batches"]
     if rounds.asks and rounds.pairs < step:
         raise UserError(

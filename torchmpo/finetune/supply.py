@@ -119,6 +119,19 @@ def reads_others(objective: Objective | MirrorObjective) -> bool:
     return coupled or "mismatched_logps" in objective.inputs
 
 
+def check_batch(objective: Objective | MirrorObjective, batch_size: int) -> None:
+    """Refuse batches of one response for a loss that measures it against others.
+
+    Raises:
+        UserError: of that loss, with what to do.
+    """
+    if batch_size < 2 and reads_others(objective):
+        raise UserError(
+            f"{objective.name} measures a response against others of its batch: set "
+            "data.batch_size to 2 or more"
+        )
+
+
 def _of_distributions(module: "PreferenceModule", batch: Batch, mask: Tensor) -> dict[str, Tensor]:
     """What takes the policy's probability of every token of the vocabulary, where it is asked."""
     inputs = module.objective.inputs
