@@ -122,6 +122,16 @@ def test_every_operation_takes_lengths(name):
     torch.testing.assert_close(found[0], wanted.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_source_is_trained_as_its_objective_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for k, (formula, after) in enumerate([("-c", True), ("-c", False), ("-D", True)]):
+        (tmp_path / f"kept_{k}.py").write_text(Formula(parse(formula)).source(after))
+        own = resolve(f"kept_{k}:loss")
+        assert own.after_sft == after
+        assert own.needs_reference == (formula == "-D")
+    assert "after_sft" not in Formula(parse("-D")).source(True)
+
+
 def test_source_is_the_same_loss(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     pair, leaves = make_pair()

@@ -255,7 +255,7 @@ def _tell_formula(objective: Objective | MirrorObjective, out: Path) -> None:
     """Print a found formula, and keep it as a file of Python, too."""
     formula = getattr(objective, "function", None)
     if isinstance(formula, Formula):
-        write_atomic(out / "formula.py", formula.source())
+        write_atomic(out / "formula.py", formula.source(objective.after_sft))
         print("\n".join(formula.described()))
         print(f"for torch alone: {out / 'formula.py'}")
 

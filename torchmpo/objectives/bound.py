@@ -73,7 +73,8 @@ class Objective:
             `UserError` with its file and line, from what was raised.
         needs_reference: whether a reference policy's log-probabilities are among them.
         after_sft: whether the first epochs of a training on robots are supervised, before it: so
-            for losses that need a reference, and for a formula that a search found beside such.
+            for losses that need a reference, and for a formula that a search found beside such, or
+            as an attribute ``after_sft`` of the function says.
         coupled: whether a pair's value depends on the rest of the batch, so that accumulated
             gradients differ from those of one large batch. Known of the library's own losses; any
             other says so by an attribute ``coupled = True`` of the function.
@@ -141,7 +142,7 @@ class Objective:
                 f"read {sides[0]}, which is of pairs"
             )
         self.needs_reference = any(i.startswith("ref_") for i in self.inputs)
-        self.after_sft = self.needs_reference
+        self.after_sft = getattr(self.source, "after_sft", self.needs_reference)
         # By identity: a callable of one's own may have no hash.
         parts = _made_of(self.source)
         coupled = any(part is LOSSES[name] for part in parts for name in COUPLED)

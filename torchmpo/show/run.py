@@ -259,7 +259,7 @@ def show(request: Request) -> None:
         functions_figure(objective, out / "functions.png", low=low, high=high)
         print(f"functions: {out / 'functions.png'}")
     elif isinstance(objective.function, Formula):
-        write_atomic(out / "formula.py", objective.function.source())
+        write_atomic(out / "formula.py", objective.function.source(objective.after_sft))
         print(f"for torch alone: {out / 'formula.py'}")
     at = out / "gradients.png"
     gradient_figure(drawn, at, low=low, high=high, reference=reference)
@@ -289,7 +289,7 @@ def _write_sparse(
     assert isinstance(function, Formula)
     card = {"name": f"curves of {request.what} as formulas", "where": where, "r2": fitted.r2}
     fitted.objective.save(out / "curves", card)
-    write_atomic(out / "curves.py", function.source())
+    write_atomic(out / "curves.py", function.source(fitted.objective.after_sft))
     print("its curves as formulas:")
     print("\n".join(f"  {line}" for line in fitted.lines))
     print(f"  for any torch code: {out / 'curves.py'}")

@@ -102,8 +102,12 @@ class Formula:
         """
         return _latex(self.expression)
 
-    def source(self) -> str:
+    def source(self, after_sft: bool | None = None) -> str:
         """The same loss as a file of Python that needs torch only; its function is ``loss``.
+
+        Args:
+            after_sft: of its objective; the function carries it where it is not what its inputs
+                say, and so is trained as that objective is.
 
         >>> print(Formula(("neg", "c")).source().splitlines()[-1].strip())
         return -c
@@ -120,7 +124,9 @@ class Formula:
         imports = "import torch\n" * ("torch." in code)
         imports += "from torch.nn.functional import softplus\n" * ("softplus(" in code)
         head = f'"""{text(self.expression)}"""\n'
-        return head + (f"\n{imports}" if imports else "") + f"\n\n{code}"
+        file = head + (f"\n{imports}" if imports else "") + f"\n\n{code}"
+        reads = any(name.startswith("ref_") for name in self.inputs)
+        return file if after_sft in (None, reads) else f"{file}\n\nloss.after_sft = {after_sft}\n"
 
 
 def inputs_of(leaves: list[str]) -> tuple[str, ...]:
