@@ -23,3 +23,14 @@ def test_returns_stay_and_differences_are_added(tmp_path, monkeypatch):
         assert row["return"] == before[row["loss"], row["data"]]
     assert new["differences"]
     assert new["pairs"] == old["pairs"]
+
+
+def test_what_a_changed_setting_does_is_counted_again(tmp_path, monkeypatch):
+    recorded = ROOT / "experiments/results/epochs"
+    folder = shutil.copytree(recorded, tmp_path / "run")
+    for name in ("effects.csv", "comparisons.json"):
+        (folder / name).write_text("{}")
+    monkeypatch.setattr(refresh_reports, "write_page", lambda folder: folder / "report.html")
+    refresh_reports.refresh(folder)
+    for name in ("effects.csv", "comparisons.json"):
+        assert (folder / name).read_bytes() == (recorded / name).read_bytes()
