@@ -1,4 +1,4 @@
-"""Answers of the small language model, and how far a tuned one has gone from it."""
+"""Answers of a language model, and how far a tuned one has gone from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.llm.small_lm import EOS, PAD, collate
+from experiments.llm.small_lm import PAD, collate
 from torchmpo.finetune.tokenize import encode_prompt
 from torchmpo.runs.seeding import generator
 
@@ -39,6 +39,7 @@ def sample(
     """
     from transformers import DynamicCache
 
+    end = tokenizer.eos_token_id
     uniform = torch.rand(len(prompts), new_tokens, generator=generator(seed, "sample"))
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     drawn: list[list[int]] = [[] for _ in prompts]
@@ -62,7 +63,7 @@ def sample(
             tokens = torch.searchsorted(edges, wanted).clamp(max=edges.shape[1] - 1)
             for row, token in zip(rows.tolist(), tokens[:, 0].tolist(), strict=True):
                 drawn[row].append(token)
-            going = (tokens[:, 0] != EOS).nonzero()[:, 0]
+            going = (tokens[:, 0] != end).nonzero()[:, 0]
             if not len(going):
                 break
             if len(going) < len(rows):
@@ -71,7 +72,7 @@ def sample(
             ids, mask = tokens, torch.cat([mask, torch.ones_like(tokens)], 1)
     answers = []
     for prompt_ids, row in zip(encoded, drawn, strict=True):
-        ended = row[-1] == EOS
+        ended = row[-1] == end
         own = row[:-1] if ended else row
         text = tokenizer.decode(own, skip_special_tokens=True)
         answers.append(Answer(text, prompt_ids, own, ended))
@@ -89,7 +90,8 @@ def answer_kl(model: Any, reference: Any, answers: Sequence[Answer], at_once: in
     sums = []
     for start in range(0, len(answers), at_once):
         part = answers[start : start + at_once]
-        ids, _ = collate([a.prompt_ids + a.ids + [EOS] * a.ended for a in part])
+        # The token that ends an answer is predicted and never read, so that any will do.
+        ids, _ = collate([a.prompt_ids + a.ids + [PAD] * a.ended for a in part])
         place = torch.arange(ids.shape[1] - 1)
         first = _lengths([a.prompt_ids for a in part])[:, None] - 1
         last = first + torch.tensor([len(a.ids) + a.ended for a in part])[:, None]

@@ -22,12 +22,11 @@ import torch
 from experiments.llm.pieces import keep_what_it_is
 from experiments.llm.reviews import load_reviews, splits
 from experiments.llm.sentiment_study import StudySettings, World, preference_module
-from experiments.llm.small_lm import EOS, TINY, lm_folder
+from experiments.llm.small_lm import TINY, lm_folder
 from experiments.llm.smollm2_model import smollm2
 from experiments.transfer import sentiment
 from experiments.transfer.sentiment import SETTINGS, TransferStudy, command
 from torchmpo.finetune.models import LoraSettings, load_model, load_tokenizer
-from torchmpo.runs.errors import UserError
 
 RATES = (1e-3, 3e-4, 3e-3)
 LORA = LoraSettings(r=16, alpha=32, targets=["q_proj", "v_proj"])
@@ -65,8 +64,6 @@ class AdapterWorld(World):
         # What the weights are in bfloat16, held in float32: both ends of the line are exact then.
         self.lm = load_model(lm, dtype="bfloat16").float().eval()
         self.tokenizer = load_tokenizer(lm)
-        if self.tokenizer.eos_token_id != EOS:  # by which answers are cut and counted
-            raise UserError(f"{lm}: its end of an answer is not token {EOS}, as the small model's")
         self.annotator, self.judge, self.vader = source.annotator, source.judge, False
         sizes = {"validation": settings.validation, "test": settings.test}
         self.prompts = {name: source.prompts[name][:size] for name, size in sizes.items()}

@@ -1,5 +1,6 @@
 """The controlled comparison of experiments/llm: its parts, and all of it on made-up reviews."""
 
+import copy
 import csv
 import dataclasses
 import json
@@ -229,7 +230,7 @@ def test_answers_are_those_of_one_row_at_a_time_without_a_cache(lm):
         for place in range(30):
             edges = model(torch.tensor([ids])).logits[0, -1].softmax(-1).cumsum(-1)
             token = int(torch.searchsorted(edges, uniform[i, place] * edges[-1]))
-            if token == small_lm.EOS:
+            if token == tokenizer.eos_token_id:
                 break
             ids.append(token)
         assert ids == answer.prompt_ids + answer.ids
@@ -237,6 +238,19 @@ def test_answers_are_those_of_one_row_at_a_time_without_a_cache(lm):
     assert len({len(answer.ids) for answer in answers}) > 2
     parts = sampling.sample(model, tokenizer, PROMPTS, 1, new_tokens=30, at_once=3)
     assert parts == answers
+
+
+def test_an_answer_ends_with_the_tokenizers_own_token(lm):
+    """Which in another model is not the small one's."""
+    model, tokenizer = lm
+    other = copy.deepcopy(tokenizer)
+    usual = sampling.sample(model, tokenizer, PROMPTS, seed=1, new_tokens=30)
+    token = next(answer.ids[0] for answer in usual if answer.ids)
+    other.eos_token = other.convert_ids_to_tokens(token)
+    for before, after in zip(usual, sampling.sample(model, other, PROMPTS, 1, 30), strict=True):
+        if before.ids and before.ids[0] == token:
+            assert (after.ids, after.ended) == ([], True)
+        assert token not in after.ids
 
 
 def test_divergence_is_the_sum_over_an_answers_tokens(lm):
