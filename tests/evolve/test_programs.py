@@ -29,6 +29,7 @@ from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 
 READS = ["means", "sums", "time"]
+KEPT = ("orpo", "sft", "cpo", "simpo")  # in every generation of 32
 
 
 def distance(space, target):
@@ -111,6 +112,8 @@ def test_a_generation_begins_with_what_is_known_and_holds_no_twins():
     state = optimizer.tell(state, 0, optimizer.ask(state, 0), torch.arange(32.0))
     members = optimizer.ask(state, 1)
     assert torch.equal(members[:8], state["archive"][:8])
+    now = {text(space.decode(row)) for row in members}
+    assert {text(parse(FORMULAS[name])) for name in KEPT} <= now
     assert len({tuple(row) for row in members.tolist()}) == 32
     assert torch.equal(members, optimizer.ask(state, 1))
 
@@ -234,12 +237,35 @@ def test_one_program_trains_whatever_formulas_there_are(monkeypatch):
 
 def test_a_generation_that_all_found_easy_makes_nobody_better():
     space = program_space(READS, 12)
-    optimizer = GeneticProgramming(SearchConfig(population=4), space)
-    first, second, new = (space.encode(parse(f)) for f in ("-c", "-margin", "-c_sum"))
+    optimizer = GeneticProgramming(SearchConfig(population=32), space)
+    controls = torch.stack([space.encode(parse(f)) for n, f in FORMULAS.items() if n in KEPT])
+    first, second, new = (space.encode(parse(f)) for f in ("-2 * c", "-margin", "-c_sum"))
     state = optimizer.start(space.start)
-    state = optimizer.tell(state, 0, torch.stack([first, second]), torch.tensor([10.0, 30.0]))
-    # All gain 100, and the new one is between the two.
-    scores = torch.tensor([110.0, 130.0, 120.0])
-    state = optimizer.tell(state, 1, torch.stack([first, second, new]), scores)
-    assert [text(space.decode(row)) for row in state["archive"][:3]] == ["-margin", "-c_sum", "-c"]
+    rows = torch.cat([controls, torch.stack([first, second])])
+    state = optimizer.tell(state, 0, rows, torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0, 30.0]))
+    # All gain 100 and some noise, which cancels in the controls; the new one is between the two.
+    scores = torch.tensor([101.0, 100.0, 102.0, 103.0, 110.0, 130.0, 120.0])
+    state = optimizer.tell(state, 1, torch.cat([rows, new[None]]), scores)
+    assert [text(space.decode(row)) for row in state["archive"][:3]] == [
+        "-margin",
+        "-c_sum",
+        "-2 * c",
+    ]
     assert (state["sums"] / state["trainings"])[:3].tolist() == [30.0, 20.0, 10.0]
+
+
+@pytest.mark.parametrize("generation_sd", [0.0, 300.0])
+def test_where_all_formulas_are_alike_no_score_runs_away(generation_sd):
+    """Scores are noise, and that of a whole generation beside it."""
+    space = program_space(READS, 12)
+    optimizer = GeneticProgramming(SearchConfig(population=32), space)
+    state, random = optimizer.start(space.start), torch.Generator().manual_seed(0)
+    for generation in range(12):
+        members = optimizer.ask(state, generation)
+        noise = torch.randn(32, generator=random) * 100
+        luck = torch.randn((), generator=random) * generation_sd * (generation > 0)
+        state = optimizer.tell(state, generation, members, 2000 + noise + luck)
+    kept = state["trainings"] > 0
+    told = state["sums"][kept] / state["trainings"][kept]
+    # Of some 300 draws the highest is about three standard deviations above their mean.
+    assert told.max() < 2000 + 400

@@ -20,6 +20,7 @@ from torchmpo.runs.seeding import derive_seed
 Propose = Callable[[int, Sequence[tuple[Expression, float, int]]], Sequence[Expression]]
 
 SHARE_AGAIN = 4  # one in so many members is one of the best, trained again
+CONTROLS, SHARE_CONTROLS = 4, 8  # the most, and at most one in so many
 SHARE_PROPOSED = 4  # at most one in so many is proposed from outside
 TOURNAMENT = 3
 PRIOR = 1.0  # trainings that a formula must outweigh to count for what it scored
@@ -34,8 +35,9 @@ class GeneticProgramming:
     (what is learned is inherited); the others have another part. Parents win tournaments.
 
     A score counts as the mean of a formula's trainings, drawn to the mean of all as if that were
-    ``PRIOR`` more trainings. What all of those that are trained again gained or lost is taken for
-    the generation's, and off all scores of it.
+    ``PRIOR`` more trainings. Some named losses are in every generation: what they gained or lost is
+    taken for the generation's, and off all scores of it. The best ones could not tell: they were
+    chosen for their luck, and lose it in any generation.
 
     Args:
         config: its ``population``, ``sigma`` (of constants, as in the other spaces) and ``seed``.
@@ -45,6 +47,7 @@ class GeneticProgramming:
 
     def __init__(self, config: SearchConfig, space: ProgramSpace, propose: Propose | None = None):
         self.config, self.space, self.propose = config, space, propose
+        self._controls = self._named()[: min(CONTROLS, config.population // SHARE_CONTROLS)]
 
     def start(self, centre: Tensor) -> State:
         """See :class:`~torchmpo.evolve.optimizers.Optimizer`."""
@@ -54,6 +57,8 @@ class GeneticProgramming:
             "archive": centre.repeat(rows, 1),
             "sums": torch.zeros(rows, dtype=torch.float64),
             "trainings": torch.zeros(rows, dtype=torch.int64),  # 0: an empty row
+            "control_sums": torch.zeros(len(self._controls), dtype=torch.float64),
+            "control_trainings": torch.zeros(len(self._controls), dtype=torch.int64),
         }
 
     def ask(self, state: State, generation: int) -> Tensor:
@@ -63,7 +68,8 @@ class GeneticProgramming:
         known = [self.space.decode(row) for row in state["archive"][state["trainings"] > 0]]
         if not known:
             return self._encoded(self._first(rng))
-        members = known[: max(1, population // SHARE_AGAIN)]
+        best = known[: max(1, population // SHARE_AGAIN)]
+        members = [*dict.fromkeys([*best, *self._controls])]
         if self.propose is not None:
             told = list(zip(known, *self._told(state), strict=True))
             proposed = [self.space.grammar.tidied(e) for e in self.propose(generation, told)]
@@ -86,8 +92,7 @@ class GeneticProgramming:
         counts = Counter(dict(zip(rows, state["trainings"][kept].tolist(), strict=True)))
         scores = dict(zip(map(tuple, members.tolist()), fitness.tolist(), strict=True))
         finite = {row: score for row, score in scores.items() if score == score}
-        again = [score - sums[row] / counts[row] for row, score in finite.items() if row in sums]
-        shift = sum(again) / len(again) if again else 0.0
+        shift, controls = self._shift(state, finite)
         for row, score in finite.items():
             sums[row] = sums.get(row, 0.0) + score - shift
             counts[row] += 1
@@ -103,7 +108,7 @@ class GeneticProgramming:
             forms[form] += 1
             if forms[form] <= SAME_FORM and len(best) < self.config.population:
                 best.append(row)
-        new = self.start(torch.tensor(best[0]))
+        new = self.start(torch.tensor(best[0])) | controls
         new["archive"][: len(best)] = torch.tensor(best)
         new["sums"][: len(best)] = torch.tensor([sums[row] for row in best], dtype=torch.float64)
         new["trainings"][: len(best)] = torch.tensor([counts[row] for row in best])
@@ -113,14 +118,33 @@ class GeneticProgramming:
         """The standard deviation of perturbations of constants, over ``GAIN``."""
         return self.config.sigma
 
-    def _first(self, rng: Random) -> list[Expression]:
-        """The start, the losses that are formulas of the space, and random ones."""
-        grammar = self.space.grammar
-        named = [grammar.tidied(parse(formula)) for formula in FORMULAS.values()]
+    def _shift(self, state: State, scores: dict[tuple, float]) -> tuple[float, State]:
+        """How much easier a generation was than those before, and what is known of the controls.
+
+        Args:
+            scores: of the members that did not diverge, by vector.
+        """
+        sums, counts = state["control_sums"].clone(), state["control_trainings"].clone()
+        rows = [tuple(self.space.encode(control).tolist()) for control in self._controls]
+        seen = {k: scores[row] for k, row in enumerate(rows) if row in scores}
+        gained = [score - float(sums[k] / counts[k]) for k, score in seen.items() if counts[k]]
+        shift = sum(gained) / len(gained) if gained else 0.0
+        for k, score in seen.items():
+            sums[k] += score - shift
+            counts[k] += 1
+        return shift, {"control_sums": sums, "control_trainings": counts}
+
+    def _named(self) -> list[Expression]:
+        """The start, and the losses that are formulas of the space."""
+        named = [self.space.grammar.tidied(parse(formula)) for formula in FORMULAS.values()]
         first = dict.fromkeys([self.space.decode(self.space.start), *named])
-        members = [expression for expression in first if expression is not None]
+        return [expression for expression in first if expression is not None]
+
+    def _first(self, rng: Random) -> list[Expression]:
+        """Those, and random ones."""
+        members = self._named()
         while len(members) < self.config.population:
-            members.append(grammar.random(rng))
+            members.append(self.space.grammar.random(rng))
         return members[: self.config.population]
 
     def _child(self, known: Sequence[Expression], rng: Random, *, retune: bool) -> Expression:
