@@ -122,6 +122,11 @@ def test_every_operation_takes_lengths(name):
     torch.testing.assert_close(found[0], wanted.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_what_is_taken_off_has_brackets():
+    formula = Formula(parse("complement(1 - sigmoid(c)) - (r - c)"))
+    assert formula.latex() == r"(1 - (1 - \sigma(\bar c))) - (\bar r - \bar c)"
+
+
 def test_source_is_trained_as_its_objective_is(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for k, (formula, after) in enumerate([("-c", True), ("-c", False), ("-D", True)]):
@@ -135,7 +140,9 @@ def test_source_is_trained_as_its_objective_is(tmp_path, monkeypatch):
 def test_source_is_the_same_loss(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     pair, leaves = make_pair()
-    for k, expression in enumerate([*map(parse, FORMULAS.values()), *RANDOM]):
+    nested = ["complement(1 - sigmoid(margin)) - c", "complement(0.5 * sigmoid(c) + 0.5 * t) - c"]
+    nested += ["c - complement(complement(sigmoid(r)) * t)"]
+    for k, expression in enumerate([*map(parse, [*FORMULAS.values(), *nested]), *RANDOM]):
         formula = Formula(expression)
         (tmp_path / f"found_{k}.py").write_text(formula.source())
         own = resolve(f"found_{k}:loss")

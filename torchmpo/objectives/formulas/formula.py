@@ -16,6 +16,7 @@ from torchmpo.objectives.formulas.vocabulary import (
 )
 
 # What documentation calls the leaves (``torchmpo.objectives.documented.NOTATION``).
+_WITH_SIGNS = ("neg", "add", "sub", "mul", "complement")
 _SYMBOLS = {
     **{"c": "c̄", "r": "r̄", "margin": "Δ̄", "c_sum": "c", "r_sum": "r", "margin_sum": "Δ"},
     **{"c_ref": "c̄'", "r_ref": "r̄'", "D_mean": "D̄", "c_len": "n_c", "r_len": "n_r"},
@@ -149,7 +150,7 @@ def _latex(expression: Expression) -> str:
     if isinstance(expression, str):
         return LEAVES[expression].latex
     name, *arguments = expression
-    if name in ("neg", "add", "sub", "mul"):
+    if name in _WITH_SIGNS:
         parts = infix_parts(expression, _latex)
     else:
         parts = [_latex(argument) for argument in arguments]
@@ -162,7 +163,7 @@ def _code(expression: Expression) -> str:
     if isinstance(expression, str):
         return expression
     name, *arguments = expression
-    if name in ("neg", "add", "sub", "mul"):
+    if name in _WITH_SIGNS:
         parts = infix_parts(expression, _code)
     else:
         parts = [_code(argument) for argument in arguments]

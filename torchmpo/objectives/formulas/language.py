@@ -159,9 +159,10 @@ def text(expression: Expression, names: Mapping[str, str] | None = None) -> str:
 
 
 def infix_parts(expression: tuple, write, brackets: str = "()") -> list[str]:
-    """The arguments of neg, add, sub or mul as text, in brackets where they are needed.
+    """The arguments of an operation that is written with signs, in brackets where they need them.
 
     Args:
+        expression: neg, add, sub, mul or complement (1 minus its argument) of others.
         write: an expression as text.
         brackets: the opening and the closing one.
     """
@@ -171,8 +172,9 @@ def infix_parts(expression: tuple, write, brackets: str = "()") -> list[str]:
     for k, argument in enumerate(arguments):
         inner = argument[0] if isinstance(argument, tuple) else None
         negative = isinstance(argument, float) and argument < 0
-        needed = inner in ("add", "sub") and (name in ("neg", "mul") or (name == "sub" and k == 1))
-        needed |= (inner == "neg" or negative) and (name == "neg" or k == 1)
+        taken_off = name in ("neg", "complement") or (name == "sub" and k == 1)
+        needed = inner in ("add", "sub") and (taken_off or name == "mul")
+        needed |= (inner == "neg" or negative) and (taken_off or k == 1)
         needed |= inner == "neg" and name == "mul"
         found.append(f"{opening}{write(argument)}{closing}" if needed else write(argument))
     return found
