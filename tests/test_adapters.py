@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from torchmpo import MirrorObjective, Objective, resolve
+from torchmpo import MirrorObjective, Objective, adapters, resolve
 from torchmpo.adapters import early_warning, trl_signature, trl_trainer
-from torchmpo.losses import dpo_loss
+from torchmpo.losses import LOSSES, dpo_loss
 from torchmpo.runs.errors import UserError
 
 POLICY_CHOSEN = [-20.0, -35.0, -8.0]
@@ -156,6 +156,8 @@ def lengths_loss(chosen_logps, chosen_lengths):
             {"unit": "mean"},
             r"needs progress, .*more than log-probabilities",
         ),
+        ("dpo+sft@dual", {"kappa": 0.1}, r"sft@dual weighs its terms while it is trained"),
+        ("simpo@wpo", {"unit": "mean"}, r"simpo@wpo needs chosen_log_collision, rejected_log_"),
         (MirrorObjective(), {}, r"pass unit='mean' if .*means \(average_log_prob=True\)"),
         ("dpo", {"unit": "token"}, r"unit must be 'sum' or 'mean'; got 'token'"),
         (Objective(dpo_loss), {"beta": 0.2}, r"dpo_loss is bound already; it takes no beta"),
@@ -189,6 +191,28 @@ def test_a_trainer_of_trl_needs_trl(monkeypatch):
         trl_trainer("dpo")
     with pytest.raises(ValueError, match="unknown loss 'dpoo'"):
         trl_trainer("dpoo")
+
+
+NOT_IN_TRL = "kto bco_unpaired apo_zero_unpaired ld_dpo bvpo tdpo tb_po sparse_po plackett_luce"
+NOT_IN_TRL += " self_po lambda_po tpo hypo vpo_online wpo simpo@wpo smpo modpo dpo+sft@min_norm"
+NOT_IN_TRL += " madpo margin_dpo mix_dpo soft_label_dpo"
+
+
+@pytest.mark.parametrize("loss", NOT_IN_TRL.split())
+def test_what_batches_of_trl_lack_is_told_before_there_is_a_trainer(loss, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)  # for the others it is asked next
+    with pytest.raises(UserError, match=r"do not carry: torchmpo\.finetune|weighs its terms"):
+        trl_trainer(loss)
+
+
+@pytest.mark.parametrize("loss", sorted({*LOSSES} - {*NOT_IN_TRL.split()}))
+def test_batches_of_trl_have_what_other_losses_read(loss, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UserError, match="trl is not installed"):
+        trl_trainer(loss)
+    logps, mask = -torch.rand(4, 3), torch.ones(4, 3, dtype=torch.bool)
+    pair = adapters._pair_of_batch(logps, mask, (logps.sum(-1)[:2], logps.sum(-1)[2:]), 0.5)
+    assert resolve(loss)(pair).isfinite().all()
 
 
 def test_shapes_that_differ_are_refused():
@@ -228,7 +252,7 @@ def test_a_trainer_is_warned_of_chosen_responses_that_become_unlikely():
         (means, "logps/chosen", {"length": 1}),
         (means, "mean_logps/chosen", {}),
     ):
-        with pytest.warns(UserWarning, match="step 7: .* less likely, by 0.3") as told:
+        with pytest.warns(UserWarning, match="step 7: .* less likely, by 0.4 ") as told:
             logged(early_warning(window=3, **settings), values, key, data)
         assert len(told) == 1
     for values, settings in (

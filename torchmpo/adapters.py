@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchmpo.early_warning import CHOSEN_FALL, check_threshold, fall_warning
 from torchmpo.metrics import implicit_rewards, preference_metrics
+from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, made_up
 from torchmpo.objectives.mirror import MirrorObjective
@@ -26,6 +27,7 @@ from torchmpo.runs.errors import UserError, missing_package
 Bound: TypeAlias = Objective | MirrorObjective
 Logps: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
+_SIDES, _LOGPS = ("chosen", "rejected"), ("logps", "mean_logps")
 _FIELDS = {
     "sum": ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps"),
     "mean": (
@@ -43,7 +45,14 @@ _CALLER = {
 WITHOUT_DPO_LOSS = (0, 29)
 # What a batch of TRL's DPOTrainer has beside the arguments of the model.
 _NOT_OF_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
-_NOT_IN_TRL = ("chosen_rewards", "rejected_rewards", "preference_probs")
+# What the trainer makes of it for a loss.
+_OF_TRL = {
+    "progress",
+    *(f"{side}_{name}" for side in _SIDES for name in (*_LOGPS, "lengths", "step_logps", "mask")),
+    *(f"ref_{side}_{name}" for side in _SIDES for name in _LOGPS),
+}
+# By which likelihoods are measured: a loss may do without, and is another one then.
+_MEASURE = ("chosen_log_collision", "rejected_log_collision")
 # Settings of DPOConfig that belong to TRL's own losses.
 _OF_TRL_LOSSES = (
     *("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "ld_alpha"),
@@ -105,6 +114,8 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
     if trl:
         _refuse_a_trl_that_ignores_it()
     objective = resolve(loss, **hyper)
+    if rule := _rule(objective):
+        raise ValueError(rule)
     missing = _missing(objective, unit)
     if missing:
         raise ValueError(
@@ -139,9 +150,10 @@ def trl_trainer(loss: str | Path | Callable[..., Tensor] | Bound, **hyper: objec
         Trainer = trl_trainer("simpo", beta=2.0)
         Trainer(model, args=DPOConfig(…), train_dataset=…, processing_class=…).train()
 
-    Data, reference, precision, accumulation and checkpoints are TRL's. The loss may ask for all of
-    :class:`torchmpo.PairLogps` but scores, which TRL's batches do not carry; a reference-free one
-    keeps no reference model. Logged are ``loss`` and :func:`torchmpo.metrics.preference_metrics`.
+    Data, reference, precision, accumulation and checkpoints are TRL's. The loss may read sums,
+    means and steps of both responses, with their masks and lengths, the reference's sums and means,
+    and the progress of training; a reference-free one keeps no reference model. Logged are ``loss``
+    and :func:`torchmpo.metrics.preference_metrics`.
 
     Args:
         loss: whatever :func:`torchmpo.resolve` takes, a function like those it finds, or an
@@ -150,18 +162,19 @@ def trl_trainer(loss: str | Path | Callable[..., Tensor] | Bound, **hyper: objec
 
     Raises:
         UserError: TRL is not installed or too old, or the loss needs what TRL's batches do not
-            carry. From the trainer: a setting of ``DPOConfig`` that belongs to TRL's own losses,
-            or a loss that couples the pairs of a batch, and a step of several batches.
+            carry, or has a rule that weighs its terms. From the trainer: a setting of
+            ``DPOConfig`` that belongs to TRL's own losses, or a loss that couples the pairs of a
+            batch, and a step of several batches.
         ValueError: what :func:`torchmpo.resolve` refuses.
     """
     objective = resolve(loss, **hyper)
+    _refuse_what_trl_lacks(objective)
     try:
         module: Any = importlib.import_module("trl.trainer.dpo_trainer")
     except ModuleNotFoundError as error:
         raise UserError("trl is not installed: pip install 'trl>=1,<2'") from error
     if hasattr(module.DPOTrainer, "dpo_loss"):
         raise UserError("trl_trainer needs TRL 1.x; for older ones there is trl_signature")
-    _refuse_scores(objective)
     if isinstance(objective, MirrorObjective):
         objective = copy.deepcopy(objective).requires_grad_(False)
     fused = hasattr(module, "add_fused_lm_head")  # since 1.15: no logits are made
@@ -256,9 +269,10 @@ def early_warning(
                 return
             first, last = values[:window], values[-window:]
             noise = sum(statistics.variance(part) / window for part in (first, last)) ** 0.5
-            fell = statistics.mean(first) - statistics.mean(last) - 2 * noise
-            message = fall_warning(fell / (tokens or _mean_length(train_dataloader)), threshold)
-            if message:
+            tokens = tokens or _mean_length(train_dataloader)
+            fell = (statistics.mean(first) - statistics.mean(last)) / tokens
+            if fall_warning(fell - 2 * noise / tokens, threshold):
+                message = fall_warning(fell, threshold)
                 self.warned = True
                 warnings.warn(f"step {state.global_step}: {message}", stacklevel=2)
 
@@ -290,18 +304,31 @@ def _refuse_a_trl_that_ignores_it() -> None:
         )
 
 
-def _refuse_scores(objective: Bound) -> None:
-    carried = [n for n in PairLogps._fields if n in objective.inputs and n not in _NOT_IN_TRL]
-    absent = sorted(objective.inputs - set(carried))
+def _rule(objective: Bound) -> str | None:
+    """Why a sum whose weights follow from training cannot be had as a function of a batch."""
+    if not isinstance(getattr(objective, "source", None), Balanced):
+        return None
+    return (
+        f"{objective.name} weighs its terms while it is trained, which a trainer has to do: take "
+        "torchmpo.finetune, or weights that stay, as in dpo+0.1*sft"
+    )
+
+
+def _refuse_what_trl_lacks(objective: Bound) -> None:
+    if rule := _rule(objective):
+        raise UserError(rule)
+    absent, why = sorted(objective.inputs - _OF_TRL), None
+    if not absent:
+        return
     try:
-        objective(PairLogps(**made_up(carried, pairs=2, steps=3)))
+        objective(PairLogps(**made_up(objective.inputs & _OF_TRL, pairs=2, steps=3)))
     except ValueError as error:
-        if not absent:
-            raise
+        why = error
+    if why or any(name in _MEASURE for name in absent):
         raise UserError(
             f"{objective.name} needs {', '.join(absent)}, which TRL's batches do not carry: "
             "torchmpo.finetune has them"
-        ) from error
+        ) from why
 
 
 def _check_trl_settings(args: Any, objective: Bound) -> None:
@@ -399,6 +426,8 @@ def _missing(objective: Bound, unit: str) -> list[str]:
     required = [name for name in absent if parameters[name].default is not None]
     if required:
         return required
+    if measured := [name for name in absent if name in _MEASURE]:
+        return measured
     # Whether an optional input can be left out depends on the hyper-parameters.
     try:
         objective(pair)
