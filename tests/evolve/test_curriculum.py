@@ -160,6 +160,9 @@ def test_the_antagonist_is_tuned_once_on_each_kind(tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.count("tuning the antagonist orpo on") == 2
     assert "on noisy:0.3+pairs:2" in told
+    card = evolve._card(setup, found, {}, tmp_path / "run")
+    assert card["fitness_of_start"] == found.log[0]["held_out"] != found.log[0]["centre"]
+    assert card["fitness_of_final_centre"] == found.log[-1]["held_out"]
     evolve.explore(setup, tmp_path / "run")
     assert "antagonist" not in capsys.readouterr().out
     (tmp_path / "run/antagonist.json").write_text('{"other": {}}')

@@ -19,7 +19,7 @@ import yaml
 import torchmpo
 from torchmpo.control.settings import TestbedSettings
 from torchmpo.control.testbed import Testbed
-from torchmpo.control.tuning import suited
+from torchmpo.control.tuning import race, suited
 from torchmpo.evolve import run as evolve
 from torchmpo.evolve.__main__ import COMMAND, main
 from torchmpo.evolve.settings import PRESETS, EvolveConfig
@@ -63,7 +63,7 @@ def one_line_error(capsys, argv):
         ("--rival_trials 1000000000", "rival_trials must be at most 10000; got 1000000000"),
         (
             "--rival_trials null --generations 1000000",
-            "as many trials as the search makes are 8000000 for each rival: give rival_trials, at",
+            "as many trials as the search makes are 6000000 for each rival: give rival_trials, at",
         ),
         ("--popluation 4", "unknown option --popluation: did you mean 'population'?"),
         ("--popluation=4", "unknown option --popluation: did you mean 'population'?"),
@@ -392,7 +392,10 @@ def test_an_objective_with_a_reference_starts_with_sft(no_run):
 def test_rivals_get_as_many_trainings_as_the_search_if_asked(no_run):
     flags = "--rival_trials null --rivals sft,orpo,cpo --population 20 --generations 6"
     assert main(flags.split()) == 0
-    assert no_run[0][0].rival_trials == 40
+    setup = no_run[0][0]
+    trained = []
+    race(lambda tried, k: trained.extend(tried) or tried, setup.rival_trials, setup.protocol)
+    assert (setup.rival_trials, len(trained)) == (30, 40)  # 20·6 trainings, of which each has 40
 
 
 def test_rivals_can_be_added_to_a_finished_run(capsys):
@@ -457,9 +460,19 @@ def test_a_rate_that_a_longer_search_might_not_have_chosen(capsys, no_run, tmp_p
     Path("run/learning_rate.json").write_text('{"learning_rate": 1e-3, "trials": 8}')
     assert main(["--out", "run", "--resume"]) == 0
     error = one_line_error(capsys, ["--out", "run", "--resume", "--generations", "6"])
-    assert "is the best of 8, and a search of 6 generations tries 12: choose another" in error
+    assert "is the best of 8, and a search of 6 generations tries 9: choose another" in error
     assert yaml.safe_load(Path("run/config.yaml").read_text())["generations"] == 4
     assert main(["--out", "run", "--resume", "--rivals", "sft"]) == 0  # later rivals change no rate
+
+
+def test_an_antagonist_that_a_longer_search_would_have_tuned_otherwise(capsys, no_run, tmp_path):
+    flags = "--learning_rate 1e-3 --rival_trials null --population 2 --generations 4"
+    flags += " --data base,mixed --curriculum regret --out run"
+    main(flags.split())
+    Path("run/antagonist.json").write_text("{}")
+    error = one_line_error(capsys, ["--out", "run", "--resume", "--generations", "6"])
+    assert "the antagonist of the run in run was tuned with as many trials as follow" in error
+    assert main(["--out", "run", "--resume"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from torchmpo import MirrorObjective, resolve
 from torchmpo.objectives.bound import Objective
+from torchmpo.objectives.formulas import Formula, parse
 from torchmpo.objectives.gradients import gradients
 from torchmpo.runs.errors import UserError
 from torchmpo.show.distill import Distilled, distill, source, square
@@ -213,6 +214,18 @@ def test_what_cannot_be_distilled_is_refused_in_one_line(objective, words):
     with pytest.raises(UserError, match=words) as caught:
         distill(objective, *SQUARE)
     assert "\n" not in str(caught.value)
+
+
+def test_it_is_trained_after_supervised_epochs_where_the_objective_was(tmp_path, monkeypatch):
+    objective = Objective(Formula(parse("softplus(-margin) - c")))
+    objective.after_sft = True
+    fit = distill(objective, *SQUARE)
+    fit.objective.save(tmp_path / "saved", {})
+    (tmp_path / "after_sft_too.py").write_text(source(fit, "mine", "a square"))
+    monkeypatch.syspath_prepend(tmp_path)
+    for found in (resolve(tmp_path / "saved"), resolve("after_sft_too:distilled_loss")):
+        assert found.after_sft
+        assert not found.needs_reference
 
 
 def test_the_equation_leaves_out_what_is_not_there():

@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -123,6 +124,16 @@ def test_whatever_is_learned_can_be_drawn(tmp_path, architecture):
     learned(**architecture).save(tmp_path / "objective", {"anything": [1]})
     assert main([str(tmp_path)]) == 0
     assert drawn(tmp_path / "show", ["functions", "gradients", "pull"])
+
+
+def test_two_folders_of_one_name_are_both_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = [f"{run}/mine" for run in ("first", "second", "third")]
+    for place in places:
+        learned().save(Path(place), {})
+    found = show.rivals_of(learned(), Request(places[0], beside=places[1:]), "mine")
+    assert list(found) == ["second/mine", "third/mine"]
+    assert list(show.rivals_of(learned(), Request("x", beside=places))) == ["mine", *places[1:]]
 
 
 def test_a_loss_with_a_reference_stands_beside_its_like():

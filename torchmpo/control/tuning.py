@@ -36,6 +36,15 @@ class Protocol:
     sft_epochs: int = 10
     seed: int = 0
 
+    def settings_for(self, trainings: int) -> int:
+        """How many settings so many trainings are enough for, but for rounding up; at least one.
+
+        >>> Protocol(tuning_seeds=2, tuning_reduction=3).settings_for(40)  # 30 and the best 10
+        30
+        """
+        eta, rounds = self.tuning_reduction, self.tuning_seeds
+        return max(1, trainings * eta ** (rounds - 1) // sum(eta**k for k in range(rounds)))
+
 
 def suited(testbed: Testbed, objective: Objective | MirrorObjective, sft_epochs: int) -> Testbed:
     """The testbed of one loss: those with a reference spend their first epochs on SFT.

@@ -33,15 +33,23 @@ def check_longer(setup: Setup, out: Path) -> None:
     """Refuse what could not have the bits of one long search.
 
     Raises:
-        UserError: the learning rate was tuned with trials whose number follows from the length.
+        UserError: the learning rate, or the antagonist of a curriculum, was tuned with trials whose
+            number follows from the length.
     """
-    config, path = setup.config, out / "learning_rate.json"
-    follows = config.learning_rate is None and config.rival_trials is None
-    if not (follows and path.exists()):
+    config, path, other = setup.config, out / "learning_rate.json", out / "antagonist.json"
+    rate = config.learning_rate is None and path.exists()
+    antagonist = setup.antagonist is not None and other.exists()
+    if config.rival_trials is not None or not (rate or antagonist):
         return
     # More rivals alone leave the rate as it is.
     if read_settings(out / "config.yaml")["generations"] == config.generations:
         return
+    if antagonist:
+        raise UserError(
+            f"--resume: the antagonist of the run in {out} was tuned with as many trials as follow "
+            "from its generations, and kinds of data were drawn by it: choose another --out, or "
+            "give rival_trials from the start"
+        )
     found = read_json(path)
     tried = found.get("trials") if isinstance(found, dict) else None
     if isinstance(tried, int) and max(1, tried) != setup.rival_trials:

@@ -23,8 +23,12 @@ def fitness_figure(log: Sequence[Mapping], path: str | Path, *, unit: str = "ret
         "mean": ("population mean", REJECTED, "-"),
         "centre": ("centre", CHOSEN, "-"),
     }
+    if any("regime" in row for row in log):  # each generation is on a kind of data of its own
+        styles = {"centre": ("centre, each time on another kind of data", CHOSEN, "-")}
+        if any(row.get("held_out") is not None for row in log):
+            styles = {"held_out": ("centre on all kinds of data, held out", CHOSEN, "-")}
     for column, (label, colour, style) in styles.items():
-        points = [(r["generation"], r[column]) for r in log if r[column] is not None]
+        points = [(r["generation"], r[column]) for r in log if r.get(column) is not None]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, style, color=colour, label=label, marker="o", markersize=3.5)

@@ -379,6 +379,8 @@ def _compared(setup: Setup, path: Path) -> dict[str, Tensor]:
 def _card(setup: Setup, found: Found, comparison: dict, out: Path) -> dict:
     """How the objective was found and what it scores; the same bytes from the same run."""
     config, space = setup.config, setup.space
+    # Under a curriculum the centre's own score is on another kind of data in every generation.
+    fitness = "held_out" if "regime" in found.log[0] else "centre"
     what = {key: value for key, value in asdict(config).items() if key not in PLACE}
     return {
         "name": f"{space.name} discovered on {config.task}, {config.data}",
@@ -386,7 +388,7 @@ def _card(setup: Setup, found: Found, comparison: dict, out: Path) -> dict:
         "config": what,
         "machines": note_machine(out),
         "dim": space.dim,
-        "fitness_of_start": found.log[0]["centre"],
-        "fitness_of_final_centre": found.log[-1]["centre"],
+        "fitness_of_start": found.log[0].get(fitness),
+        "fitness_of_final_centre": found.log[-1].get(fitness),
         "comparison": comparison,
     }

@@ -53,8 +53,8 @@ class EvolveConfig(TestbedSettings):
             --resume, in addition to those of the run.
         tuning_seeds: rounds of the tuning, each on another seed.
         tuning_reduction: one in so many settings comes to the next round; 1 keeps all.
-        rival_trials: settings tried per rival; null for its share of as many trainings as the
-            search has made.
+        rival_trials: settings tried per rival; null for as many as take its share of as many
+            trainings as the search has made, those of the best ones again among them.
         final_seeds: independent trainings per objective in the final comparison.
         final_data_per_seed: give each of them fresh preference data, so that the intervals hold for
             other data too; false: one fresh set for all.

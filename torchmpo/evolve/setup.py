@@ -155,7 +155,7 @@ class Setup:
         if self.config.rival_trials is not None:
             return self.config.rival_trials
         made = self.config.population * self.config.generations
-        return max(1, made // len(self.rivals))
+        return self.protocol.settings_for(made // len(self.rivals))
 
 
 def _tunable(option: str, name: str, policy: str) -> Objective:

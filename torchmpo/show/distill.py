@@ -22,7 +22,7 @@ training visits a small part of it: prefer what a training has visited.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from textwrap import wrap
 
@@ -70,6 +70,7 @@ class Distilled:
         regions: for fifths of the pairs, from low Δ̄ to high: ``{"low", "high", "error"}``, the
             error the root mean square of the residual over that of all gradients.
         pairs: how many were fitted.
+        after_sft: as of the objective: see :class:`~torchmpo.objectives.bound.Objective`.
     """
 
     coefficients: dict[str, float]
@@ -79,11 +80,14 @@ class Distilled:
     direction: float
     regions: list[dict[str, float]]
     pairs: int
+    after_sft: bool = False
 
     @property
     def objective(self) -> Objective:
         """The closed form, ready for use."""
-        return Objective(closed_form_loss, name="closed_form", **self.coefficients)
+        objective = Objective(closed_form_loss, name="closed_form", **self.coefficients)
+        objective.after_sft = self.after_sft
+        return objective
 
     @property
     def worst(self) -> dict[str, float]:
@@ -181,7 +185,8 @@ def distill(
         raise UserError(f"{objective.name} lowers the chosen likelihood: no closed form does")
     fitted = resolve("closed_form", **coefficients)  # with the numbers as they are written
     got = torch.stack(gradients(fitted, chosen, rejected))
-    return _judged(coefficients, got, wanted, clip, weight, margin)
+    fit = _judged(coefficients, got, wanted, clip, weight, margin)
+    return replace(fit, after_sft=objective.after_sft)
 
 
 def _weights(wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -418,6 +423,8 @@ def source(fit: Distilled, origin: str, pairs: str) -> str:
         *(f"        {code[0]} {code[1:]}" for code in rest),
         "    )",
     ]
+    if fit.after_sft:
+        lines += ["", "", "distilled_loss.after_sft = True"]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -84,8 +85,8 @@ def resolved(what: str | Path) -> Bound:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def rivals_of(objective: Bound, request: Request) -> dict[str, Bound]:
-    """What is drawn beside it, by title."""
+def rivals_of(objective: Bound, request: Request, taken: str = "") -> dict[str, Bound]:
+    """What is drawn beside it, by title; by its whole name where that title is taken."""
     usual = ("dpo", "ipo") if objective.needs_reference else ("orpo", "simpo")
     names = usual if request.beside is None else request.beside
     titles = {}
@@ -93,6 +94,7 @@ def rivals_of(objective: Bound, request: Request) -> dict[str, Bound]:
         path = Path(name)
         title = (path.parent if path.name == "objective" else path).name if path.is_dir() else name
         if name != request.what:
+            title = name if title in (taken, *titles) else title
             titles[title] = resolved(path / "objective" if (path / "objective").is_dir() else name)
     return titles
 
@@ -186,14 +188,12 @@ def described(objective: Bound, title: str) -> list[str]:
         lines += objective.function.described()
     else:
         lines.append(repr(objective))
-    try:
+    with suppress(KeyError, TypeError):  # a card may hold anything; or the search did not ask
         start, end = card["fitness_of_start"], card["fitness_of_final_centre"]
-        if not all(map(math.isfinite, (start, end))):
-            raise ValueError("a search that diverged, or that somebody made up")
-        lines.append(f"fitness in the search: {start:.0f} at the start, {end:.0f} at the end")
+        if math.isfinite(start) and math.isfinite(end):
+            lines.append(f"fitness in the search: {start:.0f} at the start, {end:.0f} at the end")
+    with suppress(KeyError, TypeError, ValueError):
         lines.append(table(card["comparison"]))
-    except (KeyError, TypeError, ValueError):
-        pass  # a card may hold anything
     return lines
 
 
@@ -223,7 +223,7 @@ def show(request: Request) -> None:
 
     objective, title, out = find(request.what)
     out = request.out or out
-    drawn = {title: objective, **rivals_of(objective, request)}
+    drawn = {title: objective, **rivals_of(objective, request, title)}
     low = LOW if request.low is None else request.low
     high = HIGH if request.high is None else request.high
     check(drawn, low, high)
