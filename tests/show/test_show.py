@@ -139,7 +139,7 @@ def test_two_folders_of_one_name_are_both_drawn(tmp_path, monkeypatch):
 def test_few_units_are_not_chosen_where_the_reference_is_not_known(run, capsys):
     learned(steps="two").save(run / "objective", {"config": {}})
     assert main([str(run), "--visit", "--sparse"]) == 2
-    assert "--visit does not note which the training had: give one" in capsys.readouterr().err
+    assert "not note which the training had: give one" in capsys.readouterr().err
 
 
 def test_a_loss_with_a_reference_stands_beside_its_like():

@@ -233,8 +233,8 @@ def show(request: Request) -> None:
         raise UserError(f"--sparse is of learned objectives, and {title} is none")
     if request.sparse and request.visit and objective.needs_reference:
         raise UserError(
-            f"--sparse takes one log-probability for the reference of {title}, and --visit does not "
-            "note which the training had: give one of both"
+            f"--sparse takes one log-probability for the reference of {title}, and --visit does "
+            "not note which the training had: give one of both"
         )
     if request.visit:
         if not isinstance(objective.card.get("config"), dict):
