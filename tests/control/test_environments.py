@@ -337,7 +337,7 @@ def test_of_an_id_with_a_batch_of_its_own_the_batch_counts(digest_of):
 
 
 def test_an_entry_point_that_is_not_there_is_told_in_one_line(digest_of):
-    with pytest.raises(UserError, match="gymnasium:Mine-v0: AttributeError: .* no attribute 'Non"):
+    with pytest.raises(UserError, match=r"Mine-v0: AttributeError: .* no attribute 'Non"):
         digest_of("parts:None_such")
 
 

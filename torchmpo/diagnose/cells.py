@@ -65,11 +65,11 @@ def made_of(name: str, objective: Objective | MirrorObjective | None, pool: Pool
     """What else a cell depends on than the settings of its run; of a baseline, the pool alone.
 
     Returns:
-        ``"pool"``, the key of the trajectories (agents, physics, settings); of trajectories from a
-        file, whose key says nothing of these, ``"world"``, agents and physics by name; ``"source"``,
-        a digest of the text of one's own function or of the files of a saved objective, ``None``
-        for a loss of this package; and of one's own function ``"fingerprint"``, a digest of all
-        that it is made of, or else ``"unknowable"``, why it has none.
+        ``"pool"``, the key of the trajectories (agents, physics, settings); of those from a file,
+        whose key says nothing of these, ``"world"``, agents and physics by name; ``"source"``, a
+        digest of the text of one's own function or of the files of a saved objective, ``None`` for
+        a loss of this package; and of one's own function ``"fingerprint"``, a digest of all that
+        it is made of, or else ``"unknowable"``, why it has none.
     """
     made: dict = {"pool": pool.key(), "source": None}
     if isinstance(pool.rollouts, FileRows):
