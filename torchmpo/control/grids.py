@@ -123,8 +123,9 @@ def ranges(objective: Objective) -> dict[str, Range]:
     """The range of every hyper-parameter that is a number.
 
     A name without one in the tables is looked for between a hundredth and a hundred times its
-    default; if that is not positive and finite, or is an integer (a count, that ``range`` can take), the
-    default is kept. A sum of losses has the ranges of its parts, and one for each weight.
+    default; if that is not positive and finite, or is an integer (a count, that ``range`` can
+    take), the default is kept. A sum of losses has the ranges of its parts, and one for each
+    weight.
 
     The tables are of this library's losses. The same name in somebody's own loss may be of another
     unit: there a range is taken from the tables only if the default lies in it, and an integer is
