@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import sys
 from functools import partial
 
 import gymnasium
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import worlds
+from gymnasium.envs import registration
 from tensordict import TensorDict
 from torch.testing import assert_close
 
@@ -237,7 +239,9 @@ def test_another_text_is_another_task(tmp_path, monkeypatch):
         found.append(digest(f"world{number}:make"))
     assert found[0] != found[1]
     assert digest("tla") is None
-    assert digest("gymnasium:Pendulum-v1") == f"gymnasium {gymnasium.__version__}"
+    version = f"gymnasium {gymnasium.__version__}"
+    assert re.fullmatch(rf"{version} [0-9a-f]{{16}}", digest("gymnasium:Pendulum-v1"))
+    assert digest("gymnasium:Hopper-v5") == version  # which is batched, whatever is registered
 
 
 REGISTERED = """
@@ -259,6 +263,82 @@ def test_an_edited_environment_of_gymnasiums_registry_is_another_task(tmp_path, 
     assert all(re.fullmatch("[0-9a-f]{16}", of) for of in found)
     other = importlib.metadata.version("pyyaml")  # whose modules are not imported by its name
     assert environments._versioned("yaml") == f"yaml {other}"
+
+
+OF_OTHERS = "gymnasium.envs.mujoco.hopper_v5:HopperEnv"
+AROUND = "gymnasium.wrappers:RescaleAction"
+
+
+@pytest.fixture
+def digest_of(tmp_path, monkeypatch):
+    """The digest of a registration, in a registry that is as it was afterwards."""
+    monkeypatch.setattr(registration, "registry", dict(registration.registry))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "parts", raising=False)
+    (tmp_path / "parts.py").write_text(PARTS)
+
+    def of(entry_point=OF_OTHERS, **settings):
+        registration.registry.pop("Mine-v0", None)
+        gymnasium.register("Mine-v0", entry_point=entry_point, **settings)
+        digest.cache_clear()  # as in another process
+        return digest("gymnasium:Mine-v0")
+
+    return of
+
+
+PARTS = """
+from functools import partial
+import gymnasium
+from gymnasium.vector import SyncVectorEnv
+
+class Robot(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+class Near(gymnasium.Wrapper): pass
+class Far(gymnasium.Wrapper): pass
+
+def vector(num_envs, max_episode_steps=None, size=1): return SyncVectorEnv([Robot] * num_envs)
+def other_vector(num_envs): return SyncVectorEnv([Robot] * num_envs)
+"""
+
+
+@pytest.mark.parametrize("entry_point", [OF_OTHERS, "parts:Robot"])
+def test_all_that_is_registered_is_part_of_an_id(digest_of, entry_point):
+    def around(name, kwargs):
+        return (registration.WrapperSpec("around", name, kwargs),)
+
+    made = [
+        {},
+        {"kwargs": {"forward_reward_weight": 2}},
+        {"kwargs": {"forward_reward_weight": 5}},
+        {"max_episode_steps": 100},
+        {"max_episode_steps": 200},
+        {"additional_wrappers": around("parts:Near", {})},
+        {"additional_wrappers": around("parts:Far", {})},
+        {"additional_wrappers": around(AROUND, {"min_action": -1, "max_action": 1})},
+        {"additional_wrappers": around(AROUND, {"min_action": -2, "max_action": 1})},
+    ]
+    found = [digest_of(entry_point, **settings) for settings in made]
+    assert len(set(found)) == len(made)
+    assert [digest_of(entry_point, **settings) for settings in made] == found
+    assert digest_of("parts:Robot") != digest_of(OF_OTHERS)
+
+
+def test_the_class_counts_and_not_its_package_alone(digest_of):
+    assert digest_of() != digest_of("gymnasium.envs.mujoco.walker2d_v5:Walker2dEnv")
+
+
+def test_of_an_id_with_a_batch_of_its_own_the_batch_counts(digest_of):
+    vector = digest_of("parts:Robot", vector_entry_point="parts:vector")
+    assert vector != digest_of("parts:Robot", vector_entry_point="parts:other_vector")
+    assert vector == digest_of(None, vector_entry_point="parts:vector")  # it alone runs
+    assert vector != digest_of(None, vector_entry_point="parts:vector", kwargs={"size": 2})
+    assert make("gymnasium:Mine-v0", 3).observation_size == 2
+
+
+def test_an_entry_point_that_is_not_there_is_told_in_one_line(digest_of):
+    with pytest.raises(UserError, match=r"Mine-v0: AttributeError: .* no attribute 'Non"):
+        digest_of("parts:None_such")
 
 
 def test_speed_says_both():

@@ -87,6 +87,25 @@ def test_a_converted_policy_acts_as_stable_baselines3_does(sb3, tmp_path, name, 
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+def test_statistics_of_observations_are_not_in_a_saved_model(sb3, tmp_path):
+    """They are loaded by themselves, as the documentation says, or asked for where they are."""
+    model, normalize = made(sb3, "PPO", normalized=True)
+    with pytest.raises(ValueError, match=r"give its statistics, normalize=model\.get_vec"):
+        from_stable_baselines3(model)
+    expected, _ = model.predict(normalize.normalize_obs(OBSERVATIONS.numpy()), deterministic=True)
+    model.save(tmp_path / "model.zip")
+    normalize.save(tmp_path / "vecnormalize.pkl")
+    loaded = sb3.PPO.load(tmp_path / "model.zip", device="cpu")
+    assert loaded.get_vec_normalize_env() is None
+    env = sb3.common.vec_env.DummyVecEnv([Unscaled])
+    again = sb3.common.vec_env.VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), env)
+    ours = from_stable_baselines3(loaded, normalize=again)
+    with torch.no_grad():
+        assert_close(in_range(ours(OBSERVATIONS)), torch.from_numpy(expected), rtol=0, atol=3e-5)
+    model.get_vec_normalize_env().norm_obs = False  # of rewards alone: there is nothing to take
+    from_stable_baselines3(model)
+
+
 def test_the_density_of_ppos_actions_is_the_same_in_other_units(sb3):
     model, _ = made(sb3, "PPO", normalized=False)
     with torch.no_grad():

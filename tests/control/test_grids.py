@@ -1,6 +1,7 @@
 """Which hyper-parameters are tried: as many for every loss, the defaults first, none refused."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torchmpo.control.grids import (
     RATE,
     RATES,
     SPREAD,
+    WEIGHT,
     Range,
     at_edge,
     box,
@@ -21,6 +23,7 @@ from torchmpo.control.grids import (
     rate_grid,
 )
 from torchmpo.losses import LOSSES
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
@@ -34,7 +37,18 @@ def on_means(chosen_mean_logps, rejected_mean_logps, *, beta=0.5):
     return -beta * (chosen_mean_logps - rejected_mean_logps)
 
 
-def own(chosen_logps, *, strength=3.0, zero=0.0, negative=-1.0, count=2, on=True, kind="a", x=None):
+def own(
+    chosen_logps,
+    *,
+    strength=3.0,
+    zero=0.0,
+    negative=-1.0,
+    most=math.inf,
+    count=2,
+    on=True,
+    kind="a",
+    x=None,
+):
     return -strength * chosen_logps
 
 
@@ -128,6 +142,44 @@ def test_hyper_parameters_of_ones_own_loss():
     settings = grid(Objective(own, name="my.module:own", strength=5.0), 3)
     assert settings[0] == {"strength": 5.0}
     assert len({setting["strength"] for setting in settings}) == 3
+
+
+def test_a_name_of_the_library_in_a_loss_of_ones_own_means_what_its_default_says():
+    """Its range is taken where the default lies in it, to its ends, and not where it does not."""
+
+    def loss(
+        chosen_mean_logps,
+        *,
+        threshold=3.0,
+        eta=0.1,
+        tau=0.01,
+        delta=30.0,
+        sft_coef=1e-3,
+        label_smoothing=0.0,
+        mix=0.5,
+        beta: int = 2,
+    ):
+        return -beta * chosen_mean_logps
+
+    objective = Objective(loss, name="my_losses:loss")
+    found = ranges(objective)
+    assert found == {
+        "threshold": Range(3.0 / SPREAD, 3.0 * SPREAD),
+        "eta": Range(0.1 / SPREAD, 0.1 * SPREAD),
+        "tau": RANGES["mean"]["tau"],
+        "delta": RANGES["mean"]["delta"],
+        "sft_coef": Range(1e-3 / SPREAD, 1e-3 * SPREAD),
+        "mix": RANGES["any"]["mix"],
+    }
+    # So is one that was wrapped, and one under the name of a loss of the library.
+    assert ranges(Objective(partial(loss, beta=3))) == found
+    assert ranges(Objective(loss, name="mix_dpo")) == found
+    assert ranges(Objective(WeightedSum({"own": loss}))) == {"own_weight": WEIGHT} | {
+        f"own_{name}": span for name, span in found.items()
+    }
+    # An integer that somebody gives to a loss of the library is no count.
+    assert ranges(resolve("simpo", beta=2))["beta"] == RANGES["mean"]["beta"]
+    assert ranges(resolve("simpo", beta=10**6))["beta"] == RANGES["mean"]["beta"]
 
 
 def test_words_and_switches_are_left_alone():

@@ -99,6 +99,7 @@ def test_out_and_in_again(tmp_path, probs, pairs):
         for steps in (3, 5, 4)
     ]
     data = PreferenceDataset.from_trajectories(trajectories, pairs, probs)
+    data = replace(data, rewards=torch.tensor([0.5, -1.0, 2.0]) if probs else None)
     made = to_minari(data, "test/pairs-v0", environment="Walker2d-v5")
     theirs = minari.load_dataset("test/pairs-v0")
     assert made.id == theirs.id
@@ -117,6 +118,20 @@ def test_out_and_in_again(tmp_path, probs, pairs):
     assert (back.preference_probs is None) == (probs is None)
     if probs:
         assert back.preference_probs.tolist() == probs
+        assert back.rewards.tolist() == data.rewards.tolist()
+    else:
+        assert back.rewards is None
+
+
+def test_rewards_go_with_their_episodes():
+    """Also where some episode is in no pair, so that the others have new numbers."""
+    rows = [{"observation": [[k]], "action": [[0.0]], "return": k} for k in range(4)]
+    data = PreferenceDataset.from_trajectories(rows, [(3, 1)])
+    to_minari(replace(data, rewards=torch.tensor([5.0, 6.0, 7.0, 8.0])), "test/some-v0")
+    back = from_minari("test/some-v0")
+    assert back.rewards[back.ranked].tolist() == [[8.0, 6.0]]
+    drawn = from_minari("test/some-v0", 20)  # other pairs of the same episodes
+    assert torch.equal(drawn.rewards, drawn.returns + 5)
 
 
 def test_mistakes_are_told_in_one_line():

@@ -1,5 +1,7 @@
 """Pairs of one's own: from lists, from files, and refused in a line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pair_files import read_pair_file
 from torchmpo.control.pools import PoolConfig
-from torchmpo.control.preferences import PreferenceDataset
+from torchmpo.control.preferences import PreferenceDataset, preference_data
+from torchmpo.control.rounds import Rounds
 from torchmpo.control.testbed import TestbedConfig, prepare, prepare_fresh
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
@@ -53,6 +56,37 @@ def test_a_file_gives_back_what_was_written(tmp_path, suffix, probs):
     read = read_pair_file(str(tmp_path / f"own.{suffix}"))
     assert read.keys() == {f for f, v in vars(data).items() if v is not None}
     assert all(torch.equal(read[name], getattr(data, name)) for name in read)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_what_losses_are_given_as_rewards_is_saved(tmp_path, suffix, monkeypatch):
+    """Through the kind of data, as training reads it; a modifier of labels changes none."""
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path))
+    config, path = PoolConfig(task="hopper", pairs=4, max_steps=20), tmp_path / f"x.{suffix}"
+    data = preference_data(config, "objectives:0.7", progress=False)
+    assert not torch.equal(data.rewards, data.returns)
+    data.save(path)
+    for kind in (path, f"{path}+noisy:0.5", f"{path}+bad_judge:10", f"{path}+pairs:2"):
+        assert torch.equal(preference_data(config, str(kind)).rewards, data.rewards)
+    # Who judges two objectives lets losses see one of them, whatever the file says.
+    other = replace(data, rewards=data.rewards + 1)
+    other.save(path)
+    again = preference_data(config, f"{path}+objectives:0.7")
+    assert torch.equal(again.rewards, data.rewards)
+    made().save(path)  # without rewards
+    assert preference_data(config, str(path)).rewards is None
+
+
+def test_rounds_know_no_rewards_of_their_own_trajectories(tmp_path):
+    settings = {"pool": PoolConfig(pairs=4), "data": str(tmp_path / "own.npz")}
+    settings["inner"] = InnerConfig(minibatch_pairs=2)
+    replace(made(), rewards=torch.arange(4.0)).save(tmp_path / "own.npz")
+    bed = TestbedConfig(**settings)
+    assert prepare([bed])[0].dataset.rewards.tolist() == [0.0, 1.0, 2.0, 3.0]
+    with pytest.raises(UserError, match="which nobody knows of the trajectories that rounds add"):
+        prepare([replace(bed, rounds=Rounds(2))])
+    made().save(tmp_path / "own.npz")
+    prepare([replace(bed, rounds=Rounds(2))])
 
 
 def with_(index, **changes):
@@ -115,6 +149,9 @@ def arrays():
         ({"action": np.zeros((4, 8))}, "action must have 3 dimensions"),
         ({"rejected": np.array([1])}, "rejected has 1 pairs"),
         ({"returns": np.array([0, np.nan, 1, 2])}, "returns must be finite"),
+        ({"rewards": np.array([0, np.inf, 1, 2])}, "rewards must be finite"),
+        ({"rewards": np.zeros(3)}, r"rewards is of \(3,\), but observation of \(4, 7\)"),
+        ({"rewards": np.zeros((4, 7))}, "rewards must have 1 dimensions"),
         ({"chosen": np.array([], dtype=int)}, "chosen must have 1 dimensions"),
         ({"returns": np.array(["a"] * 4, dtype=object)}, "is not a readable file of pairs"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import worlds
 from torch import nn
 
 from torchmpo import GaussianPolicy, MirrorObjective, save_policy
-from torchmpo.control import environments
+from torchmpo.control import environments, pools
 from torchmpo.control.foreign_policies import from_sequential
+from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.evolve.__main__ import main as evolve
 from torchmpo.show.__main__ import main as show
@@ -79,11 +81,48 @@ def test_a_diagnosis_of_a_world_of_ones_own(capsys):
     assert "was made with other agents, another environment" in said
 
 
+def file_of_pairs():
+    """Two runs of the world, the one that ends nearer to the middle chosen."""
+    steps = [torch.randn(12, 2, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+    rows = [{"observation": step, "action": step / 4, "return": k} for k, step in enumerate(steps)]
+    PreferenceDataset.from_trajectories(rows, [(1, 0)] * 8).save("pairs.npz")
+
+
+def test_pairs_of_a_file_are_judged_in_one_world_by_two_agents(capsys, monkeypatch):
+    """The data is the same in another world, and the returns are not."""
+    file_of_pairs()
+    monkeypatch.setattr(environments, "SPEED_SECONDS", 0.01)
+    argv = f"{TINY} --losses sft --data pairs.npz --seeds 1 --compile false"
+    assert diagnose(argv.split()) == 0
+    before = Path("run/anchors.json").read_text()
+    again = "--out run --resume --trust --seeds 2"
+    agent = Path("better.safetensors").read_bytes()
+    Path("better.safetensors").write_bytes(Path("worse.safetensors").read_bytes())
+    said = error_of(capsys, diagnose, again)
+    assert ".json was made with another better.safetensors: put it back, or choose" in said
+    Path("better.safetensors").write_bytes(agent)
+    with monkeypatch.context() as other:
+        other.setattr(pools, "digest", lambda task: "another text")
+        assert "was made with another worlds:Line: " in error_of(capsys, diagnose, again)
+    with monkeypatch.context() as other:
+        other.setattr(pools, "version", lambda package: "0.1")
+        assert "was made with another mujoco, gymnasium: " in error_of(capsys, diagnose, again)
+    [path] = Path("run/cells").iterdir()
+    assert len(json.loads(path.read_text())["returns"]) == 1
+    assert Path("run/anchors.json").read_text() == before
+    cell = json.loads(path.read_text())
+    cell["made_of"].pop("world")  # as of an older version, which is believed
+    path.write_text(json.dumps(cell))
+    assert diagnose(again.split()) == 0
+    assert len(json.loads(path.read_text())["returns"]) == 2
+
+
 def test_a_search_and_a_look_at_what_it_visits(capsys):
     small = "--generations 1 --rivals sft --held_out_every 0"
     assert evolve(f"{TINY} {small}".split()) == 0
     made_of = json.loads(Path("run/made_of.json").read_text())["losses"]
     assert {"worlds:Line", "worse.safetensors", "better.safetensors"} <= made_of.keys()
+    assert made_of["mujoco"] == version("mujoco")
     Path("better.safetensors").rename("gone")
     assert "target: there is no file better" in error_of(
         capsys, evolve, "--out run --resume --trust"

@@ -181,27 +181,54 @@ def sizes(task: str, num_threads: int = 0) -> tuple[int, int]:
 def digest(task: str) -> str | None:
     """What a task of one's own follows from, besides its name; None for a shipped robot.
 
-    Of code, a digest of its text and of the text of its own modules that it names. So it is of one
-    of Gymnasium's ids, unless that is of an installed package: then it is the package's version.
+    Of code, a digest of its text and of the text of its own modules that it names. Of one of
+    Gymnasium's ids, a digest of all that was registered, and the versions of the installed packages
+    that it is from.
     """
     if task in TASKS:
         return None
+    if task in BATCHED:  # what is registered is not what runs
+        return _versioned("gymnasium")
     make = maker(task)  # an unknown id is told in a line, and a module of its own is imported
+    packages: list[str] = []
     if task.startswith(GYMNASIUM):
-        import gymnasium
-        from gymnasium.envs.registration import load_env_creator
-
-        spec = gymnasium.spec(task.rpartition(":")[2])
-        entry: Any = spec.entry_point
-        make = load_env_creator(entry) if isinstance(entry, str) else entry
-        file = getattr(sys.modules.get(make.__module__), "__file__", None)
-        if file is None or is_installed(file):
-            return _versioned(make.__module__.partition(".")[0])
-        make = partial(make, **spec.kwargs)
+        try:
+            make, packages = _registered(task)
+        except Exception as error:  # of a module that is imported, or a name that it does not have
+            raise own_code_raised(task, error) from error
     try:
-        return fingerprint(make)
+        return " ".join([*packages, fingerprint(make)])
     except Unknowable as error:
         raise UserError(f"task {task!r}: nobody could tell when it changes ({error})") from error
+
+
+def _registered(task: str) -> tuple[partial, list[str]]:
+    """What one of Gymnasium's ids is made of, to be digested and not to be called.
+
+    Returns:
+        the functions that make the environment and its wrappers, with their arguments and the time
+        limit; and the installed packages that they are from, with their versions.
+    """
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    spec = gymnasium.spec(task.rpartition(":")[2])
+    entries: list[Any] = [spec.vector_entry_point or spec.entry_point]  # as `maker` chooses
+    entries += [wrapper.entry_point for wrapper in spec.additional_wrappers]
+    makers = [load_env_creator(entry) if isinstance(entry, str) else entry for entry in entries]
+    around = [wrapper.kwargs for wrapper in spec.additional_wrappers]
+    packages = {package for make in makers if (package := _installed_package(make))}
+    # Around `dict`, because the package of the function in a partial is read, installed or not.
+    made = partial(dict, *makers, spec.kwargs, spec.max_episode_steps, *around)
+    return made, sorted(map(_versioned, packages))
+
+
+def _installed_package(make: Any) -> str | None:
+    """The package that a function is from; None for a module of one's own."""
+    while isinstance(make, partial):
+        make = make.func
+    file = getattr(sys.modules.get(make.__module__), "__file__", None)
+    return make.__module__.partition(".")[0] if file is None or is_installed(file) else None
 
 
 def _versioned(package: str) -> str:

@@ -101,11 +101,13 @@ def from_stable_baselines3(
         model: as ``PPO("MlpPolicy", …)`` or ``PPO.load(…)`` give it. Loading unpickles, so load
             what you trust.
         normalize: the ``VecNormalize`` that it was trained in, whose observation statistics go into
-            the policy; None if there was none.
+            the policy; None if there was none. A saved model does not hold it, nor say whether
+            there was one: ``VecNormalize.load`` reads the file that its own ``save`` wrote.
         std: σ in units of the actuators' range for SAC, TD3 and DDPG, which have no constant one.
 
     Raises:
-        ValueError: another kind of policy, action or observation.
+        ValueError: another kind of policy, action or observation; or the model is in a
+            ``VecNormalize`` of observations, and ``normalize`` is None.
     """
     policy, space = model.policy, model.action_space
     shapes = [getattr(s, "shape", None) or () for s in (model.observation_space, space)]
@@ -113,6 +115,11 @@ def from_stable_baselines3(
         raise ValueError(
             "observations and actions must be vectors of real numbers; got "
             f"{model.observation_space} and {space}"
+        )
+    if normalize is None and getattr(_normalization(model), "norm_obs", False):
+        raise ValueError(
+            "the model's environment normalizes observations: give its statistics, "
+            "normalize=model.get_vec_normalize_env()"
         )
     statistics = {} if normalize is None else _statistics(normalize)
     actor: Any = getattr(policy, "actor", None)
@@ -137,6 +144,12 @@ def from_stable_baselines3(
     if list(extractor.parameters()):
         raise ValueError(f"features made by {type(extractor).__name__} are not supported")
     return from_sequential(nn.Sequential(*layers), **own, **statistics)
+
+
+def _normalization(model: Any) -> Any:
+    """The ``VecNormalize`` that a model is in; None for none, or where nobody knows."""
+    known = getattr(model, "get_vec_normalize_env", None)
+    return None if known is None else known()
 
 
 def _statistics(normalize: Any) -> dict[str, Any]:

@@ -123,8 +123,13 @@ def ranges(objective: Objective) -> dict[str, Range]:
     """The range of every hyper-parameter that is a number.
 
     A name without one in the tables is looked for between a hundredth and a hundred times its
-    default; if that is not positive, or is an integer (a count, that ``range`` can take), the
-    default is kept. A sum of losses has the ranges of its parts, and one for each weight.
+    default; if that is not positive and finite, or is an integer (a count, that ``range`` can
+    take), the default is kept. A sum of losses has the ranges of its parts, and one for each
+    weight.
+
+    The tables are of this library's losses. The same name in somebody's own loss may be of another
+    unit: there a range is taken from the tables only if the default lies in it, and an integer is
+    kept, whatever its name.
     """
     found = {}
     if isinstance(objective.source, WeightedSum):
@@ -134,21 +139,26 @@ def ranges(objective: Objective) -> dict[str, Range]:
             found[f"{name}_weight"] = WEIGHT
             found |= {f"{name}_{key}": span for key, span in part.items()}
         return found | {name: BALANCE[name] for name in BALANCE if name in objective.hyper}
-    own_table = OWN.get(objective.name.partition("@")[0], {})
-    unit = _unit(objective)
+    tables = [RANGES[_unit(objective)], RANGES["any"]]
+    if objective.shipped:
+        tables.insert(0, OWN.get(objective.name.partition("@")[0], {}))
     for name, default in objective.hyper.items():
         if isinstance(default, (bool, str)) or not isinstance(default, (int, float)):
             continue
         if default == 0 and name in OPTIONS.get(objective.name, ()):
             continue
-        for table in (own_table, RANGES[unit], RANGES["any"]):
-            if name in table:
-                found[name] = table[name]
-                break
-        else:
-            if isinstance(default, float) and default > 0:
-                found[name] = Range(default / SPREAD, default * SPREAD)
+        known = next((table[name] for table in tables if name in table), None)
+        if not objective.shipped and (isinstance(default, int) or not _within(default, known)):
+            known = None
+        if known is not None:
+            found[name] = known
+        elif isinstance(default, float) and 0 < default < math.inf:
+            found[name] = Range(default / SPREAD, default * SPREAD)
     return found
+
+
+def _within(value: float, span: Range | None) -> bool:
+    return span is not None and span.low <= value <= span.high
 
 
 def _unit(objective: Objective) -> str:

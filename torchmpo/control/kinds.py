@@ -293,6 +293,8 @@ class Kind:
         rest.pop("fork", None)
         found = replace(self, modifiers=tuple(rest.items()))._annotated(pool, config)
         found = found._replace(begins=self._begins(pool, config))
+        if found.rewards is None:
+            found = found._replace(rewards=pool.get("rewards"))  # of a file
         if not budget:
             return found
         if budget > len(found.chosen):

@@ -93,14 +93,10 @@ def to_minari(
             made = create(dataset_id, buffers, env=environment, **spaces, **about)
     except ValueError as error:
         raise UserError(f"{dataset_id}: {one_line(error)}") from error
-    known = {"chosen": data.chosen.tolist(), "rejected": data.rejected.tolist()}
-    if data.lists is not None:
-        known["lists"] = data.lists.tolist()
-    if data.preference_probs is not None:
-        known["preference_probs"] = data.preference_probs.tolist()
-    if data.begins is not None:
-        known["begins"] = data.begins.tolist()
-    made.storage.update_metadata({PAIRS: known})
+    noted = ("chosen", "rejected", "lists", "preference_probs", "rewards", "begins")
+    known = {name: getattr(data, name) for name in noted}
+    pairs = {name: value.tolist() for name, value in known.items() if value is not None}
+    made.storage.update_metadata({PAIRS: pairs})
     return made
 
 

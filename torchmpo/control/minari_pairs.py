@@ -38,7 +38,8 @@ def minari_arrays(
     returns = [float(np.sum(episode.rewards)) for episode in found]
     if pairs is not None:
         chosen, rejected = _drawn(torch.tensor(returns), pairs, seed, found.id)
-        known = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
+        rewards = (known or {}).get("rewards")  # of an episode, whatever it is compared with
+        known = {"chosen": chosen.tolist(), "rejected": rejected.tolist(), "rewards": rewards}
     assert known is not None
     lists = known.get("lists") or list(zip(known["chosen"], known["rejected"], strict=True))
     used = sorted({episode for row in lists for episode in row})
@@ -57,8 +58,9 @@ def minari_arrays(
         arrays["lists"] = places
     if (probs := known.get("preference_probs")) is not None:
         arrays["preference_probs"] = array(probs, "preference_probs")
-    if (begins := known.get("begins")) is not None:
-        arrays["begins"] = array([begins[episode] for episode in used], "begins")
+    for name in ("rewards", "begins"):
+        if (values := known.get(name)) is not None:
+            arrays[name] = array([values[episode] for episode in used], name)
     return checked_arrays(arrays)
 
 

@@ -20,6 +20,8 @@ SUFFIXES = (".npz", ".safetensors")
 MINARI = "minari:"  # how a kind of data names a data set of Minari
 _WHOLE = ("lengths", "chosen", "rejected", "lists", "begins")
 _REQUIRED = ("observation", "action", "lengths", "returns", "chosen", "rejected")
+_OPTIONAL = ("preference_probs", "rewards", "lists", "begins")
+_OF_TRAJECTORIES = ("lengths", "returns", "rewards", "begins")  # a number each
 
 
 def file_of(kind: str) -> tuple[str, str]:
@@ -80,14 +82,14 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays: ``observation [trajectories, time, n]``, ``action [trajectories, time, m]``,
             ``lengths`` and ``returns`` ``[trajectories]``, ``chosen`` and ``rejected`` ``[pairs]``,
             and perhaps ``preference_probs [pairs]``, ``lists [pairs, n]`` from the chosen
-            trajectory to the rejected one, and ``begins [trajectories]``.
+            trajectory to the rejected one, and ``rewards`` and ``begins`` ``[trajectories]``.
 
     Raises:
         UserError: what is missing or wrong, in a line.
     """
     if missing := [name for name in _REQUIRED if name not in arrays]:
         raise UserError(f"{', '.join(missing)} missing; pairs need {', '.join(_REQUIRED)}")
-    if unknown := arrays.keys() - {*_REQUIRED, "preference_probs", "lists", "begins"}:
+    if unknown := arrays.keys() - {*_REQUIRED, *_OPTIONAL}:
         raise UserError(f"{', '.join(sorted(unknown))}: there is no array of such a name")
     for name, value in arrays.items():
         whole = name in _WHOLE
@@ -101,8 +103,8 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: value.long() if name in _WHOLE else value.float() for name, value in arrays.items()
     }
     count, time = found["observation"].shape[:2]
-    of_trajectory = {name: (count,) for name in ("lengths", "returns", "begins") if name in found}
-    for name, shape in {"action": (count, time), **of_trajectory}.items():
+    each = {name: (count,) for name in _OF_TRAJECTORIES if name in found}
+    for name, shape in {"action": (count, time), **each}.items():
         have = tuple(found[name].shape[: len(shape)])
         if have != shape:
             raise UserError(f"{name} is of {have}, but observation of {(count, time)}")
@@ -125,8 +127,9 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     probs = found.get("preference_probs")
     if probs is not None and not bool(((probs >= 0) & (probs <= 1)).all()):
         raise UserError("preference_probs must be between 0 and 1")
-    if not bool(found["returns"].isfinite().all()):
-        raise UserError("returns must be finite")
+    for name in ("returns", "rewards"):
+        if name in found and not bool(found[name].isfinite().all()):
+            raise UserError(f"{name} must be finite")
     counted = torch.arange(time) < found["lengths"][:, None]
     for name in ("observation", "action"):
         if not bool((bad := ~found[name].isfinite().all(-1) & counted).any()):

@@ -43,11 +43,12 @@ from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import held, slug, write_atomic
 from torchmpo.runs.json_files import parse_json
 from torchmpo.runs.seeding import generator
-from torchmpo_envs import AGENTS, EXPERTS, TASKS
+from torchmpo_envs import AGENTS, TASKS
 
 ROLES = ("original", "target", "either")  # the three trajectories of every start state
 FORMAT = 1  # of the files; goes into the key, so that stores of another format are not found
 _COMPLETE = "pool.json"  # written last
+_PHYSICS = ("mujoco", "gymnasium")  # packages; another version gives other trajectories
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,26 @@ class PoolConfig:
         each = self.rollouts.per_start if isinstance(self.rollouts, LineRollouts) else len(ROLES)
         return each * self.pairs
 
-    def own_parts(self) -> dict[str, str]:
-        """A digest of the task and of each agent by name, of those that are not shipped."""
-        found = {self.task: digest(self.task)}
+    def world(self) -> dict[str, str]:
+        """What policies act in and are measured by, wherever the trajectories are from.
+
+        Returns:
+            by name, a digest of a task of one's own and of each agent, and the versions of the
+            physics.
+        """
+        found = {package: version(package) for package in _PHYSICS}
         for agent in (self.original, self.target):
-            if agent not in EXPERTS:
-                content = agent_path(agent).read_bytes()
-                found[agent] = hashlib.blake2b(content, digest_size=8).hexdigest()
-        return {name: value for name, value in found.items() if value is not None}
+            content = agent_path(agent).read_bytes()
+            found[agent] = hashlib.blake2b(content, digest_size=8).hexdigest()
+        own = digest(self.task)
+        return found if own is None else found | {self.task: own}
 
     def key(self) -> str:
-        """A hash of settings, agents' weights and physics: the name of the pool's folder."""
+        """A hash of settings, agents' weights and physics: the name of the pool's folder.
+
+        Of a file's trajectories, a hash of the file: they follow from nothing else. What policies
+        are measured by is then in :meth:`world` alone.
+        """
         if isinstance(self.rollouts, FileRows):
             drawn = f"-{self.pairs}-{self.seed}" if self.rollouts.path.startswith(MINARI) else ""
             return f"file-{self.rollouts.digest}{drawn}"
@@ -134,7 +144,7 @@ class PoolConfig:
         ]
         penalty = getattr(TASKS.get(self.task), "default_penalty", None)
         # Other physics give other trajectories, and the noise is drawn batch by batch.
-        versions = [version(package) for package in ("mujoco", "gymnasium")]
+        versions = [version(package) for package in _PHYSICS]
         settings = asdict(self)
         for later in ("rollouts", "auto_reset", "fork"):  # as before there were others
             if not settings[later]:

@@ -181,8 +181,7 @@ class PreferenceDataset:
         Raises:
             UserError: another suffix.
         """
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rewards"}
-        write_pair_file(arrays, path)
+        write_pair_file({f.name: getattr(self, f.name) for f in fields(self)}, path)
 
 
 def preference_data(

@@ -374,6 +374,11 @@ def _matching(pool: Tensors, config: TestbedConfig, policy: GaussianPolicy) -> P
             f"{config.inner.minibatch_pairs}"
         )
     config.rounds.check(len(data), config.inner.minibatch_pairs, config.data)
+    if config.rounds.count > 1 and data.rewards is not None and data.rewards is pool.get("rewards"):
+        raise UserError(
+            f"data {config.data!r} has rewards, which nobody knows of the trajectories that rounds "
+            "add: take one round, or leave rewards out of the file"
+        )
     return data
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from torchmpo.control.grids import nothing_to_tune
 from torchmpo.control.pools import PoolConfig
+from torchmpo.control.rollouts import FileRows
 from torchmpo.diagnose.schemas import Cell
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable
@@ -64,12 +65,15 @@ def made_of(name: str, objective: Objective | MirrorObjective | None, pool: Pool
     """What else a cell depends on than the settings of its run; of a baseline, the pool alone.
 
     Returns:
-        ``"pool"``, the key of the trajectories (agents, physics, settings); ``"source"``, a digest
-        of the text of one's own function or of the files of a saved objective, ``None`` for a loss
-        of this package; and of one's own function ``"fingerprint"``, a digest of all that it is
-        made of, or else ``"unknowable"``, why it has none.
+        ``"pool"``, the key of the trajectories (agents, physics, settings); of those from a file,
+        whose key says nothing of these, ``"world"``, agents and physics by name; ``"source"``, a
+        digest of the text of one's own function or of the files of a saved objective, ``None`` for
+        a loss of this package; and of one's own function ``"fingerprint"``, a digest of all that
+        it is made of, or else ``"unknowable"``, why it has none.
     """
-    made: dict[str, str | None] = {"pool": pool.key(), "source": None}
+    made: dict = {"pool": pool.key(), "source": None}
+    if isinstance(pool.rollouts, FileRows):
+        made["world"] = pool.world()
     if objective is None:
         return made
     if not is_own(name) or isinstance(objective, MirrorObjective):
@@ -93,7 +97,7 @@ def check_cell(
 
     Args:
         cell: from `read_cell`. One of a loss of this package that has no ``made_of`` is older than
-            this check.
+            this check, and so is one of a file that has no ``world``: it is believed.
         grid: settings that would be tried.
         made: from `made_of`, as it would be now.
 
@@ -108,6 +112,12 @@ def check_cell(
         if made["pool"].startswith("file-"):
             what = "another file of pairs"
         raise UserError(f"{path} was made with {what}: choose another --out")
+    world = made.get("world", {})
+    if changed := [name for name, was in then.get("world", {}).items() if world.get(name) != was]:
+        raise UserError(
+            f"{path} was made with another {', '.join(changed)}: put it back, or choose another "
+            "--out"
+        )
     if reason := made.get("unknowable") or then.get("unknowable"):
         raise UserError(
             f"nobody can tell whether {loss} has changed since {path} was made ({reason}): delete "

@@ -18,6 +18,7 @@ class _MadeOf(TypedDict):
     source: str | None
     fingerprint: NotRequired[str]
     unknowable: NotRequired[str]
+    world: NotRequired[dict[str, str]]
 
 
 _Path = TypedDict(

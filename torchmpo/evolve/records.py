@@ -129,7 +129,7 @@ def fingerprints(setup: Setup) -> dict[str, str | None]:
     """A digest of every function of one's own and of every saved objective in a search, by name.
 
     They are among the rivals, or the search begins there. None where there can be no digest. So of
-    files of data, and of a task and agents of one's own.
+    files of data, and of a task of one's own, the agents, and versions of the physics.
     """
     named: dict[str, Any] = dict(setup.rivals)
     if setup.antagonist is not None:
@@ -138,7 +138,8 @@ def fingerprints(setup: Setup) -> dict[str, str | None]:
         named[setup.config.warm_start] = setup.space.objective
     files = (bed.data_pool.rollouts for bed in setup.testbeds)
     found: dict[str, str | None] = {f.path: f.digest for f in files if isinstance(f, FileRows)}
-    found |= setup.testbeds[0].pool.own_parts()  # of several tasks none is one's own
+    for bed in setup.testbeds:
+        found |= bed.pool.world()
     for name, objective in named.items():
         if is_own(name) or Path(name).is_dir():
             try:

@@ -71,6 +71,7 @@ class Objective:
         unpaired: whether it is of single responses, labelled desirable or not, and not of pairs.
         own: whether it was found as ``package.module:function``. What such a one raises is a
             `UserError` with its file and line, from what was raised.
+        shipped: whether it is of this library, or made of its losses alone.
         needs_reference: whether a reference policy's log-probabilities are among them.
         after_sft: whether the first epochs of a training on robots are supervised, before it: so
             for losses that need a reference, and for a formula that a search found beside such, or
@@ -147,6 +148,9 @@ class Objective:
         parts = _made_of(self.source)
         coupled = any(part is LOSSES[name] for part in parts for name in COUPLED)
         self.coupled = coupled or getattr(self.source, "coupled", False)
+        self.shipped = isinstance(self.source, Formula) or all(
+            any(part is loss for loss in LOSSES.values()) for part in parts
+        )
         self._try()
 
     def _try(self) -> None:
