@@ -73,7 +73,13 @@ def test_an_error_that_grows_is_no_law():
 
 @pytest.mark.parametrize(
     ("sizes", "errors"),
-    [([1, 2], [[1, 1]]), ([1, 2, 2], [[1, 1, 1]]), ([1, 2, 3], [[1, 1]]), ([1, 2, 3], [1, 1, 1]), ([1, 2, 3], np.empty((0, 3)))],
+    [
+        ([1, 2], [[1, 1]]),
+        ([1, 2, 2], [[1, 1, 1]]),
+        ([1, 2, 3], [[1, 1]]),
+        ([1, 2, 3], [1, 1, 1]),
+        ([1, 2, 3], np.empty((0, 3))),
+    ],
 )
 def test_what_cannot_be_fitted(sizes, errors):
     with pytest.raises(ValueError, match=r"needs three|errors must"):
