@@ -44,7 +44,8 @@ def fit_scaling(
     """Least squares: for each b of a grid E and A have a closed form, and the best b wins.
 
     Intervals are percentile bootstraps over seeds, each of which keeps its errors at all sizes
-    together; with few seeds they are too narrow, and one seed has none. With three sizes nothing checks the form itself.
+    together; with few seeds they are too narrow, and one seed has none. With three sizes nothing
+    checks the form itself.
 
     Args:
         sizes: N ``[m]``, at least three, positive and different.
