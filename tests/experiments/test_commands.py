@@ -29,7 +29,8 @@ def commands(page: str) -> dict[str, list[str]]:
         r"^    (python -m.*)", text, re.M
     )
     lines = {" ".join(words.split()) for words in written}
-    ours = (re.fullmatch(r"python -m torchmpo\.((?:diagnose|evolve)\b.*)", line) for line in lines)
+    begin = r"python -m torchmpo\.((?:diagnose|evolve)\b.*)"
+    ours = (re.fullmatch(begin, line) for line in lines)
     return {m[1]: shlex.split(m[1]) for m in ours if m and "--resume" not in m[1]}
 
 
