@@ -35,7 +35,7 @@ def commands(page: str) -> dict[str, list[str]]:
 
 
 def settings(module: str, values: dict) -> dict:
-    """Without what may be another on another machine, and what has no effect; lists in any order."""
+    """Without what may differ between machines, and what has no effect; lists in any order."""
     command = import_module(f"torchmpo.{module}.__main__").COMMAND
     values = {k: v for k, v in (command.older | values).items() if k not in command.place}
     for name in ("losses", "data", "rivals", "warm_start"):
