@@ -19,6 +19,7 @@ from torchmpo.statistics import (
     table,
     verdict,
 )
+from torchmpo.statistics.pairwise import students_p
 
 NAN = float("nan")
 scores_of = some.lists(some.integers(-8, 8).map(float), min_size=1, max_size=9)
@@ -46,6 +47,12 @@ def test_mean_se_and_interval_by_hand():
     assert result.se == pytest.approx(se)
     assert result.low == pytest.approx(3 - 3.1824463 * se)
     assert result.high == pytest.approx(3 + 3.1824463 * se)
+
+
+def test_one_value_has_a_mean_and_no_interval():
+    mean, *rest = mean_of([3.0])
+    assert mean == 3.0
+    assert all(map(math.isnan, rest))
 
 
 def test_differences_are_paired_by_seed():
@@ -89,6 +96,21 @@ def test_a_verdict_is_corrected_for_the_number_of_rivals():
     assert verdict(alone).startswith("vs r0: improvement, ")
     line = f"no improvement (among 4 rivals p is {4 * raw:.2f})"
     assert all(told.split(": ")[1].startswith(line) for told in verdict(comparison).splitlines())
+
+
+def test_one_seed_shows_nothing():
+    """By hand: a variance needs two."""
+    comparison = compare({"a": [5.0], "b": [1.0], "c": [NAN]})
+    assert comparison["differences"]["b"] == {
+        "mean": 4.0, "se": None, "low": None, "high": None, "diverged": 0, "p": None
+    }  # fmt: skip
+    assert comparison["objectives"]["a"]["mean"] == 5.0
+    assert verdict(comparison).splitlines()[0] == "vs b: one seed shows nothing, +4"
+    assert "nan" not in table(comparison)
+    assert table(comparison).splitlines()[2].split() == ["b", "1", "+4"]
+    assert math.isnan(students_p(4.0, NAN, 1))
+    assert math.isnan(students_p(4.0, 0.0, 1))
+    assert students_p(4.0, 0.0, 2) == 0.0  # the same on every seed
 
 
 def test_a_diverged_training_is_counted_in_the_table():

@@ -60,13 +60,26 @@ def test_it_says_where_the_exponent_cannot_be_told(errors):
     assert not fit_scaling(SIZES, errors_of(*errors)).told
 
 
+def test_one_seed_tells_no_exponent():
+    fit = fit_scaling(SIZES, errors_of(0.1, 2.0, 0.5, 0.0, seeds=1))
+    assert fit.exponent.value == pytest.approx(0.5, rel=0.05)  # what the errors were made with
+    assert all(math.isnan(end) for part in fit[:3] for end in (part.low, part.high))
+    assert not fit.told
+
+
 def test_an_error_that_grows_is_no_law():
     assert not fit_scaling(SIZES, errors_of(1.0, -2.0, 0.5, 0.001)).told
 
 
 @pytest.mark.parametrize(
     ("sizes", "errors"),
-    [([1, 2], [[1, 1]]), ([1, 2, 2], [[1, 1, 1]]), ([1, 2, 3], [[1, 1]]), ([1, 2, 3], [1, 1, 1])],
+    [
+        ([1, 2], [[1, 1]]),
+        ([1, 2, 2], [[1, 1, 1]]),
+        ([1, 2, 3], [[1, 1]]),
+        ([1, 2, 3], [1, 1, 1]),
+        ([1, 2, 3], np.empty((0, 3))),
+    ],
 )
 def test_what_cannot_be_fitted(sizes, errors):
     with pytest.raises(ValueError, match=r"needs three|errors must"):

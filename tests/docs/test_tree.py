@@ -1,6 +1,8 @@
 """docs/tree.md names every module, with what its docstring says now."""
 
 import importlib.util
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,12 @@ def test_summary_is_the_first_paragraph_as_markdown(tmp_path):
     path = tmp_path / "module.py"
     path.write_text('"""One\n``thing`` of :mod:`.other` | x.\n\nMore.\n"""\n')
     assert make_tree.summary(path) == "One `thing` of `other` \\| x"
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "CONTRIBUTING.md"])
+def test_layers_are_those_that_are_checked(page):
+    """A layer begins a line, or stands after `>`."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
+    (block,) = re.findall(r"^```text\n(__main__.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    assert re.findall(r"(?:^|> +)(\w+(?: \| \w+)*)", block, re.M) == layers

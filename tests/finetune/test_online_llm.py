@@ -408,6 +408,12 @@ def test_other_mistakes_are_one_line_too(whole, settings, tmp_path, capsys):
     assert "--resume: there is no run in" in capsys.readouterr().err
     assert run(changed(settings, model={"lr": 2e-2}), whole.parent, "--resume") == 2
     assert "model.lr is 0.02, but the run was made with 0.01" in capsys.readouterr().err
+    weights = Path(settings["model"]["model"]) / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert run(settings, whole.parent, "--resume") == 2
+    assert f"{weights.parent} has changed since the run in" in capsys.readouterr().err
+    weights.write_bytes(content)
     assert run(settings, whole.parent, "--resume", "--rounds", "1") == 2
     assert "has begun more rounds than --rounds 1: raise --rounds" in capsys.readouterr().err
     assert run(settings, tmp_path, "--round", "3") == 2

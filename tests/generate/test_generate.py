@@ -1,6 +1,7 @@
 """The command line: prompts in, answers out, a resume that writes the rest, an endpoint instead."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -129,6 +130,50 @@ def test_a_resume_writes_only_what_is_left(folder, monkeypatch, capsys):
     assert "the answers in out are to other prompts" in capsys.readouterr().err
 
 
+def test_a_resume_keeps_answers_apart_from_the_prompts_own_columns(folder):
+    """`text` and `row` are what an answer and its place are called in `partial.json`."""
+    rows = [{"instruction": p, "text": "mine", "row": 7, "index": i} for i, p in enumerate(PROMPTS)]
+    (folder / "prompts.json").write_text(json.dumps(rows))
+    assert generate.main(ARGS) == 0
+    before = outputs()
+    assert [row["output"] for row in before] == [alone(prompt) for prompt in PROMPTS]
+    assert {(row["text"], row["row"]) for row in before} == {("mine", 7)}
+    assert generate.main(["--out", "out", "--resume"]) == 0
+    assert outputs() == before
+
+
+def test_a_model_that_was_trained_further_is_another_one(folder, capsys):
+    model = add_lora(tiny_llama(), LoraSettings(r=2))
+    model.peft_config["default"].base_model_name_or_path = "base"
+    model.save_pretrained("adapter", save_embedding_layers=False)
+    args = ["--model", "adapter", *ARGS[2:]]
+    assert generate.main(args) == 0
+    before = outputs()
+    # A run that is older than the record goes on, and has it then.
+    record = folder / "out" / "made_of.json"
+    assert json.loads(record.read_text())["losses"].keys() == {"adapter", "base"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"losses": {}}))
+    shutil.copytree("adapter", "copy")
+    shutil.rmtree("adapter")
+    shutil.copytree("copy", "adapter", copy_function=shutil.copyfile)  # with other times
+    assert generate.main(["--out", "out", "--resume"]) == 0
+    assert generate.main(["--out", "out", "--resume"]) == 0
+    capsys.readouterr()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained("adapter", save_embedding_layers=False)
+    assert generate.main(["--out", "out", "--resume"]) == 2
+    line = "adapter has changed since the run in out was made: put it back, or choose another --out"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
+    assert outputs() == before
+    shutil.rmtree("adapter")
+    shutil.copytree("copy", "adapter")
+    tiny_llama(seed=1).save_pretrained("base")
+    assert generate.main(["--out", "out", "--resume"]) == 2
+    assert "error: base has changed since the run" in capsys.readouterr().err
+
+
 def test_too_little_memory_is_one_line(folder, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
@@ -159,6 +204,18 @@ def test_an_endpoint_answers(folder, endpoint, monkeypatch, capsys):  # noqa: F8
     assert {h["Authorization"] for h in endpoint.headers} == {"Bearer secret"}
     assert {h["path"] for h in endpoint.headers} == {"/v1/chat/completions"}
     assert "secret" not in (folder / "out" / "config.yaml").read_text()
+    assert not any("chat_template_kwargs" in b for b in endpoint.bodies)
+
+
+def test_an_endpoint_gets_the_variables_of_the_chat_template(folder, endpoint):  # noqa: F811
+    """As fields of vLLM's and SGLang's: chat_template_kwargs beside model and messages."""
+    args = ["--model", "m", "--prompts", "prompts.json", "--endpoint", endpoint.url, "--out", "out"]
+    assert generate.main([*args, "--chat_template_kwargs", "{enable_thinking: false}"]) == 0
+    assert len(endpoint.bodies) == 5
+    assert all(b["chat_template_kwargs"] == {"enable_thinking": False} for b in endpoint.bodies)
+    assert set(endpoint.bodies[0]) == {
+        *("model", "messages", "max_tokens", "temperature", "chat_template_kwargs")
+    }
 
 
 def test_what_an_endpoint_gave_before_it_failed_is_kept(folder, endpoint, capsys):  # noqa: F811
@@ -187,6 +244,9 @@ def test_a_run_that_failed_before_any_work_does_not_claim_its_folder(folder, end
     assert generate.main(args) == 0
 
 
+FAR = "--model m --prompts prompts.json --endpoint http://x"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -204,6 +264,12 @@ def test_a_run_that_failed_before_any_work_does_not_claim_its_folder(folder, end
         ("--model base --prompts prompts.json --format text --system s", "needs --format chat"),
         ("--model m --prompts prompts.json --endpoint here", "must begin with http"),
         ("--model m --prompts prompts.json --endpoint http://x --format text", "are chat"),
+        (f"{FAR} --dtype float16", "--dtype float16: a model behind an endpoint runs where and as"),
+        (f"{FAR} --device cpu", "leave it out, or say --device null"),
+        (
+            f'{FAR} --chat_template_kwargs {{"a":.nan}}',
+            "chat_template_kwargs cannot be sent as JSON",
+        ),
     ],
 )
 def test_mistakes_are_one_line(folder, words, message, capsys):

@@ -23,6 +23,7 @@ from torchmpo.winrate.alpaca_files import (
     read_gamed,
     read_outputs,
 )
+from torchmpo.winrate.judges import ScoreJudge
 from torchmpo.winrate.rates import length_controlled_win_rate
 from torchmpo.winrate.settings import WinRateConfig
 
@@ -154,6 +155,39 @@ def test_an_edited_judge_is_noticed(files, tmp_path, monkeypatch, capsys):
     assert "own/annotations.json has changed since the run in again" in capsys.readouterr().err
 
 
+def test_another_reward_model_in_the_same_folder_is_noticed(files, tmp_path, monkeypatch, capsys):
+    """The weights decide, not the name; a run of before they were recorded goes on."""
+    folder = tmp_path / "reward"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    longer = ScoreJudge(lambda prompts, texts: [len(text) / 9 for text in texts])
+    monkeypatch.setattr("torchmpo.winrate.run.resolve_judge", lambda name, **_: longer)
+    args = [*COMMON, "--judge", "reward", "--out", "out"]
+    assert winrate.main(args) == 0
+    record = tmp_path / "out" / "made_of.json"
+    assert list(json.loads(record.read_text())["losses"]) == ["reward"]
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"losses": {}}))
+    assert winrate.main(["--out", "out", "--resume"]) == 0
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS")
+    capsys.readouterr()
+    assert winrate.main(["--out", "out", "--resume"]) == 2
+    assert "reward has changed since the run in out was made" in capsys.readouterr().err
+
+
+def test_scikit_learn_is_missed_before_the_judge_is_asked(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # for import statements,
+    monkeypatch.setattr("torchmpo.winrate.run.find_spec", lambda name: None)  # and for questions
+    assert winrate.main(ARGS) == 2
+    line = "error: scikit-learn is not installed: pip install 'torchmpo[winrate]'\n"
+    assert capsys.readouterr().err == line
+    assert files.pairs == []
+    assert not (tmp_path / "out").exists()
+    for name, suffix in (("base", "!"), ("mine", " more")):  # four have no such rate
+        (tmp_path / f"{name}.json").write_text(json.dumps(answers(name, suffix, 4)))
+    assert winrate.main(ARGS) == 0
+
+
 def test_resume_asks_only_what_is_left(files, tmp_path, capsys):
     files.limit = 4
     assert winrate.main([*ARGS, "--batch_size", "2"]) == 130
@@ -211,6 +245,14 @@ def test_repeated_instructions_are_matched_one_to_one():
     assert [(row["output_1"], row["output_2"]) for row in got] == [("1", "3"), ("2", "4")]
     with pytest.raises(UserError, match="1 of 2 instructions have no output by 'b'"):
         compare(rows("a", "1", "2"), rows("b", "3"))
+
+
+def test_answers_may_bring_columns_of_other_comparisons():
+    more = {"output_1": "old", "generator_2": "old", "preference": 2.0, "annotator": "old"}
+    one = [{"instruction": "i", "output": "x", "generator": "a", "dataset": "d", **more}]
+    two = [{"instruction": "i", "output": "y", "generator": "b", "dataset": "d"}]
+    want = {"instruction": "i", "output_1": "x", "output_2": "y"}
+    assert compare(one, two) == [want | {"generator_1": "a", "generator_2": "b", "dataset": "d"}]
 
 
 def test_empty_answers_lose_if_asked_to():

@@ -14,7 +14,6 @@ A round is a run of ``fit``, from the weights of the round before, with an optim
 rate schedule and an order of pairs of its own.
 """
 
-import contextlib
 import csv
 import io
 import json
@@ -44,16 +43,16 @@ from torchmpo.finetune.model_card import CARD, next_command, push
 from torchmpo.finetune.module import objective_of
 from torchmpo.finetune.online_settings import NAMES, OnlineSettings
 from torchmpo.finetune.supply import check_batch
-from torchmpo.objectives.fingerprint import Unknowable, fingerprint
 from torchmpo.runs import made_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import LOCK, SOFT_LOCK, alone_in, write_atomic
 from torchmpo.runs.json_files import read_json
+from torchmpo.runs.model_folders import model_digests
 from torchmpo.runs.options import settings_text
 from torchmpo.runs.seeding import derive_seed
 from torchmpo.runs.threads import one_thread_if_tiny
 from torchmpo.winrate.judges import FunctionJudge, Judge
-from torchmpo.winrate.run import judge_of
+from torchmpo.winrate.run import judge_digests, judge_of
 from torchmpo.winrate.settings import WinRateConfig
 
 PROGRAM = "python -m torchmpo.finetune"
@@ -235,40 +234,43 @@ class Run:
         elif rounds.judge is None:
             raise UserError("--judge: package.module:function, or a reward model")
         else:
-            judge = judge_of(
-                WinRateConfig(
-                    judge=rounds.judge,
-                    both_orders=rounds.both_orders,
-                    batch_size=rounds.batch_size,
-                    endpoint=rounds.endpoint,
-                    template=rounds.template,
-                    key_variable=rounds.key_variable,
-                    timeout=rounds.timeout,
-                ),
-                rounds.judge,
-            )
+            judge = judge_of(self._judging(), rounds.judge)
         return Asking(judge, prompts, encoded)
+
+    def _judging(self) -> WinRateConfig:
+        """The settings of the rounds that are a judge's."""
+        rounds = self.rounds
+        return WinRateConfig(
+            judge=rounds.judge,
+            both_orders=rounds.both_orders,
+            batch_size=rounds.batch_size,
+            endpoint=rounds.endpoint,
+            template=rounds.template,
+            key_variable=rounds.key_variable,
+            timeout=rounds.timeout,
+        )
 
     def note(self) -> None:
         """Refuse to go on with another run; write what this one is.
 
         Raises:
-            UserError: a setting, the prompts or the judge are others.
+            UserError: a setting, the prompts, the judge or the model's folder are others.
         """
         settings = {n: v for n, v in self.settings.items() if n not in FREE and n != "online"}
         fixed = {k: v for k, v in self.settings["online"].items() if k not in FREE_ONLINE}
         settings = _leaves(settings | {"online": fixed})
-        judges = {}
+        model = self.settings["model"]
+        digests: dict[str, str | None] = {**model_digests(model["model"], model["reference"])}
         if self.asking is not None:
             text = json.dumps(self.asking.prompts)
             settings["prompts' digest"] = derive_seed(text)
             # One that is given in Python may keep a state, such as a count of its calls.
-            if isinstance(self.asking.judge, FunctionJudge) and self.rounds.judge is not None:
-                with contextlib.suppress(Unknowable):
-                    judges[self.rounds.judge] = fingerprint(self.asking.judge.function)
+            if self.rounds.judge is not None:
+                found = judge_digests(self._judging(), self.asking.judge)
+                digests |= {name: digest for name, digest in found.items() if digest is not None}
         made_of.check_settings(self.out, settings)
-        made_of.check_losses(self.out, judges)
-        made_of.write(self.out, settings, judges)
+        made_of.check_losses(self.out, digests)
+        made_of.write(self.out, settings, digests)
         write_atomic(self.out / "config.yaml", settings_text(self.settings))
 
     def round(self, number: int) -> None:

@@ -18,6 +18,7 @@ from torchmpo.generate.sources import Source, endpoint_source, local_source
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.json_files import read_json
+from torchmpo.runs.model_folders import model_digests
 from torchmpo.winrate.alpaca_files import Row, annotations_text, read_prompts
 
 OUTPUTS, PARTIAL = "outputs.json", "partial.json"
@@ -52,6 +53,12 @@ def prepare(config: GenerateConfig) -> Generation:
     prompts = read_prompts(config.prompts)
     make = local_source if config.endpoint is None else endpoint_source
     return Generation(config, prompts, make(config, [p["instruction"] for p in prompts], sampling))
+
+
+def fingerprints(generation: Generation) -> dict[str, str]:
+    """A digest of the model by its folder, and of the base of an adapter; none of a hub id."""
+    config = generation.config
+    return {} if config.endpoint is not None else model_digests(config.model)
 
 
 def check(generation: Generation, out: Path) -> None:
@@ -143,7 +150,7 @@ def _answered(prompts: Sequence[Row], out: Path) -> dict[int, Answer]:
         rows = read_json(path, list[_Partial])
     elif finished.exists():
         rows = [
-            {"row": row, "text": answer["output"], **answer}
+            {**answer, "row": row, "text": answer["output"]}  # prompts may have such columns
             for row, answer in enumerate(read_json(finished, list[_Finished]))
         ]
     else:

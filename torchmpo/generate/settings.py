@@ -18,14 +18,15 @@ class GenerateConfig:
             chat where the model has a template.
         system: a system message before each prompt.
         chat_template_kwargs: variables of the chat template, as in training:
-            {enable_thinking: false}.
+            {enable_thinking: false}. With an endpoint they are a field of the request, which
+            vLLM, SGLang and llama.cpp take, and OpenAI does not.
         max_new_tokens: longest answer, in tokens; a longer one is cut.
         temperature: 0 takes the likeliest token, 1 draws as the model predicts.
         top_p: draw among the likeliest tokens that together have this probability.
         seed: of what is drawn; an answer follows from it and from its place in the file.
         batch_size: answers written at a time; with an endpoint, requests in flight.
-        dtype: of the weights, float32, bfloat16, float16, or auto, as saved.
-        device: cpu, cuda, …; by default a GPU, if there is one.
+        dtype: of the weights, float32, bfloat16, float16, or auto, as saved; not with an endpoint.
+        device: cpu, cuda, …; by default a GPU, if there is one; not with an endpoint.
         endpoint: URL of an OpenAI-compatible server, such as http://localhost:8000/v1, in place of
             a model on this machine.
         key_variable: environment variable with the endpoint's key, if it needs one.

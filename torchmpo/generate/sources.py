@@ -3,6 +3,7 @@
 A source is called with rows, and gives each row with its answer, in any order.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -67,6 +68,15 @@ def endpoint_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sa
     """
     if config.format == "text":
         raise UserError("--format text: an endpoint's chat completions are chat")
+    for name, value, default in (
+        ("dtype", config.dtype, "auto"),
+        ("device", config.device, None),
+    ):
+        if value != default:
+            raise UserError(
+                f"--{name} {value}: a model behind an endpoint runs where and as its server says; "
+                f"leave it out, or say --{name} {'null' if default is None else default}"
+            )
     endpoint = Endpoint(
         str(config.endpoint),
         str(config.model),
@@ -81,6 +91,9 @@ def endpoint_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sa
     }
     if sampling.top_p < 1:
         settings["top_p"] = sampling.top_p
+    if config.chat_template_kwargs:
+        # Beside the fields of OpenAI's, where vLLM, SGLang and llama.cpp read it.
+        settings["chat_template_kwargs"] = _as_json(config.chat_template_kwargs)
 
     def source(rows: Sequence[int]) -> Iterator[tuple[int, Answer]]:
         requests = []
@@ -92,6 +105,13 @@ def endpoint_source(config: GenerateConfig, prompts: Sequence[str], sampling: Sa
             yield rows[place], Answer(reply.text, reply.finish_reason)
 
     return source
+
+
+def _as_json(variables: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(variables, allow_nan=False))
+    except (TypeError, ValueError) as error:  # YAML has dates, and numbers that are not finite
+        raise UserError(f"chat_template_kwargs cannot be sent as JSON: {error}") from error
 
 
 def load_answering(source: str, dtype: str) -> tuple[Any, Any]:

@@ -17,10 +17,13 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean ± s.e. and 95 % t-interval of independent values (at least two)."""
+    """Mean ± s.e. and 95 % t-interval of independent values; of one all but the mean are NaN."""
     from scipy.stats import t
 
     x = torch.as_tensor(values, dtype=torch.float64)
-    mean, se = float(x.mean()), float(x.std() / math.sqrt(len(x)))
+    mean = float(x.mean())
+    if len(x) < 2:
+        return Mean(mean, math.nan, math.nan, math.nan)
+    se = float(x.std() / math.sqrt(len(x)))
     half = float(t.ppf(0.975, len(x) - 1)) * se
     return Mean(mean, se, mean - half, mean + half)

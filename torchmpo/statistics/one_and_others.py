@@ -16,14 +16,17 @@ def compare(scores: Mapping[str, Sequence[float]]) -> dict:
 
     Returns:
         ``{"objectives": {name: {mean, se, low, high, diverged}}, "differences": {…}}``, made of
-        python numbers, ready for JSON; numbers are ``None`` where NaN leaves nothing to say. A
-        difference has ``p`` besides, Student's, corrected by Holm for all differences here.
+        python numbers, ready for JSON; numbers are ``None`` where NaN leaves nothing to say, and
+        all but the mean are where there is one seed. A difference has ``p`` besides, Student's,
+        corrected by Holm for all differences here.
     """
     first, *others = scores
     failed = {name: sum(map(math.isnan, values)) for name, values in scores.items()}
 
     def summary(values: Sequence[float], diverged: int) -> dict:
-        numbers = dict.fromkeys(Mean._fields) if diverged else mean_of(values)._asdict()
+        numbers: dict[str, float | None] = dict.fromkeys(Mean._fields)
+        if not diverged:
+            numbers |= mean_of(values)._asdict() if len(values) > 1 else {"mean": values[0]}
         return {**numbers, "diverged": diverged}
 
     objectives = {name: summary(values, failed[name]) for name, values in scores.items()}
@@ -31,7 +34,7 @@ def compare(scores: Mapping[str, Sequence[float]]) -> dict:
     for other in others:
         paired = [a - b for a, b in zip(scores[first], scores[other], strict=True)]
         differences[other] = summary(paired, sum(map(math.isnan, paired))) | {"p": None}
-    known = [d for d in differences.values() if not d["diverged"]]
+    known = [d for d in differences.values() if d["se"] is not None]
     p = holm([students_p(d["mean"], d["se"], len(scores[first])) for d in known])
     for difference, value in zip(known, p.tolist(), strict=True):
         difference["p"] = value
@@ -39,7 +42,7 @@ def compare(scores: Mapping[str, Sequence[float]]) -> dict:
 
 
 def verdict(comparison: Mapping) -> str:
-    """One honest line per rival: better, worse, or no improvement shown.
+    """One honest line per rival: better, worse, or no improvement shown; of one seed, neither.
 
     The corrected p decides. By intervals, one of five equal rivals would be said to be beaten in
     about one search of eleven.
@@ -48,6 +51,9 @@ def verdict(comparison: Mapping) -> str:
     for name, difference in comparison["differences"].items():
         if difference["diverged"]:
             lines.append(f"vs {name}: not comparable, {difference['diverged']} trainings diverged")
+            continue
+        if difference["p"] is None:
+            lines.append(f"vs {name}: one seed shows nothing, {difference['mean']:+.0f}")
             continue
         if difference["p"] < LEVEL:
             word = "improvement" if difference["mean"] > 0 else "worse"
@@ -73,13 +79,15 @@ def table(comparison: Mapping) -> str:
     width = max(map(len, comparison["objectives"]))
     lines = [f"{'objective':<{width}}  {unit:>16}   first minus this one, 95 % interval"]
     for name, own in comparison["objectives"].items():
-        value = (
-            f"{own['diverged']} diverged"
-            if own["diverged"]
-            else f"{own['mean']:8.0f} ± {own['se']:<5.0f}"
-        )
+        if own["diverged"]:
+            value = f"{own['diverged']} diverged"
+        elif own["se"] is None:
+            value = f"{own['mean']:8.0f}        "
+        else:
+            value = f"{own['mean']:8.0f} ± {own['se']:<5.0f}"
         line = f"{name:<{width}}  {value:>16}"
         if (d := comparison["differences"].get(name)) and not d["diverged"]:
-            line += f"   {d['mean']:+.0f} [{d['low']:+.0f}, {d['high']:+.0f}]"
+            line += f"   {d['mean']:+.0f}"
+            line += "" if d["se"] is None else f" [{d['low']:+.0f}, {d['high']:+.0f}]"
         lines.append(line.rstrip())
     return "\n".join(lines)

@@ -79,7 +79,9 @@ def holm(p: ArrayLike) -> NDArray:
 
 
 def students_p(mean: float, se: float, n: int) -> float:
-    """Two-sided p-value of a mean of ``n`` differences with its standard error."""
+    """Two-sided p-value of a mean of ``n`` differences with its standard error; NaN of one seed."""
+    if n < 2 or math.isnan(se):
+        return math.nan
     if se > 0:
         return float(2 * student.sf(abs(mean) / se, n - 1))
     return float(mean == 0)  # the same on every seed

@@ -9,7 +9,7 @@ EXPONENTS = np.geomspace(0.05, 3.0, 200)  # what is tried for b
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval."""
+    """An estimate with the ends of its interval, NaN of one seed."""
 
     value: float
     low: float
@@ -24,7 +24,7 @@ class ScalingFit(NamedTuple):
         coefficient: A.
         exponent: b.
         told: whether the data tells the exponent: its interval lies within those that were tried,
-            and that of A above 0.
+            and that of A above 0. One seed does not tell it.
     """
 
     floor: Interval
@@ -44,11 +44,12 @@ def fit_scaling(
     """Least squares: for each b of a grid E and A have a closed form, and the best b wins.
 
     Intervals are percentile bootstraps over seeds, each of which keeps its errors at all sizes
-    together; with few seeds they are too narrow. With three sizes nothing checks the form itself.
+    together; with few seeds they are too narrow, and one seed has none. With three sizes nothing
+    checks the form itself.
 
     Args:
         sizes: N ``[m]``, at least three, positive and different.
-        errors: ``[seeds, m]``, finite.
+        errors: ``[seeds, m]``, finite, of a seed at least.
         level: of the intervals.
         resamples, seed: of the bootstrap.
 
@@ -65,7 +66,7 @@ def fit_scaling(
     n, y = np.asarray(sizes, dtype=float), np.asarray(errors, dtype=float)
     if len(set(n)) < 3 or not (n > 0).all():
         raise ValueError(f"a scaling fit needs three different positive sizes; got {n.tolist()}")
-    if y.ndim != 2 or y.shape[1] != len(n) or not np.isfinite(y).all():
+    if y.ndim != 2 or not len(y) or y.shape[1] != len(n) or not np.isfinite(y).all():
         raise ValueError(f"errors must be [seeds, {len(n)}] and finite; got {y.shape}")
     scale = np.exp(np.log(n).mean())  # of columns of like size
     columns = (n / scale) ** -EXPONENTS[:, None]
@@ -81,10 +82,12 @@ def fit_scaling(
         b = EXPONENTS[best]
         return np.stack([ends[:, 0], ends[:, 1] * scale**b, b])
 
-    draws = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
     value = fits(y.mean(0, keepdims=True))[:, 0]
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(fits(y[draws].mean(1)), tails, axis=1)
+    low = high = np.full(3, np.nan)  # every resample of one seed is that seed
+    if len(y) > 1:
+        draws = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(fits(y[draws].mean(1)), tails, axis=1)
     floor, coefficient, exponent = (Interval(*map(float, ends)) for ends in zip(value, low, high))
     inside = EXPONENTS[0] < exponent.low and exponent.high < EXPONENTS[-1]
     return ScalingFit(floor, coefficient, exponent, bool(inside and coefficient.low > 0))

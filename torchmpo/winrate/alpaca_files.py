@@ -21,6 +21,12 @@ from torchmpo.winrate.rates import Gamed
 
 Row = dict[str, Any]
 
+# Columns of comparisons: those of this name that answers bring along are of other comparisons.
+OURS = {
+    *("instruction", "output", "generator", "annotator", "preference", "glm_preference"),
+    *(f"{name}_{i}" for name in ("output", "generator") for i in (1, 2)),
+}
+
 
 def read_outputs(path: str | Path, name: str | None = None) -> list[Row]:
     """The answers of one model.
@@ -106,7 +112,8 @@ def compare(reference: Sequence[Row], model: Sequence[Row], *, empty: str = "ref
     """One row per instruction, in the reference's order, without preferences.
 
     An instruction that occurs more than once is matched occurrence by occurrence. Columns that
-    both have are kept once where they agree, and with ``_1`` and ``_2`` where they do not.
+    both have are kept once where they agree, and with ``_1`` and ``_2`` where they do not; those
+    that comparisons have themselves are left out.
 
     Args:
         reference, model: of :func:`read_outputs`.
@@ -250,14 +257,13 @@ def _merged(reference: Row, model: Row) -> Row:
     for name in ("output", "generator"):
         row |= {f"{name}_1": reference[name], f"{name}_2": model[name]}
     for name in dict.fromkeys([*reference, *model]):
-        if name in ("instruction", "output", "generator"):
+        if name in OURS:
             continue
         values = [side[name] for side in (reference, model) if name in side]
         if len(values) == 2 and values[0] != values[1]:
             row |= {f"{name}_1": values[0], f"{name}_2": values[1]}
         else:
             row[name] = values[0]
-    row.pop("preference", None)
     one, two = (not row[f"output_{i}"].strip() for i in (1, 2))
     if row["output_1"] == row["output_2"] or (one and two):
         row["preference"] = 1.5

@@ -4,11 +4,14 @@ import hashlib
 import math
 import statistics
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.extras import how_to_install
 from torchmpo.runs.files import write_atomic
+from torchmpo.runs.model_folders import model_digests
 from torchmpo.winrate.alpaca_files import (
     Row,
     annotations_text,
@@ -41,7 +44,7 @@ def prepare(config: WinRateConfig) -> Evaluation:
     """Read the files and the judge.
 
     Raises:
-        UserError: a setting is wrong or missing, or a file is.
+        UserError: a setting is wrong or missing, or a file or a package is.
     """
     if config.judge is None:
         raise UserError("--judge: an annotations file, package.module:function, or a reward model")
@@ -60,6 +63,9 @@ def prepare(config: WinRateConfig) -> Evaluation:
     else:
         reference, model = read_outputs(config.reference), read_outputs(config.outputs, config.name)
         rows = compare(reference, model, empty=config.empty)
+    if len(rows) >= FOLDS and find_spec("sklearn") is None:
+        # Of the length-controlled rate, which comes last: a judge may cost money.
+        raise UserError(how_to_install("sklearn"))
     difficulty = gamed = None
     if config.gamed is not None:
         by_index, gamed = read_gamed(config.gamed)
@@ -71,11 +77,20 @@ def prepare(config: WinRateConfig) -> Evaluation:
 
 
 def fingerprints(evaluation: Evaluation) -> dict[str, str | None]:
-    """A digest of what judges, by its name: a function of one's own, annotations, a template.
+    """What `judge_digests` gives of the judge."""
+    return judge_digests(evaluation.config, evaluation.judge)
 
-    None where there can be no digest. Other models count by their names.
+
+def judge_digests(config: WinRateConfig, judge: Judge) -> dict[str, str | None]:
+    """A digest of what judges, by its name: a function of one's own, annotations, a template, the
+    folder of a reward model.
+
+    None where there can be no digest. Models of the hub and behind endpoints count by their names.
+
+    Args:
+        config: by whose settings the judge was found.
+        judge: from `judge_of`.
     """
-    config, judge = evaluation.config, evaluation.judge
     if isinstance(judge, FunctionJudge):
         from torchmpo.objectives.fingerprint import Unknowable, fingerprint  # imports torch
 
@@ -83,8 +98,10 @@ def fingerprints(evaluation: Evaluation) -> dict[str, str | None]:
             return {str(config.judge): fingerprint(judge.function)}
         except Unknowable:
             return {str(config.judge): None}
-    named = [config.template if config.endpoint is not None else str(config.judge)]
-    return {name: _digest(Path(name)) for name in named if Path(name).is_file()}
+    name = config.template if config.endpoint is not None else str(config.judge)
+    if Path(name).is_file():
+        return {name: _digest(Path(name))}
+    return {} if config.endpoint is not None else {**model_digests(name)}
 
 
 def _digest(path: Path) -> str:
