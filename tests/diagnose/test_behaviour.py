@@ -64,6 +64,14 @@ def test_what_moved_is_told_of_each_member_and_a_lost_one_is_none():
     assert still["distance"] == 0  # it sees what the data sees
 
 
+def test_a_state_of_the_data_has_no_distance_from_it():
+    """A matrix product rounds otherwise on another processor, and most where states are large."""
+    torch.manual_seed(0)
+    data = 100 + torch.randn(300, 27)
+    assert distance(data[:50], data) == 0
+    assert distance(100 + torch.randn(100, 27), data) == pytest.approx(1, abs=0.15)
+
+
 def test_distance_is_measured_in_that_of_the_data_to_itself():
     torch.manual_seed(0)
     data, more = torch.randn(1000, 4), torch.randn(300, 4)
