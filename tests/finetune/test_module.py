@@ -1,7 +1,6 @@
 """Fine-tuning: the right numbers reach the loss, and how work is divided changes nothing."""
 
 import copy
-import logging
 import math
 
 import pytest
@@ -677,10 +676,7 @@ def test_an_adapter_loads_with_peft_and_its_merged_model_with_transformers(tmp_p
         export_merged(base, tmp_path / "more")
 
 
-def test_training_can_go_on_from_an_adapter(caplog, monkeypatch):
-    # Lightning passes its messages on or not by whether there was a handler when it was imported.
-    for name in ("lightning", "lightning.pytorch"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+def test_training_can_go_on_from_an_adapter(caplog):
     first = PreferenceModule(tiny_llama(), "sft", lora=LORA, lr=1e-2)
     fit(first, epochs=1)
     with caplog.at_level("INFO"):
