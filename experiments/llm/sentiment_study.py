@@ -501,11 +501,13 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for text in (".*LeafSpec", ".*does not have many workers", ".*number of training batches"):
             warnings.filterwarnings("ignore", text)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

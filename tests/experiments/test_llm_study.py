@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import json
+import logging
 import math
 import random
 import shutil
@@ -550,6 +551,21 @@ def test_a_pretrained_model_learns_from_the_small_ones_pairs(smoke, tmp_path, ca
     assert all(p["far"]["kl"] > 0 for name, p in pieces.items() if "seed" in name)
     assert transfer_smollm2.main([*argv[:1], "--kind", "mixed", *argv[3:]]) == 2
     assert "this study has best_of, noisy:0.3, not mixed" in capsys.readouterr().err
+
+
+def test_lightning_speaks_again_after_a_study_that_fails():
+    logger = logging.getLogger("lightning.pytorch")
+    before, found = logger.level, []
+
+    @sentiment_study.quiet()
+    def fails():
+        found.append(logger.level)
+        raise UserError("no such kind")
+
+    with pytest.raises(UserError):
+        fails()
+    assert found == [logging.ERROR]
+    assert logger.level == before
 
 
 def test_adapters_that_did_not_learn_leave_the_model_as_it_was(smoke, tmp_path):
