@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.compare_published import PUBLISHED, agreement, published_scores
+from torchmpo.control.settings import SMALLEST
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.diagnose.cells import seed_scores
 from torchmpo.runs.seeding import derive_seed
@@ -66,10 +67,8 @@ def collect(arm, args):
         **FULL,
         **ARMS[arm],
     }
-    if args.smoke:
-        settings["preset"] = "smoke"
-        kept = ("losses", "data", "preset", "num_threads", *ARMS[arm].keys() - {"pairs"})
-        settings = {name: settings[name] for name in kept}
+    if args.smoke:  # a profile goes before its preset
+        settings |= {"preset": "smoke", "trials": 2, **SMALLEST}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return diagnose([*words, "--out", str(out)])
 
