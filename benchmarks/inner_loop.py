@@ -7,8 +7,9 @@ of 16 (and 250 random steps for one of 33, as the default search does). Useful a
 6 × rows × weights per member: forward and both halves of backward. Ours is ``train_policies`` from
 call to return, with the gathering of minibatches and Adam. The rivals: the same ``vmap(grad)`` run
 eagerly, an ordinary PyTorch loop (module, autograd, Adam) over the members one after another, and,
-as the ceiling, one large matrix product. A categorical policy, whose head is wider, stands beside
-them: its speed counts the Gaussian's arithmetic, so the ratio is that of the times. They take
+as the ceiling, one large matrix product. Beside them: the same in bfloat16, and a categorical
+policy, whose head is wider; its speed counts the Gaussian's arithmetic, so the ratio is that of the
+times. They take
 turns: each repeat gives one ratio, and medians are reported, with the fastest repeat in GFLOP/s; so
 a busy machine changes the ratios little.
 """
@@ -25,6 +26,7 @@ import torch
 
 from torchmpo.control.categorical import CategoricalPolicy
 from torchmpo.control.inner_loop import InnerConfig, train_policies
+from torchmpo.control.member_steps import HALF
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.settings import BINS
@@ -87,6 +89,7 @@ def contestants(population, steps, chunk_size):
     return {
         CEILING: (lambda: square @ square, 2 * 4096**3 / 1e9),
         f"train_policies, chunks of {chunk_size}": (ours(config), work * population),
+        "the same, bf16-mixed": (ours(replace(config, precision=HALF)), work * population),
         f"the same, categorical, {BINS} bins": (
             ours(config, tokens, start_tokens),
             work * population,

@@ -30,6 +30,7 @@ OPTIONS = {
         "sft_epochs": "-1 100000000",
         "minibatch_pairs": "0 -1 100",
         "max_grad_norm": "0 -1 nan",
+        "precision": "16 32 ''",
         "steps_per_trajectory": "0 -1 x",
         "chunk_size": "0 -1 x",
         "num_threads": "-1 99999 x",

@@ -329,6 +329,7 @@ def test_every_loss_runs_on_graded_data_votes_and_a_file(capsys):
         ("--learning_rate 1e400", "learning_rate"),
         ("--max_grad_norm -1", "max_grad_norm must be positive; got -1"),
         ("--max_grad_norm nan", "max_grad_norm: Expected a float. Got value: nan"),
+        ("--precision 16", "precision must be 32-true or bf16-mixed; got '16'"),
         ("--policy_std 0", "std must be positive; got 0"),
         ("--policy_std_kind free", "std_kind must be one of fixed, learned; got 'free'"),
         ("--behaviour_std 0", "behaviour_std must be positive; got 0"),
@@ -431,6 +432,7 @@ def test_settings_reach_the_training(no_run):
         "--behaviour_std 0.2 --seed 3 --policy_std 0.6 --policy_std_kind learned --sample true "
         "--epochs 5 --sft_epochs 4 --minibatch_pairs 3 --learning_rate 0.01 --max_grad_norm 2 "
         "--steps_per_trajectory 6 --chunk_size 5 --compile false --num_threads 1 --trials 3 "
+        "--precision bf16-mixed "
         "--reference_sync 2 --reference_mix 0.5 "
         "--tuning_seeds 4 --tuning_episodes 8 --episodes 9 --start scratch --cache_dir here"
     )
@@ -456,6 +458,7 @@ def test_settings_reach_the_training(no_run):
             "chunk_size": 5,
             "pairs_per_epoch": None,
             "compile": False,
+            "precision": "bf16-mixed",
         }
     protocol = asdict(setup.protocol)
     assert protocol.pop("seed") == 3

@@ -52,6 +52,8 @@ class TestbedSettings:
             before, too, in as many updates.
         chunk_size: at most this many policies are trained together.
         compile: compile the training; false starts sooner and runs slower.
+        precision: of the training: 32-true, or bf16-mixed, faster where the processor has units for
+            bfloat16 (AMX, AVX512-BF16), and another arithmetic.
         seed: everything random follows from it.
         num_threads: per process; 0 shares out the cores.
         cache_dir: folder of the preference data; null for $TORCHMPO_CACHE or ~/.cache/torchmpo.
@@ -89,6 +91,7 @@ class TestbedSettings:
     replay: str = "new"
     chunk_size: int = 16
     compile: bool = True
+    precision: str = "32-true"
     seed: int = 0
     num_threads: int = 0
     cache_dir: str | None = None
@@ -103,7 +106,7 @@ OLDER: dict[str, Any] = {
     **{"policy": "gaussian", "bins": 11, "original": None, "target": None},
     **{"reference_sync": None, "reference_mix": 1.0, "tracker": None, "auto_reset": False},
     **{"rounds": 1, "reference_refresh": 1, "loop": "iterated", "extrapolation": 0.0},
-    "replay": "new",
+    **{"replay": "new", "precision": "32-true"},
 }
 
 # Of the smoke presets: training and data in seconds, which say nothing.

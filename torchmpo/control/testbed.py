@@ -25,6 +25,7 @@ from torchmpo.control.environments import (
 from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
 from torchmpo.control.kinds import parse_kind
+from torchmpo.control.member_steps import warn_of_slow_precision
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
@@ -424,6 +425,7 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         )
     names = {f.name for f in fields(InnerConfig)} - {"sft_epochs", "pairs_per_epoch"}
     training = {name: getattr(settings, name) for name in names}
+    warn_of_slow_precision(settings.precision)
     if settings.learning_rate is None:  # every setting that is tried brings its own
         training["learning_rate"] = DEFAULT_RATE
     if not pool.shipped:
