@@ -44,8 +44,8 @@ ARITHMETIC = {
     "chunks of 8": {"chunk_size": 8},
     "eager": {"compile": False},
     "float64": {"dtype": torch.float64},
-    "two threads": {"threads": 2},
     "bfloat16": {"precision": "bf16-mixed"},
+    "two threads": {"threads": 2},
 }
 FACTORS = ("data", "stream", "start")
 SMOKE = {"data_sets": 2, "streams": 2, "episodes": 4, "pairs": 4, "steps": 30, "epochs": 1}
