@@ -39,14 +39,18 @@ from torchmpo.runs.seeding import derive_seed
 LOSSES = ("sft", "orpo", "slic_hf", "tla_noisy_v1")
 RATES = (1e-4, 3e-4, 1e-3)
 DATA_SETS, STREAMS, EPISODES = 8, 8, 32
-# Training again, the same but for the order or the width of the sums.
+# Training again, the same but for the order or the width of the sums. Data, too, are made again on
+# another machine; "another processor" is what is run there.
 ARITHMETIC = {
     "chunks of 8": {"chunk_size": 8},
     "eager": {"compile": False},
     "float64": {"dtype": torch.float64},
+    "another processor": {},
     "bfloat16": {"precision": "bf16-mixed"},
     "two threads": {"threads": 2},
 }
+# Which other pieces an arithmetic is compared with, being of the same machine.
+BESIDE = {"bfloat16": "another processor"}
 FACTORS = ("data", "stream", "start")
 SMOKE = {"data_sets": 2, "streams": 2, "episodes": 4, "pairs": 4, "steps": 30, "epochs": 1}
 
@@ -201,25 +205,35 @@ def arithmetic_share(args, scores):
 
     Returns:
         name → rate → standard deviations over streams of the change of a policy's mean return, and
-        of the mean return itself, both pooled over the losses; of what is finished.
+        of the mean return itself, both pooled over the losses; and the mean change with its
+        standard error. Of what is finished.
     """
     found = {}
     for name in ARITHMETIC:
-        names = [f"{loss}__{name.replace(' ', '-')}" for loss in LOSSES]
-        if not all(_path(args, piece).exists() for piece in names):
+        other = _returns(args, name)
+        here = _returns(args, BESIDE[name]) if name in BESIDE else scores[:, :, 0].mean(-1)
+        if other is None or here is None:
             continue
-        other = read(args, names).mean(-1)  # [loss, rate, stream]
-        here = scores[:, :, 0].mean(-1)
         change = other - here
         found[name] = {
             f"{rate:g}": {
                 "change": float(np.sqrt((change[:, r] ** 2).mean() / 2)),
                 "stream": float(np.sqrt(here[:, r].var(1, ddof=1).mean())),
+                "mean": float(change[:, r].mean()),
+                "error": float(change[:, r].std(ddof=1) / np.sqrt(change[:, r].size)),
                 "equal": bool((change[:, r] == 0).all()),
             }
             for r, rate in enumerate(RATES)
         }
     return found
+
+
+def _returns(args, name):
+    """Of the policies of an arithmetic, ``[loss, rate, stream]``; None before all are there."""
+    names = [f"{loss}__{name.replace(' ', '-')}" for loss in LOSSES]
+    if not all(_path(args, piece).exists() for piece in names):
+        return None
+    return read(args, names).mean(-1)
 
 
 # Data sets, streams on each, episodes: the comparison of the default search, and other ways.
@@ -307,10 +321,12 @@ def report(found):
     lines.append("")
     for name, rates in found["arithmetic"].items():
         text = ", ".join(
-            f"{rate}: {row['change']:.0f} (another stream {row['stream']:.0f})"
+            f"{rate}: {row['change']:.0f} (another stream {row['stream']:.0f}; on average "
+            f"{row['mean']:+.0f} ± {row['error']:.0f})"
             for rate, row in rates.items()
         )
-        lines.append(f"{name}: a policy's mean return changes by {text}")
+        beside = f", beside {BESIDE[name]}," if name in BESIDE else ""
+        lines.append(f"{name}{beside} changes a policy's mean return by {text}")
     lines.append(", ".join(f"a {k}: {v:.2f} s" for k, v in found["seconds"].items()))
     return "\n".join(lines)
 

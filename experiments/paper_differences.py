@@ -33,6 +33,7 @@ FULL = {
     "trials": 8,
     "tuning_seeds": 1,
     "data_per_seed": "false",
+    "precision": "bf16-mixed",
     "num_threads": 1,
 }
 ARMS = {
