@@ -93,10 +93,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/bad_judge"))
+    parser.add_argument("--out", type=Path, help="experiments/results/bad_judge")
     parser.add_argument("--report", action="store_true", help="read what is there, compute nothing")
     parser.add_argument("--smoke", action="store_true", help="everything once; says nothing")
     args = parser.parse_args()
+    own = "runs/bad_judge_smoke" if args.smoke else "experiments/results/bad_judge"
+    args.out = args.out or Path(own)
     if not args.report and (code := collect(args)):
         return code
     report(args)

@@ -11,15 +11,17 @@ is in ``experiments/HISTORY.md`` and was written before the first result.
 
 import argparse
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.diagnose.cells import cell_path
 from torchmpo.losses import simpo_loss
 from torchmpo.objectives.resolve import DISCOVERED, discovered
-from torchmpo.statistics import holm, mean_of
+from torchmpo.statistics import diverged_as_worst, holm, mean_of
 
 KINDS = "base", "mixed", "noisy:0.3"
 CONSTANT, IN_TIME = "simpo+sft", "balance:time_aware_loss"
@@ -64,10 +66,16 @@ def collect(args):
 
 
 def runs(args, loss, kind):
-    """Mean return of each final seed, or None where the cell is not finished."""
+    """Mean return of each final seed, NaN of one that diverged; None before the cell is finished.
+
+    Of a loss that diverged at every setting no seed was trained: all of them count as diverged.
+    """
     path = cell_path(args.out, loss, kind)
-    rows = json.loads(path.read_text())["returns"] if path.exists() else None
-    return None if not rows else torch.tensor(rows, dtype=torch.float64).mean(1)
+    if not path.exists():
+        return None
+    rows = json.loads(path.read_text())["returns"]
+    seeds = (SMOKE if args.smoke else SETTINGS)["seeds"]
+    return [mean_of(row).mean if row else math.nan for row in rows or [None] * seeds]
 
 
 def report(args):
@@ -76,15 +84,20 @@ def report(args):
 
     rows, values = [], []
     for kind in KINDS:
-        for loss in losses():
-            if (own := runs(args, loss, kind)) is not None:
-                yield f"{kind:<10}{loss:<28}{own.mean():8.0f} ± {mean_of(own.tolist()).se:.0f}"
+        found = {loss: runs(args, loss, kind) for loss in losses()}
+        found = {loss: own for loss, own in found.items() if own}
+        lost = {loss: np.isnan(own).sum() for loss, own in found.items()}
+        found = {loss: own.tolist() for loss, own in diverged_as_worst(found).items()}
+        for loss, own in found.items():
+            words = f", {lost[loss]} seeds diverged and count as the worst" if lost[loss] else ""
+            yield f"{kind:<10}{loss:<28}{mean_of(own).mean:8.0f} ± {mean_of(own).se:.0f}{words}"
         for rule in RULES:
             for rival in (CONSTANT, *losses()[len(RULES) + 1 :]):
-                own, other = runs(args, rule, kind), runs(args, rival, kind)
-                if own is not None and other is not None:
-                    rows.append((kind, rule, rival, mean_of((own - other).tolist())))
-                    values.append(float(ttest_1samp((own - other).numpy(), 0).pvalue))
+                if {rule, rival} <= found.keys():
+                    pairs = zip(found[rule], found[rival], strict=True)
+                    differences = [own - other for own, other in pairs]
+                    rows.append((kind, rule, rival, mean_of(differences)))
+                    values.append(float(ttest_1samp(differences, 0).pvalue))
     for (kind, rule, rival, d), p in zip(rows, holm(values) if values else [], strict=True):
         interval = f"{d.mean:+.0f} [{d.low:+.0f}, {d.high:+.0f}]"
         yield f"{kind:<10}{rule:<24} minus {rival:<26}{interval:<26} corrected p {p:.3f}"
@@ -92,10 +105,12 @@ def report(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/balance"))
+    parser.add_argument("--out", type=Path, help="experiments/results/balance")
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
+    own = "runs/balance_smoke" if args.smoke else "experiments/results/balance"
+    args.out = args.out or Path(own)
     failed = 0 if args.report else collect(args)
     print("\n".join(report(args)))
     return failed

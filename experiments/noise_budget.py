@@ -333,11 +333,13 @@ def report(found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/noise_budget"))
+    parser.add_argument("--out", type=Path, help="experiments/results/noise_budget")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
+    own = "runs/noise_budget_smoke" if args.smoke else "experiments/results/noise_budget"
+    args.out = args.out or Path(own)
     full = {"data_sets": DATA_SETS, "streams": STREAMS, "episodes": EPISODES}
     full |= {"pairs": 128, "steps": 1000, "epochs": 12}
     for name, value in (SMOKE if args.smoke else full).items():

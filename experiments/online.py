@@ -95,10 +95,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/online"))
+    parser.add_argument("--out", type=Path, help="experiments/results/online")
     parser.add_argument("--report", action="store_true", help="read what is there, compute nothing")
     parser.add_argument("--smoke", action="store_true", help="everything once; says nothing")
     args = parser.parse_args()
+    own = "runs/online_smoke" if args.smoke else "experiments/results/online"
+    args.out = args.out or Path(own)
     if not args.report and (code := collect(args)):
         return code
     report(args)

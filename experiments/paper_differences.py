@@ -80,7 +80,12 @@ def tau_interval(scores, theirs, kind):
     """
     column = {key: np.array(found) for key, found in scores.items() if key[1] == kind}
     worst = min(np.nanmin(found) for found in column.values() if np.isfinite(found).any())
-    column = {key: np.nan_to_num(found, nan=worst) for key, found in column.items()}
+    # Of a loss that diverged at every setting no seed was trained.
+    none = np.full(max(map(len, column.values())), np.nan)
+    column = {
+        key: np.nan_to_num(found if len(found) else none, nan=worst)
+        for key, found in column.items()
+    }
     random = np.random.default_rng(derive_seed(0, "paper differences", kind))
     draws = {
         key: interquartile_mean(random.choice(found, (RESAMPLES, len(found))))

@@ -23,6 +23,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import search_study as study
 import torch
 
@@ -38,7 +39,7 @@ from torchmpo.objectives.formulas import Formula, text
 from torchmpo.objectives.formulas.vocabulary import size
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.seeding import derive_seed
-from torchmpo.statistics import mean_of
+from torchmpo.statistics import diverged_as_worst, mean_of
 
 KINDS = {"clean": "base", "noisy": "noisy:0.3", "mixed": "mixed"}
 RIVALS = ("sft", "slic_hf", "cpo", "orpo", "rrhf", "colpo")
@@ -151,6 +152,8 @@ def report(args):
             returns = json.loads(path.read_text())["returns"]
             name = path.stem.rpartition("__")[2]
             scores[name] = [(value - scale["original"]) / span for value in returns]
+        lost = {name: np.isnan(own).sum() for name, own in scores.items()}
+        scores = {name: own.tolist() for name, own in diverged_as_worst(scores).items()}
         found = json.loads((args.out / f"search__{kind}.json").read_text())
         minutes = found["seconds"] / 60
         lines += [f"{kind}: {found['formula']}", f"  {found['nodes']} nodes, {minutes:.0f} min"]
@@ -158,6 +161,7 @@ def report(args):
         lines += [
             f"  {n:<10}{mean_of(scores[n]).mean:7.3f} ± {mean_of(scores[n]).se:.3f}" for n in order
         ]
+        lines += [f"  {n}: {k} seeds diverged and count as the worst" for n, k in lost.items() if k]
         best = next((name for name in order if name != "formula"), None)
         if best is not None:
             pairs = zip(scores["formula"], scores[best], strict=True)
@@ -173,12 +177,14 @@ def report(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/programs"))
+    parser.add_argument("--out", type=Path, help="experiments/results/programs")
     parser.add_argument("--part", choices=tuple(KINDS), help="one kind of data alone")
     parser.add_argument("--threads", type=int, default=2, help="of the search and of all else")
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
     args = parser.parse_args()
+    own = "runs/programs_smoke" if args.smoke else "experiments/results/programs"
+    args.out = args.out or Path(own)
     for name, value in (SMOKE if args.smoke else FULL).items():
         setattr(args, name, value)
     torch.set_num_threads(args.threads)

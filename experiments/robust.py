@@ -10,15 +10,18 @@ it is, is then judged by a diagnosis on every kind against tuned rivals. The pla
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.evolve.__main__ import main as evolve
+from torchmpo.statistics import mean_of
 
 REGIMES = "base", "mixed", "noisy:0.3", "graded:0-0.4", "best_of:4", "noisy:0.3+pairs:64"
 RIVALS = "sft,rrhf,slic_hf,lpo,cpo,orpo,colpo,dpo,ipo"
 SEARCHES = range(3)
+ARMS = "curriculum", "mean"
 TURNS = 12  # generations that a kind has on average, as many as the default search on one kind
 SETTINGS = {"held_out_every": 12, "final_seeds": 8, "rivals": "slic_hf"}
 SMOKE = {"preset": "smoke", "pairs": 4, "episode_steps": 20, "num_threads": 1}
@@ -67,24 +70,45 @@ def collect(args):
 
 
 def report(args):
-    """The rank of everyone on every kind: 1 is whom nobody is shown to be better than."""
+    """Everyone's mean score over kinds and its ranks, 1 where nobody is shown to be better; and the
+    one arm less the other by mean score, paired by the seed of the search.
+    """
     path = args.out / "diagnosis" / "leaderboard.json"
     if not path.exists():
         return
     rows = json.loads(path.read_text())["rows"]
+    scores = {}
     for loss in dict.fromkeys(row["loss"] for row in rows):
         own = {row["data"]: row for row in rows if row["loss"] == loss}
         ranks = ", ".join(f"{kind} {row['rank']['rank']}" for kind, row in own.items())
-        first = all(row["rank"]["rank"] == 1 for row in own.values())
-        yield f"{loss:<48}{'first on all: ' if first else ''}{ranks}"
+        scores[loss] = sum(row["score"]["mean"] for row in own.values()) / len(own)
+        words = f"{loss:<48}{scores[loss]:6.3f}  "
+        if Path(loss).name == "objective":  # one that was found
+            words += f"held out {held_out(Path(loss).parent):.0f}  "
+            first = all(row["rank"]["rank"] == 1 for row in own.values())
+            words += "first on all: " if first else ""
+        yield words + ranks
+    pairs = [[str(args.out / f"{arm}_{k}" / "objective") for arm in ARMS] for k in SEARCHES]
+    found = [scores[one] - scores[other] for one, other in pairs if {one, other} <= scores.keys()]
+    if len(found) > 1:
+        d = mean_of(found)
+        yield f"{' minus '.join(ARMS)}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}] over kinds"
+
+
+def held_out(folder):
+    """The last held-out score of a search, which chooses among objectives that are first."""
+    with (folder / "log.csv").open() as file:
+        return [float(row["held_out"]) for row in csv.DictReader(file) if row["held_out"]][-1]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/robust"))
+    parser.add_argument("--out", type=Path, help="experiments/results/robust")
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
     args = parser.parse_args()
+    own = "runs/robust_smoke" if args.smoke else "experiments/results/robust"
+    args.out = args.out or Path(own)
     failed = 0 if args.report else collect(args)
     print("\n".join(report(args)))
     return failed

@@ -107,7 +107,7 @@ def report(args):
         for seed in study.SEARCHES:
             if all(path_of(name, seed, args).exists() for name in (arm, TODAY)):
                 own, today = searched(arm, seed, args), searched(TODAY, seed, args)
-                whole = sum(today["cpu"])
+                whole = [*itertools.accumulate(today["cpu"])][-1]  # as improvement() adds up
                 areas.append(improvement(own, whole)[1] - improvement(today, whole)[1])
                 thirds.append(improvement(own, whole / 3)[0] - improvement(today, whole)[0])
         if len(areas) > 1:
@@ -125,11 +125,13 @@ def path_of(arm, seed, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/search_cost"))
+    parser.add_argument("--out", type=Path, help="experiments/results/search_cost")
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
     args = parser.parse_args()
+    own = "runs/search_cost_smoke" if args.smoke else "experiments/results/search_cost"
+    args.out = args.out or Path(own)
     torch.set_num_threads(1)
     if not args.report:
         for seed in study.SEARCHES[: 2 if args.smoke else None]:

@@ -35,7 +35,7 @@ from torchmpo.evolve.setup import Setup
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.files import write_atomic
 from torchmpo.runs.seeding import derive_seed, generator
-from torchmpo.statistics import compare, mean_of
+from torchmpo.statistics import compare, diverged_as_worst, mean_of
 
 SEARCHES = (0, 1, 2, 3, 4)
 ARITHMETIC = {"seed 0, chunks of 8": (0, 8), "seed 1, chunks of 8": (1, 8)}  # seed, chunk_size
@@ -213,6 +213,7 @@ def finals(args):
     for path in args.out.glob("final__*.json"):
         name = path.stem.removeprefix("final__").replace("_", " ")
         scores[name] = json.loads(path.read_text())["returns"]
+    scores = {name: own.tolist() for name, own in diverged_as_worst(scores).items()}
     return dict(sorted(scores.items(), key=lambda item: -mean_of(item[1]).mean))
 
 
@@ -331,7 +332,7 @@ def save(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/search_study"))
+    parser.add_argument("--out", type=Path, help="experiments/results/search_study")
     parser.add_argument(
         "--part", choices=("searches", "rivals"), help="searches with their controls, or the rivals"
     )
@@ -339,6 +340,8 @@ def main():
     parser.add_argument("--save", type=Path, help="where the best objective goes; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
+    own = "runs/search_study_smoke" if args.smoke else "experiments/results/search_study"
+    args.out = args.out or Path(own)
     full = {"rival_trials": RIVAL_TRIALS, "draws": DRAWS}
     full |= {"final_seeds": FINAL_SEEDS, "final_episodes": FINAL_EPISODES}
     for name, value in (SMOKE if args.smoke else full).items():

@@ -75,6 +75,7 @@ def test_a_seed_names_the_training_and_the_policy_of_the_testbed_stays(bed):
     [
         ({"policy": "categorical"}, "set policy to gaussian"),
         ({"start": "scratch"}, "set start to original"),
+        ({"sample": True}, "judged by its mean actions: set sample to false"),
         ({"pool": FOREIGN}, "trains in the shipped tasks, .*; got 'gymnasium:Pendulum-v1'"),
     ],
 )

@@ -474,6 +474,13 @@ def test_rounds_of_fewer_pairs_than_an_update_are_refused():
         Rounds(2, loop="spin").check(8, 2, "graded:0-0.4+list:4")
 
 
+def test_a_judge_of_levels_of_noise_judges_no_further_round():
+    with pytest.raises(UserError, match=r"bad_judge in degraded:4.* is in levels of noise"):
+        Rounds(2).check(8, 2, "degraded:4+bad_judge:0.5")
+    for rounds, kind in ((1, "degraded:4+bad_judge:0.5"), (2, "base+bad_judge:0.5")):
+        Rounds(rounds).check(8, 2, kind)
+
+
 @pytest.mark.parametrize("setup", [Diagnosis, Search])
 @pytest.mark.parametrize("data", ["base,graded:0-0.4+list:4", "base,base+fork:0.5"])
 def test_every_kind_of_data_must_suit_the_loop(setup, data):

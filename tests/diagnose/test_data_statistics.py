@@ -1,6 +1,8 @@
 """Statistics of preference data, by hand and against the agents that made it."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from torchmpo.control.policy import load_policy
 from torchmpo.control.pools import PoolConfig, made_by_target
 from torchmpo.control.preferences import PreferenceDataset, preference_data
 from torchmpo.diagnose.data_statistics import AGENTS, BINS, data_statistics, histogram_edges
+from torchmpo.diagnose.run import _describe
+from torchmpo.diagnose.schemas import Statistics
+from torchmpo.runs.json_files import read_json
 from torchmpo_envs import expert_path
 
 PAIRS, STEPS = 40, 12
@@ -161,3 +166,19 @@ def test_graded_data_says_where_imitation_ends_and_how_voters_agree(cache, confi
     assert (found["pair_kinds"], found["target_chosen"]) == ({}, None)
     assert found["edges"] == histogram_edges(data)
     json.dumps(found, allow_nan=False)
+
+
+def test_every_pool_of_a_run_is_drawn_on_its_own_edges(config, cache, tmp_path):
+    """Trajectories that share a beginning are another pool of the same two agents."""
+    base = data_of(config, "base", cache)
+    other = replace(base, returns=base.returns + 5000)
+    beds = {
+        kind: SimpleNamespace(config=SimpleNamespace(data_pool=config), dataset=data)
+        for kind, data in {"base": base, "mixed": base, "base+fork:0.5": other}.items()
+    }
+    found = {"edges": {}, "kinds": {}}
+    _describe(beds, found, tmp_path)
+    read = read_json(tmp_path / "statistics.json", Statistics)
+    assert read["edges"] == histogram_edges(base)
+    assert "edges" not in read["kinds"]["mixed"]
+    assert read["kinds"]["base+fork:0.5"]["edges"] == histogram_edges(other)

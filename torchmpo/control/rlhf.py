@@ -118,6 +118,8 @@ def check_rlhf(config: "TestbedConfig") -> None:
     """
     if config.policy != "gaussian":
         raise UserError("the baseline rlhf trains Gaussian policies: set policy to gaussian")
+    if config.sample:  # PPO has a σ of its own, in training only
+        raise UserError("the baseline rlhf is judged by its mean actions: set sample to false")
     if config.start != "original":
         raise UserError("the baseline rlhf goes on from the original agent: set start to original")
     if config.pool.task not in TASKS:

@@ -105,12 +105,19 @@ class Rounds:
         return [pairs // self.count + (k < pairs % self.count) for k in range(self.count)]
 
     def check(self, pairs: int, minibatch: int, data: str = "base") -> None:
-        """Refuse rounds of fewer pairs than an update has, and self-play on lists and forks.
+        """Refuse rounds of fewer pairs than an update has, self-play on lists and forks, and a
+        judge whose temperature is in levels of noise, which own trajectories do not have.
 
         Raises:
-            UserError: they are, or ``data`` has lists or forks.
+            UserError: they are, or ``data`` has lists or forks, or such a judge.
         """
-        modifiers = dict(parse_kind(data).modifiers)
+        kind = parse_kind(data)
+        modifiers = dict(kind.modifiers)
+        if self.count > 1 and kind.source == "degraded" and "bad_judge" in modifiers:
+            raise UserError(
+                f"the temperature of bad_judge in {data} is in levels of noise, which trajectories "
+                "of further rounds do not have: set rounds to 1, or leave it out"
+            )
         if self.loop == "spin" and "list" in modifiers:
             raise UserError(f"loop spin compares two trajectories, and {data} has lists")
         if self.loop == "spin" and "fork" in modifiers:

@@ -24,6 +24,7 @@ from torchmpo.runs.files import write_atomic
 from torchmpo.statistics import (
     NAN,
     bootstrap_interval,
+    diverged_as_worst,
     interquartile_mean,
     mean_of,
     mean_score,
@@ -104,8 +105,7 @@ def leaderboard(
         here = {cell["loss"]: cell for cell in cells if cell["data"] == kind}
         seeds = max(len(cell["returns"]) for cell in here.values())
         measured = {loss: _returns(cell, seeds) for loss, cell in here.items()}
-        worst = min((r for runs in measured.values() for r in runs[np.isfinite(runs)]), default=NAN)
-        filled = {loss: np.where(np.isfinite(r), r, worst) for loss, r in measured.items()}
+        filled = diverged_as_worst(measured)
         scores[kind] = {loss: (r - low) / (high - low) for loss, r in filled.items()}
 
         board = [

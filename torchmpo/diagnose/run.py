@@ -88,9 +88,11 @@ def _described(out: Path) -> dict:
 def _describe(testbeds: Mapping[str, Testbed], found: dict, out: Path) -> None:
     """Add kinds of data to ``statistics.json``."""
     for kind, testbed in testbeds.items():
-        if not found["edges"] or testbed.config.data_pool.rollouts is None:
-            found["edges"] = histogram_edges(testbed.dataset)  # a kind of another pool has its own
+        edges = histogram_edges(testbed.dataset)
+        found["edges"] = found["edges"] or edges
         found["kinds"][kind] = data_statistics(testbed.config.data_pool, testbed.dataset)
+        if edges != found["edges"]:  # a kind of another pool
+            found["kinds"][kind]["edges"] = edges
     if testbeds:
         write_atomic(out / "statistics.json", json.dumps(found) + "\n")
 

@@ -148,8 +148,10 @@ def _counted(found: dict[str, Any]) -> dict[str, Any]:
         counts += [("return", agent["return_counts"]) for agent in kind["agents"].values()]
         if any(len(values) != bins.get(name) for name, values in counts):
             raise ValueError("histograms without their edges")
-        # Trajectories of others than the two agents have edges of their own and no kinds of pairs.
-        if kind["pair_kinds"].keys() != ({*PAIR_KINDS} if "edges" not in kind else set()):
+        # Of trajectories of others than the two agents, which have edges of their own, no pair is
+        # of a kind.
+        known = ({*PAIR_KINDS}, set()) if "edges" in kind else ({*PAIR_KINDS},)
+        if kind["pair_kinds"].keys() not in known:
             raise ValueError(f"the kinds of pairs are {', '.join(PAIR_KINDS)}")
     return found
 

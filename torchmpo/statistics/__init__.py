@@ -45,6 +45,7 @@ from torchmpo.statistics.profiles import performance_profile
 from torchmpo.statistics.scores import (
     NAN,
     bootstrap_interval,
+    diverged_as_worst,
     interquartile_mean,
     mean_score,
     probability_of_improvement,
@@ -57,6 +58,7 @@ __all__ = [
     "bootstrap_interval",
     "cliques",
     "compare",
+    "diverged_as_worst",
     "friedman",
     "holm",
     "hypervolume",

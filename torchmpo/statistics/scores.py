@@ -1,11 +1,11 @@
 """Summaries of runs as rliable defines them, and their percentile bootstrap intervals."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, trim_mean
 
 NAN = math.nan
@@ -26,6 +26,20 @@ def interquartile_mean(*strata: ArrayLike, axis: int = -1) -> Any:
     2.0
     """
     return trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def diverged_as_worst(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:
+    """The same runs, where one that diverged counts as the worst that anyone finished.
+
+    Args:
+        runs: by loss, on one kind of data, ``[runs]``; what is not finite diverged.
+
+    >>> diverged_as_worst({"dpo": [1.0, math.nan], "ipo": [3.0, 2.0]})["dpo"].tolist()
+    [1.0, 1.0]
+    """
+    arrays = {name: np.asarray(own, dtype=np.float64) for name, own in runs.items()}
+    worst = min((r for own in arrays.values() for r in own[np.isfinite(own)]), default=NAN)
+    return {name: np.where(np.isfinite(own), own, worst) for name, own in arrays.items()}
 
 
 def mean_score(*strata: ArrayLike, axis: int = -1) -> Any:

@@ -1,0 +1,98 @@
+"""What studies of hours say of their results, on results that are made up."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "experiments"
+DIVERGED = float("nan")
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A script of ``experiments/`` by its name."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["programs", "search_cost", "robust", "balance"])
+def test_a_smoke_run_leaves_nothing_among_the_results(study, monkeypatch, name):
+    module, seen = study(name), []
+    monkeypatch.setattr(module, "report", lambda args: seen.append(args.out) or [])
+    for words in ([], ["--smoke"], ["--smoke", "--out", "mine"]):
+        monkeypatch.setattr(sys, "argv", [name, "--report", *words])
+        module.main()
+    want = [f"experiments/results/{name}", f"runs/{name}_smoke", "mine"]
+    assert seen == [Path(folder) for folder in want]
+
+
+def test_a_rival_that_diverged_once_is_still_the_best(study, tmp_path):
+    """Its lost seed counts as the worst that anyone finished."""
+    kind, returns = "noisy", {"formula": [2.0, 2.0, 2.5], "colpo": [DIVERGED, 3.0, 3.0]}
+    returns |= {"rrhf": [1.0, 1.5, 1.5]}
+    write(tmp_path / f"anchors__{kind}.json", {"original": 0.0, "target": 1.0})
+    found = {"formula": "c", "nodes": 1, "seconds": 60.0}
+    write(tmp_path / f"search__{kind}.json", found)
+    for name, own in returns.items():
+        write(tmp_path / f"final__{kind}__{name}.json", {"returns": own})
+    told = study("programs").report(SimpleNamespace(out=tmp_path))
+    assert "colpo: 1 seeds diverged and count as the worst" in told
+    assert "formula minus colpo: -0.167" in told  # of 1, −1 and −0.5
+
+
+def test_rules_that_diverged_count_as_the_worst_of_their_kind(study, tmp_path):
+    balance = study("balance")
+    cells = {
+        balance.CONSTANT: [[5.0], [6.0]],
+        "simpo+sft@dual": [None, [1.0]],
+        "simpo+sft@min_norm": [],  # at every setting
+    }
+    for loss, returns in cells.items():
+        write(balance.cell_path(tmp_path, loss, "base"), {"returns": returns})
+    told = list(balance.report(SimpleNamespace(out=tmp_path, smoke=True)))
+    assert [line.split()[:3] for line in told[1:3]] == [
+        ["base", "simpo+sft@dual", "1"],
+        ["base", "simpo+sft@min_norm", "1"],
+    ]
+    assert "2 seeds diverged" in told[2]
+    differences = [line for line in told if " minus " in line]
+    assert len(differences) == 2
+    assert all(" -4 " in line or " -5 " in line for line in differences)
+
+
+def test_the_arms_of_the_search_for_one_loss_are_compared_by_seed(study, tmp_path):
+    robust, rows = study("robust"), []
+    scores = {"curriculum": (0.9, 0.7, 0.8), "mean": (0.8, 0.5, 0.5)}
+    for arm, own in scores.items():
+        for seed, score in enumerate(own):
+            folder = tmp_path / f"{arm}_{seed}"
+            folder.mkdir()
+            (folder / "log.csv").write_text("generation,held_out\n0,3100.0\n6,3200.0\n7,\n")
+            rows += [
+                {
+                    "loss": str(folder / "objective"),
+                    "data": kind,
+                    "rank": {"rank": 1 if (arm, seed) == ("curriculum", 0) else 2},
+                    "score": {"mean": score + sign * 0.1},
+                }
+                for kind, sign in (("base", 1), ("mixed", -1))
+            ]
+    rival = {"loss": "sft", "rank": {"rank": 1}, "score": {"mean": 0.4}}
+    rows += [rival | {"data": "base"}, rival | {"data": "mixed"}]
+    write(tmp_path / "diagnosis" / "leaderboard.json", {"rows": rows})
+    told = list(robust.report(SimpleNamespace(out=tmp_path)))
+    assert [("first on all" in line, "held out 3200" in line) for line in told[:-1]] == [
+        (True, True),
+        *[(False, True)] * 5,
+        (False, False),
+    ]
+    assert told[-1].startswith("curriculum minus mean: +0.200 [")
