@@ -30,6 +30,7 @@ from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.options import GROUPS
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import alone_in
 from torchmpo.runs.threads import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -544,7 +545,10 @@ BEST = ("--keep_best", "--data.validation", "0.2")
         (["fit", "--data.validation", "nowhere.jsonl"], "nowhere.jsonl"),
         (["fit", "--model.reference", "cache"], "set data.reference_cache"),
         (["fit", "--model.loss", "aot"], "aot couples the pairs of a batch"),
-        (["fit", "--model.loss", "margin_dpo"], "the data have no chosen_rewards"),
+        (
+            ["fit", "--model.loss", "margin_dpo"],
+            "margin_dpo needs chosen_reward and rejected_reward of every pair, and pair 0",
+        ),
         (["fit", "--data.batch_size", "0"], "data.batch_size must be at least 1"),
         (["fit", "--data.batch_size", "20"], "one step takes 40 pairs"),
         (["fit", "--resume"], "there is no last.ckpt in"),
@@ -650,6 +654,65 @@ def test_a_run_is_not_overwritten(config, tmp_path, capsys):
 def test_a_run_that_never_came_to_a_checkpoint_is_no_obstacle(config):
     assert run("fit", config, "--data.batch_size", "20", "--tracker", "tensorboard") == 2
     assert run("fit", config, "--trainer.max_steps", "1") == 0
+
+
+def test_one_process_trains_in_a_folder(config, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"):
+        assert run("fit", config) == 2
+    assert "another process is at work in" in capsys.readouterr().err
+    assert run("fit", config, "--trainer.max_steps", "1") == 0
+
+
+def test_a_best_by_other_validation_pairs_is_refused(config, tmp_path, capsys):
+    files = [tmp_path / f"{seed}.jsonl" for seed in (1, 2)]
+    for seed, file in enumerate(files, 1):
+        file.write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=seed)))
+    words = [("--data.validation", str(file)) for file in files]
+    steps = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+    assert run("fit", config, *words[0], *steps, "--keep_best") == 0
+    assert run("fit", config, *words[1], "--keep_best", "--resume") == 2
+    assert "made with other validation pairs" in capsys.readouterr().err
+    assert run("fit", config, *words[0], "--keep_best", "--resume") == 0
+
+
+def test_a_pair_without_its_score_is_named_before_training(config, pairs, tmp_path, capsys):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for row in rows:
+        row |= {"score_chosen": 2.0, "score_rejected": 1.0}
+    rows[11]["score_rejected"] = None
+    path = tmp_path / "scored.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("fit", config, "--model.loss", "margin_dpo", "--data.train", str(path)) == 2
+    told = capsys.readouterr().err
+    assert "pair 11 of data.train has no " in told
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_reference_with_other_tokens_is_refused(config, tmp_path, capsys):
+    small = save_tiny(tmp_path / "small", tiny_llama(vocab=100))
+    assert run("fit", config, "--model.reference", str(small)) == 2
+    assert "do not belong together" in capsys.readouterr().err
+    other = tiny_tokenizer()
+    vocabulary = other.get_vocab()
+    one, two = sorted(vocabulary, key=vocabulary.get)[50:52]
+    folder = save_tiny(tmp_path / "other", tiny_llama(seed=5), other)
+    text = (folder / "tokenizer.json").read_text()
+    content = json.loads(text)
+    words = content["model"]["vocab"]
+    words[one], words[two] = words[two], words[one]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert run("fit", config, "--model.reference", str(folder)) == 2
+    assert "take a reference of the same family" in capsys.readouterr().err
+
+
+def test_a_whole_model_is_exported_in_the_type_that_is_asked_for(config, tmp_path):
+    assert run("fit", config, "--model.lora", "null", "--trainer.max_steps", "1") == 0
+    ckpt = ("--ckpt", str(tmp_path / "run" / "last.ckpt"))
+    for dtype in ("auto", "bfloat16"):
+        assert main(["export", *ckpt, "--out", str(tmp_path / dtype), "--dtype", dtype]) == 0
+    full, half = (load_file(tmp_path / d / "model.safetensors") for d in ("auto", "bfloat16"))
+    assert_same({name: value.bfloat16() for name, value in full.items()}, half)
 
 
 def test_a_tokenizer_of_another_model_is_refused(config, tmp_path, capsys):

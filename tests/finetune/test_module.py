@@ -201,6 +201,21 @@ def test_a_sum_of_losses_and_another_divergence_train_like_any_loss():
     assert PreferenceModule(tiny_llama(), "hinge_dpo@js", lora=LORA).losses(pair).shape == (8,)
 
 
+@pytest.mark.parametrize("source", ["fresh", "saved"])
+def test_what_is_trained_beside_the_adapters_is_float32_on_a_base_in_bfloat16(source, tmp_path):
+    base = save_tiny(tmp_path / "base", tiny_llama().bfloat16())
+    lora = LoraSettings(r=2, alpha=4, targets=["q_proj"], modules_to_save=["lm_head"])
+    module = PreferenceModule(base, "orpo", lora=lora)
+    if source == "saved":
+        module.save(tmp_path / "adapter")
+        module = PreferenceModule(tmp_path / "adapter", "orpo")
+    own = {n: p.dtype for n, p in module.policy.named_parameters() if p.requires_grad}
+    assert any("modules_to_save" in name for name in own)
+    assert {*own.values()} == {torch.float32}
+    assert module.policy.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    fit(module, precision="bf16-mixed")
+
+
 def test_missing_data_for_a_loss_are_named():
     module = PreferenceModule(tiny_llama(), "margin_dpo", lora=LORA)
     with pytest.raises(UserError, match="the data have no chosen_rewards, rejected_rewards"):

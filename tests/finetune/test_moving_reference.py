@@ -7,7 +7,7 @@ pytest.importorskip("lightning")
 
 from lightning.pytorch import Trainer
 from test_module import DATA, LORA, fit, loader
-from tiny_llm import QUIET, tiny_llama
+from tiny_llm import QUIET, save_tiny, tiny_llama
 
 from torchmpo.finetune import MovingReference, PreferenceModule
 from torchmpo.runs.errors import UserError
@@ -34,6 +34,18 @@ def test_it_becomes_the_policy(settings):
     fit(still)
     pair = still.pair_logps(DATA)
     assert (pair.chosen_logps - pair.ref_chosen_logps).abs().max() > 1e-3
+
+
+def test_a_trained_adapter_and_a_copy_of_it(tmp_path):
+    """The copy has the adapter, so it is the model itself."""
+    save_tiny(tmp_path / "base")
+    first = PreferenceModule(tmp_path / "base", "orpo", lora=LORA, lr=1e-2)
+    fit(first)
+    first.save(tmp_path / "adapter")
+    module = PreferenceModule(tmp_path / "adapter", "dpo", reference="copy", lr=1e-2)
+    fit(module, callbacks=[MovingReference(every_n_steps=1)])
+    pair = module.pair_logps(DATA)
+    torch.testing.assert_close(pair.chosen_logps, pair.ref_chosen_logps)
 
 
 def test_a_step_is_of_its_size():

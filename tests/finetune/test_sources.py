@@ -63,6 +63,21 @@ def test_a_folder_whose_files_name_their_splits(tmp_path):
         load_pairs(tmp_path, split="validation")
 
 
+def test_files_of_several_splits_of_one_kind_are_told_apart(tmp_path):
+    names = ("train_prefs-00000-of-00001-a1b2c3", "train_sft-00000-of-00001", "test_prefs")
+    for name, row in zip(names, ROWS):
+        (tmp_path / f"{name}.jsonl").write_text(jsonl([row]), encoding="utf-8")
+    for split, expected in zip(("train_prefs", "train_sft", "test_prefs"), EXPECTED):
+        assert load_pairs(tmp_path, split=split) == [expected]
+    assert load_pairs(tmp_path, split="test") == [EXPECTED[2]]  # the only one of its kind
+    with pytest.raises(UserError, match=r"several splits 'train': .* train_prefs, train_sft"):
+        load_pairs(tmp_path)
+    with pytest.raises(UserError, match=r"no file for split 'validation'.*test_prefs"):
+        load_pairs(tmp_path, split="validation")
+    (tmp_path / "more.train.jsonl").write_text(jsonl(ROWS[2:3]), encoding="utf-8")
+    assert load_pairs(tmp_path) == [EXPECTED[2]]
+
+
 def test_a_dataset_and_a_dict_of_them():
     datasets = pytest.importorskip("datasets")
     for row, pair in ((ROWS[0], EXPECTED[0]), (MESSAGES, OF_MESSAGES)):

@@ -142,6 +142,16 @@ def test_mismatched_answers_are_those_of_the_row_before():
         assert other["labels"][i][other["labels"][i] != -100].tolist() == answer.tolist()
 
 
+def test_mismatched_answers_end_where_a_sequence_may():
+    ids = torch.tensor([[1, 2, 5, 0], [3, 6, 7, 8]])
+    labels = torch.tensor([[-100, -100, 5, -100], [-100, 6, 7, 8]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
+    whole, cut = mismatched(batch, longest=5), mismatched(batch, longest=4)
+    assert whole["input_ids"].tolist() == [[1, 2, 6, 7, 8], [3, 5, 0, 0, 0]]
+    for name, value in cut.items():
+        assert torch.equal(value, whole[name][:, :4])
+
+
 # Losses
 
 

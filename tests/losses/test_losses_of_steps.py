@@ -230,7 +230,7 @@ def test_any_loss_of_pairs_is_weighed(name, tmp_path):
     assert torch.equal(again(pair), objective(pair))
 
 
-@pytest.mark.parametrize("name", ["aot", "kto"])
+@pytest.mark.parametrize("name", ["aot", "dr_dpo", "kto"])
 def test_a_loss_without_a_value_of_each_pair_is_not_weighed(name):
     with pytest.raises(ValueError, match=f"{name} has no value of each pair that wpo could weigh"):
         resolve(f"{name}@wpo")

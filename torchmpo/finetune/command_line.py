@@ -8,7 +8,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError, nearest, one_line
-from torchmpo.runs.files import naming
+from torchmpo.runs.files import LOCK, SOFT_LOCK, alone_in, naming
 from torchmpo.runs.options import plain
 from torchmpo.runs.threads import one_thread_if_tiny
 from torchmpo.runs.trackers import FILES, start_trackers, trackers_of
@@ -158,7 +158,12 @@ class CommandLine(LightningCLI):
 
     def _only_logs(self) -> bool:
         """Whether the folder is what a run leaves that never came to a checkpoint."""
-        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {"log", *FILES}
+        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {
+            "log",
+            LOCK,
+            SOFT_LOCK,
+            *FILES,
+        }
 
     def _parse_ckpt_path(self):
         """Refuse what is no checkpoint; Lightning would look for settings in it."""
@@ -230,8 +235,17 @@ class CommandLine(LightningCLI):
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with naming(self.out):  # a full disk is told by whoever met it, often without a path
+        # A full disk is told by whoever met it, often without a path.
+        with naming(self.out), self._alone(subcommand):
             super()._run_subcommand(subcommand)
+
+    def _alone(self, subcommand: str) -> AbstractContextManager:
+        """The first process of a run holds its folder."""
+        first = getattr(rank_zero_only, "rank", None) in (None, 0)
+        if subcommand != "fit" or not first or self._get(self.config, "trainer")["fast_dev_run"]:
+            return nullcontext()
+        self.out.mkdir(parents=True, exist_ok=True)
+        return alone_in(self.out)
 
     def before_fit(self):
         if self.trainer.strategy.root_device.type == "cpu":

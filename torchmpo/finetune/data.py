@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchmpo.finetune.chat_template import check_variables, with_template
+from torchmpo.finetune.loading import check_same_tokens
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import Pair, clean, unpaired
@@ -29,7 +30,7 @@ from torchmpo.finetune.reference import (
 from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.sharding import is_sharded
 from torchmpo.finetune.supply import check_batch, needs_reference_steps, reads_others
-from torchmpo.finetune.tokenize import PairDataset, collate
+from torchmpo.finetune.tokenize import PairDataset, check_scores, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
 
@@ -261,6 +262,9 @@ class PreferenceData(LightningDataModule):
         if self.trainer is not None:
             module: Any = self.trainer.lightning_module
             check_tokenizer(module.policy.model, self.tokenizer)
+            if (other := getattr(module, "reference_policy", None)) is not None:
+                check_tokenizer(other.model, self.tokenizer)
+                check_same_tokens(self.tokenizer, module.reference_source)
             objective = getattr(module, "objective", None)
             if objective is not None:
                 check_batch(objective, self.batch_size)
@@ -273,7 +277,10 @@ class PreferenceData(LightningDataModule):
         if self.trainer is not None:
             module = self.trainer.lightning_module
             for dataset in self.datasets.values():
-                check_length(module.policy.model, max(_lengths(dataset)))
+                longest = max(_lengths(dataset))
+                check_length(module.policy.model, longest)
+                if (other := getattr(module, "reference_policy", None)) is not None:
+                    check_length(other.model, longest)
             if not is_sharded(self.trainer) and module.trains_base:
                 self.prepare_reference(module)
 
@@ -293,7 +300,10 @@ class PreferenceData(LightningDataModule):
         if self._digest is None:
             self._digest = pairs_digest(self.datasets["train"])
         accumulate = trainer.accumulate_grad_batches
-        return {
+        words = {}
+        if any(getattr(c, "monitor", None) == "val/loss" for c in trainer.checkpoint_callbacks):
+            words["validation"] = pairs_digest(self.datasets["validation"])
+        return words | {
             "data": self._digest,
             "seed": self.seed,
             "group_by_length": self.group_by_length,
@@ -345,6 +355,9 @@ class PreferenceData(LightningDataModule):
         rank_zero_info(f"{name}: {dataset.counts}")
         if not len(dataset):
             raise UserError(f"no pair of data.{name} is left: {dataset.counts}")
+        objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
+        if objective is not None:
+            check_scores(dataset, objective, f"data.{name}")
         return dataset
 
     def _collate(self) -> Callable[[list[Any]], Batch]:

@@ -181,6 +181,31 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
         )
 
 
+def check_same_tokens(tokenizer: Any, reference: str | Path | None) -> None:
+    """Refuse a reference whose own tokenizer gives other ids, which it would take for other text.
+
+    Args:
+        tokenizer: of the data.
+        reference: the reference's folder or hub id; one without a tokenizer is not looked at.
+
+    Raises:
+        UserError: a token has another id there.
+    """
+    if reference is None:
+        return
+    try:
+        theirs = load_tokenizer(reference).get_vocab()
+    except UserError:
+        return
+    for token, number in tokenizer.get_vocab().items():
+        if theirs.get(token, number) != number:
+            raise UserError(
+                f"model.reference {reference}: its tokenizer gives {token!r} the id "
+                f"{theirs[token]}, and the data's gives it {number}: take a reference of the same "
+                "family"
+            )
+
+
 def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> Any:
     """An adapter and its base model, which its ``adapter_config.json`` names: a ``PeftModel``.
 

@@ -6,12 +6,13 @@ from torch import Tensor
 IGNORED = -100
 
 
-def mismatched(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def mismatched(batch: dict[str, Tensor], longest: int | None = None) -> dict[str, Tensor]:
     """Each prompt of a batch followed by the answer before its own in the batch, in a circle.
 
     Args:
         batch: ``input_ids``, ``attention_mask`` and ``labels`` ``[B, T]``, padded on the right,
             labels as :func:`torchmpo.finetune.tokenize.collate` makes them.
+        longest: tokens of a sequence, at least T; what is beyond is cut off. None for no limit.
 
     Returns:
         the same three, ``[B, T']``.
@@ -27,6 +28,8 @@ def mismatched(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     length = answer.sum(1)
     start = batch["attention_mask"].sum(1) - length  # an answer ends where padding begins
     ends = start + length.roll(1)
+    if longest is not None:
+        ends = ends.clamp(max=max(longest, ids.shape[1]))
     time = torch.arange(int(ends.max()), device=ids.device)
     inside = time < ends[:, None]
     of_prompt = time < start[:, None]

@@ -50,7 +50,12 @@ from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole,
 from torchmpo.finetune.supply import check_cache, supply
 from torchmpo.finetune.term_weights import TermWeights, term_weights
 from torchmpo.finetune.token_weights import token_weights
-from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
+from torchmpo.finetune.trained import (
+    all_trained,
+    checkpoint_activations,
+    trained_base,
+    trained_in_float32,
+)
 from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
@@ -189,6 +194,7 @@ class PreferenceModule(LightningModule):
                 torch.manual_seed(derive_seed(seed, "lora"))
                 loaded = add_lora(loaded, lora)
             loaded.peft_config["default"].revision = revision
+        trained_in_float32(loaded)
         trained = trained_base(loaded)
         self.trains_base = trained is not None
         if self.reference == "adapter_off" and trained is not None:
@@ -211,7 +217,8 @@ class PreferenceModule(LightningModule):
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
         )
         self.token_weights = token_weights(self.objective, frozen or loaded, seed)
-        self.starts_at_reference = other is None and (not adapters or fresh_adapter(loaded))
+        same = self.reference == "copy" or not adapters or fresh_adapter(loaded)
+        self.starts_at_reference, self.reference_source = other is None and same, other
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
         self._resumed = self._sharded = False

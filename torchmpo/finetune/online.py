@@ -402,20 +402,25 @@ class Run:
                 bar.n = len(judged["pairs"])
                 bar.refresh()
 
-            found = judged_pairs(
-                folder / "judged.json",
-                writer,
-                self.asking.judge,
-                self.asking.prompts,
-                self.asking.encoded,
-                chat=self.chat,
-                pairs=rounds.pairs,
-                answers=rounds.answers,
-                start=start,
-                batch_size=rounds.batch_size,
-                seed=seed,
-                told=told,
-            )
+            # As in training, too: some implementations of attention know no float32.
+            precision = str(self.settings["trainer"]["precision"] or "")
+            mixed = precision.endswith("-mixed")
+            half = torch.float16 if precision.startswith("16") else torch.bfloat16
+            with torch.autocast(model.device.type, half, enabled=mixed):
+                found = judged_pairs(
+                    folder / "judged.json",
+                    writer,
+                    self.asking.judge,
+                    self.asking.prompts,
+                    self.asking.encoded,
+                    chat=self.chat,
+                    pairs=rounds.pairs,
+                    answers=rounds.answers,
+                    start=start,
+                    batch_size=rounds.batch_size,
+                    seed=seed,
+                    told=told,
+                )
         lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in found["pairs"]]
         write_atomic(path, "".join(lines))
         return found
@@ -512,6 +517,11 @@ def _check(settings: Mapping[str, Any], rounds: OnlineSettings) -> None:
         raise UserError(
             f"model.model: the first model ({source}) stays the reference: give it as a folder, or "
             "as user/name without a revision; or set lora, or online.reference_refresh 1"
+        )
+    if "MovingReference" in str(trainer["callbacks"]) and kept:
+        raise UserError(
+            "MovingReference moves a copy of the model itself, and in a later round the first "
+            "model is the reference: set online.reference_refresh to 1"
         )
     if trainer["devices"] not in ("auto", 1, "1") or trainer["num_nodes"] != 1:
         raise UserError("online trains in one process: trainer.devices 1 and trainer.num_nodes 1")

@@ -166,8 +166,16 @@ def step_table(
     path = Path(path)
     key = {"model": model_digest, "data": data_digest(batches())}
     if path.exists() if strategy is None else strategy.broadcast(path.exists()):
-        tensors = _read(path, key, ("logps", "lengths"))
-        return StepTable(tensors["logps"], tensors["lengths"])
+        read: Any = None
+        if strategy is None or strategy.global_rank == 0:
+            try:
+                read = _read(path, key, ("logps", "lengths"))
+            except UserError as error:
+                read = error  # for all to raise: none may go on waiting for this one
+        read = read if strategy is None else strategy.broadcast(read)
+        if isinstance(read, UserError):
+            raise read
+        return StepTable(read["logps"], read["lengths"])
     found: defaultdict[int, list[Tensor]] = defaultdict(list)
     for batch in batches():
         mask = (batch["labels"][:, 1:] != -100).cpu()

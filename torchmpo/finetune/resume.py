@@ -32,6 +32,7 @@ _NAMES = {
     "loss": "another loss",
     "loss_digest": "a loss of this name whose code or learned numbers were others",
     "data": "other training data, or another tokenizer, template, max_length or truncation",
+    "validation": "other validation pairs, whose losses the best so far cannot be compared with",
     "seed": "another seed, and so another order of the pairs",
     "group_by_length": "another data.group_by_length, and so another order of the pairs",
     "step": "another number of pairs in a step",

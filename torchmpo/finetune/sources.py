@@ -144,16 +144,48 @@ def _files(folder: Path, split: str) -> list[Path]:
     files = [file for file in files if ".csv" not in _suffix(file)] or files
     if not files:
         raise UserError(f"{folder} holds no {', '.join(SUFFIXES)}")
-    # A folder per split is as common as a file per split.
-    named = {
-        file: {*re.split(r"[^a-z]+", str(file.relative_to(folder).with_suffix("")).lower())}
-        for file in files
-    }
-    found = sorted({word for words in named.values() for word in words if word in SPLITS})
-    chosen = [file for file in files if split.lower() in named[file]]
+    names = {file: _words(file.relative_to(folder)) for file in files}
+    found = {name for parts in names.values() for name in map(_split_of, parts) if name}
+    # What follows the name of the split: files train_sft and train_prefs are two splits.
+    ends = {file: _after(_words(Path(split)), parts) for file, parts in names.items()}
+    chosen = {file: end for file, end in ends.items() if end is not None}
     if found and not chosen:
-        raise UserError(f"{folder} has no file for split {split!r}: {nearest(split, found)}")
-    return chosen or files
+        raise UserError(
+            f"{folder} has no file for split {split!r}: {nearest(split, sorted(found))}"
+        )
+    if () in chosen.values():
+        return [file for file, end in chosen.items() if end == ()]
+    if len(several := {*chosen.values()}) > 1:
+        listed = ", ".join(sorted("_".join((split, *end)) for end in several))
+        raise UserError(f"{folder} has several splits {split!r}: choose one of {listed}")
+    return [*chosen] or files
+
+
+def _words(path: Path) -> list[list[str]]:
+    """Of every folder on the way and of the file, without the number of a shard; in letters only.
+
+    A folder per split is as common as a file per split.
+    """
+    parts = [*path.parts[:-1], re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])]
+    parts += path.name.split(".")[1:-1]  # pairs.train.jsonl
+    words = (re.split(r"[^a-z0-9]+", part.lower()) for part in parts)
+    return [[word for word in part if word.isalpha()] for part in words]
+
+
+def _split_of(words: list[str]) -> str | None:
+    """From the word for a split on."""
+    at = next((k for k, word in enumerate(words) if word in SPLITS), None)
+    return None if at is None else "_".join(words[at:])
+
+
+def _after(split: list[list[str]], parts: list[list[str]]) -> tuple[str, ...] | None:
+    """The words of a part that follow those of the split; None where none has them."""
+    wanted = split[0]
+    for words in reversed(parts):
+        for k in range(len(words) - len(wanted) + 1):
+            if wanted and words[k : k + len(wanted)] == wanted:
+                return tuple(words[k + len(wanted) :])
+    return None
 
 
 def _suffix(path: str | Path) -> str:

@@ -162,7 +162,8 @@ def _mismatched(module: "PreferenceModule", batch: Batch) -> dict[str, Tensor]:
             "batches of two or more, and drop a last one that is smaller",
             stacklevel=2,
         )
-    other = mismatched(batch)
+    data = None if module._trainer is None else getattr(module.trainer, "datamodule", None)
+    other = mismatched(batch, getattr(data, "max_length", None))
     with torch.no_grad():
         logps = module.logps(other).sum(-1)
     ref = module.reference_logps(other).to(logps.dtype)
