@@ -119,6 +119,8 @@ def report(out):
             within = "as" if SFT[0] <= sft <= SFT[1] else "not as"
             words.append(f"sft on base {sft:.2f}, {within} the paper's")
         words += [f"{k} {t:.2f} [{a:.2f}, {b:.2f}]" for k, (t, a, b) in taus.items()]
+        if lost := [f"{loss} on {kind}" for (loss, kind), own in scores.items() if not len(own)]:
+            words.append(f"diverged at every setting: {', '.join(lost)}")
         agreeing = sum(tau >= LEAST_TAU for tau, _, _ in taus.values())
         words.append(f"τ ≥ {LEAST_TAU} in {agreeing} of {len(taus)} finished columns")
         yield "; ".join(words).replace("-", "−")

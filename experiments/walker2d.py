@@ -65,10 +65,11 @@ def report_agents(out: Path, names, episodes: int) -> None:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/walker2d"))
+    parser.add_argument("--out", type=Path, help="runs/walker2d")
     parser.add_argument("--smoke", action="store_true")
     args, more = parser.parse_known_args(argv)
     begin, threads = time.perf_counter(), torch.get_num_threads()
+    args.out = args.out or Path("runs/walker2d_smoke" if args.smoke else "runs/walker2d")
     args.out.mkdir(parents=True, exist_ok=True)
     steps = {"worse": HORIZON, "better": 2 * HORIZON} if args.smoke else STEPS
     train_agents(args.out, steps, 1 if args.smoke else ENVS)

@@ -38,6 +38,14 @@ def test_simpo_at_a_high_rate_is_warned_of_once_and_changes_no_bit():
         assert torch.equal(value, trained(alone)[name])
 
 
+def test_it_looks_in_the_precision_of_the_training():
+    """Some implementations of attention know no float32."""
+    module, seen = PreferenceModule(tiny_llama(), "sft", lr=1e-3), set()
+    module.policy.model.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    fit(module, epochs=1, callbacks=[EarlyWarning()], precision="bf16-mixed")
+    assert seen == {True}
+
+
 def test_it_is_silent_about_sft():
     callback = EarlyWarning(every_n_steps=2)
     with warnings.catch_warnings():

@@ -364,6 +364,9 @@ def test_the_page_has_settings_that_are_settings():
 # Mistakes
 
 
+MOVING = [{"class_path": "torchmpo.finetune.MovingReference"}]
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -385,6 +388,7 @@ def test_the_page_has_settings_that_are_settings():
         ({"model": {"loss": "kto"}, "data": {"batch_size": 1}}, "data.batch_size to 2 or more"),
         ({"model": {"quantization": {"load_in_4bit": True}}}, "leave it out"),
         ({"model": {"lora": None, "revision": "v1"}}, "stays the reference"),
+        ({"trainer": {"callbacks": MOVING}}, "set online.reference_refresh to 1"),
         ({"model": {"model": "nothing/here"}}, "nothing/here"),
         ({"trainer": {"devices": 2}}, "online trains in one process"),
         ({"trainer": {"fast_dev_run": True}}, "trainer.fast_dev_run"),

@@ -158,12 +158,8 @@ class CommandLine(LightningCLI):
 
     def _only_logs(self) -> bool:
         """Whether the folder is what a run leaves that never came to a checkpoint."""
-        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= {
-            "log",
-            LOCK,
-            SOFT_LOCK,
-            *FILES,
-        }
+        ours = {"log", LOCK, SOFT_LOCK, *FILES}
+        return self.out.is_dir() and ours.issuperset(p.name for p in self.out.iterdir())
 
     def _parse_ckpt_path(self):
         """Refuse what is no checkpoint; Lightning would look for settings in it."""

@@ -243,7 +243,7 @@ class PreferenceData(LightningDataModule):
         self.chat = False
         self.loss_inputs: Iterable[str] | None = None
         self._tables: dict[str, Tensor | StepTable] = {}
-        self._digest: str | None = None
+        self._digests: dict[str, str] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Load, clean and tokenize what has not been yet.
@@ -297,14 +297,14 @@ class PreferenceData(LightningDataModule):
         trainer = self.trainer
         if trainer is None or "train" not in self.datasets:
             return {}
-        if self._digest is None:
-            self._digest = pairs_digest(self.datasets["train"])
-        accumulate = trainer.accumulate_grad_batches
-        words = {}
+        for name in self.datasets:
+            if name not in self._digests:
+                self._digests[name] = pairs_digest(self.datasets[name])
+        accumulate, best = trainer.accumulate_grad_batches, {}
         if any(getattr(c, "monitor", None) == "val/loss" for c in trainer.checkpoint_callbacks):
-            words["validation"] = pairs_digest(self.datasets["validation"])
-        return words | {
-            "data": self._digest,
+            best = {"validation": self._digests.get("validation")}
+        return best | {
+            "data": self._digests["train"],
             "seed": self.seed,
             "group_by_length": self.group_by_length,
             "step": self.batch_size * accumulate * trainer.world_size,
