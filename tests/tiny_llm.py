@@ -6,6 +6,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3Config,
@@ -18,6 +20,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
+from transformers.integrations.flash_attention import get_target_dtype
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 # Warnings that are no news of ours: `pytestmark = QUIET`.
 QUIET = [
@@ -159,3 +164,17 @@ def tiny_batch(pairs: int = 4, time: int = 14, seed: int = 0, vocab: int = 320) 
         "labels": labels,
         "index": torch.arange(pairs),
     }
+
+
+def register_half_attention() -> str:
+    """An attention that refuses float32, as flash attention does, by its name."""
+
+    def attention(module, query, *args, **more):
+        # Rotations make float32 also under autocast, from which transformers goes back.
+        if get_target_dtype(query, module) == torch.float32:
+            raise RuntimeError("this attention knows fp16 and bf16 only")
+        return sdpa_attention_forward(module, query, *args, **more)
+
+    AttentionInterface.register("half_only", attention)
+    AttentionMaskInterface.register("half_only", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    return "half_only"

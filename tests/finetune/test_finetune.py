@@ -171,7 +171,13 @@ def test_a_run_leaves_an_adapter_its_settings_and_its_numbers(config, tmp_path, 
     assert list((out / "tensorboard").glob("events.out.tfevents.*"))
     assert yaml.safe_load((out / "tensorboard/hparams.yaml").read_text())["seed_everything"] == 0
     assert f"wrote {out / 'adapter'}" in capsys.readouterr().out
-    assert {p.name for p in out.iterdir()} == {"adapter", "last.ckpt", "log", "tensorboard"}
+    assert {p.name for p in out.iterdir()} == {
+        ".lock",
+        "adapter",
+        "last.ckpt",
+        "log",
+        "tensorboard",
+    }
     rows = metrics(out)
     trained = [row for row in rows if row["loss"]]
     assert [int(row["step"]) for row in trained] == list(range(8))
@@ -405,12 +411,22 @@ def test_the_best_checkpoint_is_kept_and_exported(lora, lr, config, tmp_path, ca
         own = load_file(tmp_path / "own" / "model.safetensors")
     assert_same(own, exported["best"])
     assert any(not torch.equal(own[n], exported["last"][n]) for n in own)
+    assert main(["export", *arguments[:2], "--out", f"{tmp_path}/half", "--dtype", "bfloat16"]) == 0
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    assert {value.dtype for value in half.values()} == {torch.bfloat16}
+    if lora:
+        assert_same({n: value.bfloat16() for n, value in exported["last"].items()}, half)
     # The run goes on in another place, and what is worse is not taken for the best.
     moved = ("--out", str(out.rename(tmp_path / "moved")), "--resume", "--trainer.max_steps")
     step = (str(last["global_step"] + 1), "--trainer.max_epochs", "2", "--model.loss", "sft")
     assert run("fit", config, *more, *every[:2], *moved, *step) == 0
     rows = [row for row in metrics(tmp_path / "moved", 1) if row["val/loss"]]
     validated += [(float(row["val/loss"]), int(row["step"])) for row in rows]
+    few.write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=2)))
+    best_so_far = (tmp_path / "moved" / "best.ckpt").read_bytes()
+    assert run("fit", config, *more, *every[:2], *moved, "99", *step[1:]) == 2
+    assert "best.ckpt was the best on other validation pairs" in capsys.readouterr().err
+    assert (tmp_path / "moved" / "best.ckpt").read_bytes() == best_so_far
     again = _load(tmp_path / "moved" / "best.ckpt", weights_only=True)
     assert again["global_step"] == min(validated)[1] + 1
     (tmp_path / "moved").rename(out)
@@ -545,10 +561,7 @@ BEST = ("--keep_best", "--data.validation", "0.2")
         (["fit", "--data.validation", "nowhere.jsonl"], "nowhere.jsonl"),
         (["fit", "--model.reference", "cache"], "set data.reference_cache"),
         (["fit", "--model.loss", "aot"], "aot couples the pairs of a batch"),
-        (
-            ["fit", "--model.loss", "margin_dpo"],
-            "margin_dpo needs chosen_reward and rejected_reward of every pair, and pair 0",
-        ),
+        (["fit", "--model.loss", "margin_dpo"], "the data have no chosen_rewards"),
         (["fit", "--data.batch_size", "0"], "data.batch_size must be at least 1"),
         (["fit", "--data.batch_size", "20"], "one step takes 40 pairs"),
         (["fit", "--resume"], "there is no last.ckpt in"),
@@ -651,68 +664,21 @@ def test_a_run_is_not_overwritten(config, tmp_path, capsys):
     assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
 
 
-def test_a_run_that_never_came_to_a_checkpoint_is_no_obstacle(config):
-    assert run("fit", config, "--data.batch_size", "20", "--tracker", "tensorboard") == 2
-    assert run("fit", config, "--trainer.max_steps", "1") == 0
-
-
-def test_one_process_trains_in_a_folder(config, tmp_path, capsys):
+def test_a_folder_is_trained_in_by_one_process(config, tmp_path, capsys):
+    """A second fit that begins in it is refused, whether it starts anew or goes on."""
     (tmp_path / "run").mkdir()
     with alone_in(tmp_path / "run"):
         assert run("fit", config) == 2
-    assert "another process is at work in" in capsys.readouterr().err
+        assert "another process is at work in" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+    assert run("fit", config, "--trainer.max_steps=1") == 0
+    with alone_in(tmp_path / "run"):
+        assert run("fit", config, "--resume") == 2
+
+
+def test_a_run_that_never_came_to_a_checkpoint_is_no_obstacle(config):
+    assert run("fit", config, "--data.batch_size", "20", "--tracker", "tensorboard") == 2
     assert run("fit", config, "--trainer.max_steps", "1") == 0
-
-
-def test_a_best_by_other_validation_pairs_is_refused(config, tmp_path, capsys):
-    files = [tmp_path / f"{seed}.jsonl" for seed in (1, 2)]
-    for seed, file in enumerate(files, 1):
-        file.write_text("".join(json.dumps(p) + "\n" for p in tiny_pairs(5, seed=seed)))
-    words = [("--data.validation", str(file)) for file in files]
-    steps = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
-    assert run("fit", config, *words[0], *steps, "--keep_best") == 0
-    assert run("fit", config, *words[1], "--keep_best", "--resume") == 2
-    assert "made with other validation pairs" in capsys.readouterr().err
-    assert run("fit", config, *words[0], "--keep_best", "--resume") == 0
-
-
-def test_a_pair_without_its_score_is_named_before_training(config, pairs, tmp_path, capsys):
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    for row in rows:
-        row |= {"score_chosen": 2.0, "score_rejected": 1.0}
-    rows[11]["score_rejected"] = None
-    path = tmp_path / "scored.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run("fit", config, "--model.loss", "margin_dpo", "--data.train", str(path)) == 2
-    told = capsys.readouterr().err
-    assert "pair 11 of data.train has no " in told
-    assert not (tmp_path / "run" / "last.ckpt").exists()
-
-
-def test_a_reference_with_other_tokens_is_refused(config, tmp_path, capsys):
-    small = save_tiny(tmp_path / "small", tiny_llama(vocab=100))
-    assert run("fit", config, "--model.reference", str(small)) == 2
-    assert "do not belong together" in capsys.readouterr().err
-    other = tiny_tokenizer()
-    vocabulary = other.get_vocab()
-    one, two = sorted(vocabulary, key=vocabulary.get)[50:52]
-    folder = save_tiny(tmp_path / "other", tiny_llama(seed=5), other)
-    text = (folder / "tokenizer.json").read_text()
-    content = json.loads(text)
-    words = content["model"]["vocab"]
-    words[one], words[two] = words[two], words[one]
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert run("fit", config, "--model.reference", str(folder)) == 2
-    assert "take a reference of the same family" in capsys.readouterr().err
-
-
-def test_a_whole_model_is_exported_in_the_type_that_is_asked_for(config, tmp_path):
-    assert run("fit", config, "--model.lora", "null", "--trainer.max_steps", "1") == 0
-    ckpt = ("--ckpt", str(tmp_path / "run" / "last.ckpt"))
-    for dtype in ("auto", "bfloat16"):
-        assert main(["export", *ckpt, "--out", str(tmp_path / dtype), "--dtype", dtype]) == 0
-    full, half = (load_file(tmp_path / d / "model.safetensors") for d in ("auto", "bfloat16"))
-    assert_same({name: value.bfloat16() for name, value in full.items()}, half)
 
 
 def test_a_tokenizer_of_another_model_is_refused(config, tmp_path, capsys):
@@ -745,7 +711,7 @@ def test_a_disk_that_is_full_keeps_the_checkpoint_before(config, tmp_path, capsy
         assert run("fit", config, "--trainer.max_steps", "2", "--resume") == 2
     assert f"error: No space left on device: {path}\n" in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert {p.name for p in path.parent.iterdir()} == {"adapter", "last.ckpt", "log"}
+    assert {p.name for p in path.parent.iterdir()} == {".lock", "adapter", "last.ckpt", "log"}
     assert run("fit", config, "--trainer.max_steps", "2", "--resume") == 0
 
 

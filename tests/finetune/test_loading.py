@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_module import fit
 from tiny_llm import (
     QUIET,
     SIZES,
@@ -35,6 +36,7 @@ from torchmpo.finetune.models import (
     TokenLogps,
     add_lora,
     export_merged,
+    load_adapter,
     load_model,
     load_tokenizer,
     positions,
@@ -375,6 +377,33 @@ def test_modules_trained_as_a_whole_go_with_the_adapter(base, tmp_path):
     tied = tiny_llama(tie_word_embeddings=True)
     lora = LoraSettings(r=2, targets=["q_proj"], modules_to_save=["embed_tokens"])
     one_line(lambda: PreferenceModule(tied, "sft", lora=lora), "head shares the embeddings' weig")
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_modules_trained_as_a_whole_are_float32_in_a_bfloat16_model(tmp_path, name):
+    """Steps too small for bfloat16 are made, saved, taken up again, and exported."""
+    base = save_tiny(tmp_path / "base", tiny_llama().bfloat16())
+    lora = LoraSettings(r=2, targets=["q_proj"], modules_to_save=[name])
+    module = PreferenceModule(str(base), "sft", lora=lora, lr=1e-5)
+    assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
+    assert module.policy.model.dtype == torch.bfloat16
+
+    def whole(policy):
+        found = [p for n, p in policy.named_parameters() if f"{name}.modules_to_save" in n]
+        return found[0].detach().clone()
+
+    start = whole(module.policy)
+    fit(module, precision="bf16-mixed", epochs=1)
+    moved = whole(module.policy)
+    assert 0 < (moved - start).abs().max() < 1e-4
+    module.save(tmp_path / "adapter", tiny_tokenizer())
+    again = load_adapter(tmp_path / "adapter")
+    torch.testing.assert_close(whole(again), moved, rtol=0, atol=0)
+    with torch.no_grad():  # without autocast, as answers are written
+        again(DATA["input_ids"], attention_mask=DATA["attention_mask"])
+    assert export_merged(tmp_path / "adapter", tmp_path / "merged") < 0.5
+    exported = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {value.dtype for value in exported.values()} == {torch.bfloat16}
 
 
 def test_how_a_model_is_loaded(base):

@@ -17,11 +17,19 @@ from tiny_llm import (
     tiny_gemma,
     tiny_gemma2,
     tiny_llama,
+    tiny_pairs,
     tiny_tokenizer,
 )
+from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from torchmpo.finetune.data import PreferenceData
 from torchmpo.finetune.models import (
     LoraSettings,
     TokenLogps,
@@ -201,19 +209,16 @@ def test_a_sum_of_losses_and_another_divergence_train_like_any_loss():
     assert PreferenceModule(tiny_llama(), "hinge_dpo@js", lora=LORA).losses(pair).shape == (8,)
 
 
-@pytest.mark.parametrize("source", ["fresh", "saved"])
-def test_what_is_trained_beside_the_adapters_is_float32_on_a_base_in_bfloat16(source, tmp_path):
-    base = save_tiny(tmp_path / "base", tiny_llama().bfloat16())
-    lora = LoraSettings(r=2, alpha=4, targets=["q_proj"], modules_to_save=["lm_head"])
-    module = PreferenceModule(base, "orpo", lora=lora)
-    if source == "saved":
-        module.save(tmp_path / "adapter")
-        module = PreferenceModule(tmp_path / "adapter", "orpo")
-    own = {n: p.dtype for n, p in module.policy.named_parameters() if p.requires_grad}
-    assert any("modules_to_save" in name for name in own)
-    assert {*own.values()} == {torch.float32}
-    assert module.policy.model.get_input_embeddings().weight.dtype == torch.bfloat16
-    fit(module, precision="bf16-mixed")
+def test_a_pair_without_the_scores_of_a_loss_is_found_before_training():
+    rows = [row | {"chosen_reward": 1.0, "rejected_reward": 0.0} for row in tiny_pairs(8)]
+    rows[6]["chosen_reward"] = rows[6]["rejected_reward"] = None
+    data = PreferenceData(rows, tokenizer=tiny_tokenizer(), batch_size=1)
+    module = PreferenceModule(tiny_llama(), "margin_dpo", lora=LORA)
+    with pytest.raises(
+        UserError, match=r"data\.train: margin_dpo .* 1 of 8 .*_reward.* pair 6 \('"
+    ):
+        fit(module, data)
+    fit(PreferenceModule(tiny_llama(), "dpo", lora=LORA), data, epochs=1)  # reads none
 
 
 def test_missing_data_for_a_loss_are_named():
@@ -259,6 +264,34 @@ def test_a_reference_of_another_model_is_noticed_before_the_first_step():
     with pytest.raises(UserError, match="before the first step, policy and reference"):
         fit(module, loader(DATA | {"ref_logps": wrong}))
     assert_close(before, trained(module), atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "own_tokens", "words"),
+    [
+        ({}, False, None),
+        ({"vocab": 200}, False, "ids up to 309, the model embeds 200"),
+        ({"max_position_embeddings": 8}, False, "the model is made for 8"),
+        ({}, True, r"another vocabulary than the data's tokenizer \("),
+    ],
+    ids=["same", "small", "short", "family"],
+)
+def test_a_reference_of_another_family_is_refused_before_training(
+    model, own_tokens, words, tmp_path
+):
+    tokenizer = theirs = tiny_tokenizer()
+    if own_tokens:
+        words_only = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="</s>"))
+        theirs = PreTrainedTokenizerFast(tokenizer_object=words_only, eos_token="</s>")
+    folder = save_tiny(tmp_path / "other", tiny_llama(seed=5, **model), theirs)
+    data = PreferenceData(tiny_pairs(4), tokenizer=tokenizer, batch_size=4)
+    module = PreferenceModule(tiny_llama(), "dpo", lora=LORA, reference=str(folder))
+    if words is None:
+        fit(module, data, epochs=1)
+        return
+    with pytest.raises(UserError, match=rf"model\.reference .*other.*{words}"):
+        fit(module, data, epochs=1)
+    assert module.global_step == 0
 
 
 def test_another_model_may_be_the_reference_on_purpose(tmp_path):

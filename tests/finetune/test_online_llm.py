@@ -14,13 +14,20 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from pages import blocks_of
-from tiny_llm import QUIET, SENTENCES, save_tiny, tiny_pairs, tiny_tokenizer
+from tiny_llm import (
+    QUIET,
+    SENTENCES,
+    register_half_attention,
+    save_tiny,
+    tiny_pairs,
+    tiny_tokenizer,
+)
 
 from torchmpo.finetune.__main__ import main
 from torchmpo.finetune.answers import AnswerWriter, Sampling
 from torchmpo.finetune.judged_pairs import encoded_prompts, judged
 from torchmpo.finetune.loading import load_model, load_tokenizer
-from torchmpo.finetune.online import train_online
+from torchmpo.finetune.online import _check_moving, train_online
 from torchmpo.finetune.online_settings import OnlineSettings
 from torchmpo.runs.errors import UserError
 from torchmpo.winrate.judges import ScoreJudge
@@ -364,9 +371,6 @@ def test_the_page_has_settings_that_are_settings():
 # Mistakes
 
 
-MOVING = [{"class_path": "torchmpo.finetune.MovingReference"}]
-
-
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -388,7 +392,6 @@ MOVING = [{"class_path": "torchmpo.finetune.MovingReference"}]
         ({"model": {"loss": "kto"}, "data": {"batch_size": 1}}, "data.batch_size to 2 or more"),
         ({"model": {"quantization": {"load_in_4bit": True}}}, "leave it out"),
         ({"model": {"lora": None, "revision": "v1"}}, "stays the reference"),
-        ({"trainer": {"callbacks": MOVING}}, "set online.reference_refresh to 1"),
         ({"model": {"model": "nothing/here"}}, "nothing/here"),
         ({"trainer": {"devices": 2}}, "online trains in one process"),
         ({"trainer": {"fast_dev_run": True}}, "trainer.fast_dev_run"),
@@ -403,6 +406,49 @@ def test_a_mistake_is_one_line(sections, message, settings, tmp_path, capsys, mo
     assert message in last
     assert error.count("error: ") == 1
     assert "Traceback" not in error
+
+
+def test_answers_are_written_in_the_precision_of_training(settings, tmp_path):
+    """An attention that knows no float32 writes the answers of a float32 model, too."""
+    name = register_half_attention()
+    own = changed(
+        settings,
+        model={"attn_implementation": name, "lora": None},
+        trainer={"precision": "bf16-mixed"},
+        online={"rounds": 1, "pairs": 4},
+    )
+    assert run(own, tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "online", "fits"),
+    [
+        ({"reference": "copy"}, {"reference_refresh": 1}, True),
+        ({"reference": "copy"}, {"rounds": 1}, True),
+        ({"lora": None}, {"reference_refresh": 1}, True),
+        ({"reference": "copy"}, {}, False),
+        ({"reference": "copy"}, {"reference_refresh": 2, "rounds": 4}, False),
+        ({}, {"reference_refresh": 1}, False),
+    ],
+)
+def test_a_moving_reference_must_be_a_copy_in_every_round(settings, model, online, fits):
+    moving = {"callbacks": [{"class_path": "torchmpo.finetune.MovingReference"}]}
+    own = changed(
+        settings, model={"reference": None, "revision": None, "quantization": None} | model
+    )
+    own["trainer"] = own["trainer"] | moving
+    if fits:
+        _check_moving(own["model"], own["trainer"], OnlineSettings(**own["online"] | online))
+        return
+    with pytest.raises(UserError, match=r"set model\.reference copy and online\.reference_ref"):
+        _check_moving(own["model"], own["trainer"], OnlineSettings(**own["online"] | online))
+
+
+def test_a_reference_that_cannot_move_is_told_before_any_work(settings, tmp_path, capsys):
+    moving = {"callbacks": [{"class_path": "torchmpo.finetune.MovingReference"}]}
+    assert run(changed(settings, trainer=moving, model={"reference": "copy"}), tmp_path) == 2
+    assert "MovingReference moves a copy" in capsys.readouterr().err
+    assert not asked
 
 
 def test_other_mistakes_are_one_line_too(whole, settings, tmp_path, capsys):

@@ -9,7 +9,6 @@ from torchmpo.finetune.reference import (
     data_digest,
     read_reference,
     reference_table,
-    step_table,
     with_reference,
     write_reference,
 )
@@ -35,32 +34,6 @@ def sums(batch):
     """A stand-in for a model: depends on every token."""
     weights = torch.arange(1, batch["input_ids"].shape[1] + 1)
     return -(batch["input_ids"] * batch["attention_mask"] * weights).sum(1).double()
-
-
-class Second:
-    """The second of two processes, on a machine that does not see the first one's disk."""
-
-    global_rank, world_size = 1, 2
-
-    def __init__(self, *told):
-        self.told = [*told]
-
-    def broadcast(self, _):
-        return self.told.pop(0)  # what the first one has sent
-
-
-def test_the_first_process_reads_a_table_of_steps_for_all(tmp_path):
-    def each(batch):
-        return -batch["input_ids"][:, 1:].double()
-
-    path, missing = tmp_path / "steps.safetensors", tmp_path / "missing"
-    made = step_table(path, batches, each, "model")
-    told = {"logps": made.logps, "lengths": made.lengths}
-    found = step_table(missing, batches, each, "model", strategy=Second(True, told))
-    assert torch.equal(found.logps, step_table(path, batches, each, "model").logps)
-    bad = Second(True, UserError("damaged"))
-    with pytest.raises(UserError, match="damaged"):
-        step_table(missing, batches, each, "model", strategy=bad)
 
 
 def test_the_digest_does_not_depend_on_batches_and_padding():

@@ -50,6 +50,31 @@ def test_parquet_of_messages(tmp_path):
     assert load_pairs(tmp_path / "a.parquet") == [pair, pair]
 
 
+def test_a_split_is_the_whole_name_before_a_word_of_it(tmp_path):
+    """A folder as the hub has them: ultrafeedback_binarized."""
+    data = tmp_path / "data"
+    data.mkdir()
+    names = ["train_prefs-00000-of-00002", "train_prefs-00001-of-00002", "train_sft", "test_prefs"]
+    rows = [{**PLAIN, "prompt": name} for name in names]
+    for name, row in zip(names, rows):
+        (data / f"{name}.jsonl").write_text(json.dumps(row))
+
+    def prompts(split):
+        return [pair.prompt for pair in load_pairs(tmp_path, split=split)]
+
+    assert prompts("train_prefs") == names[:2]
+    assert prompts("train_prefs[1:]+test_prefs") == [names[1], names[3]]
+    assert prompts("test") == prompts("test_prefs") == names[3:]  # there is one only
+    with pytest.raises(UserError, match=r"several splits that 'train' may mean.*_prefs, train_sft"):
+        prompts("train")
+    with pytest.raises(UserError, match=r"no file for split 'train_gen'"):
+        prompts("train_gen")
+    (data / "train-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl").write_text(json.dumps(rows[0]))
+    (data / "validation0.jsonl").write_text(json.dumps(rows[1]))
+    assert prompts("train") == names[:1]
+    assert prompts("validation") == names[1:2]
+
+
 def test_a_folder_whose_files_name_their_splits(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / ".cache").mkdir()
@@ -61,21 +86,6 @@ def test_a_folder_whose_files_name_their_splits(tmp_path):
     assert load_pairs(tmp_path, split="test") == [EXPECTED[2]]
     with pytest.raises(UserError, match=r"no file for split 'validation'.*test, train"):
         load_pairs(tmp_path, split="validation")
-
-
-def test_files_of_several_splits_of_one_kind_are_told_apart(tmp_path):
-    names = ("train_prefs-00000-of-00001-a1b2c3", "train_sft-00000-of-00001", "test_prefs")
-    for name, row in zip(names, ROWS):
-        (tmp_path / f"{name}.jsonl").write_text(jsonl([row]), encoding="utf-8")
-    for split, expected in zip(("train_prefs", "train_sft", "test_prefs"), EXPECTED):
-        assert load_pairs(tmp_path, split=split) == [expected]
-    assert load_pairs(tmp_path, split="test") == [EXPECTED[2]]  # the only one of its kind
-    with pytest.raises(UserError, match=r"several splits 'train': .* train_prefs, train_sft"):
-        load_pairs(tmp_path)
-    with pytest.raises(UserError, match=r"no file for split 'validation'.*test_prefs"):
-        load_pairs(tmp_path, split="validation")
-    (tmp_path / "more.train.jsonl").write_text(jsonl(ROWS[2:3]), encoding="utf-8")
-    assert load_pairs(tmp_path) == [EXPECTED[2]]
 
 
 def test_a_dataset_and_a_dict_of_them():

@@ -104,6 +104,44 @@ def test_a_table_of_tokens_gives_each_row_its_own(tmp_path):
         assert torch.equal(found["ref_logps"], steps[both].sum(-1))
 
 
+class Process:
+    """What a table asks of Lightning's strategy: a rank, and what the first process has."""
+
+    def __init__(self, rank, sent):
+        self.global_rank, self.world_size, self.sent = rank, 2, sent
+
+    def broadcast(self, value):
+        if self.global_rank == 0:
+            self.sent.append(value)
+            return value
+        return self.sent.pop(0)
+
+
+def test_the_first_process_reads_a_table_of_tokens_for_all(tmp_path):
+    path, seen = tmp_path / "t.safetensors", []
+
+    def table(rank, sent, model="model"):
+        steps = torch.where(MASK, 1.0, 0.0)
+        return step_table(
+            path, lambda: [DATA], lambda _: steps, model, strategy=Process(rank, sent)
+        )
+
+    written = table(0, seen)
+    path.rename(tmp_path / "elsewhere")  # the second process is on a machine without the disk
+    assert torch.equal(table(1, seen).logps, written.logps)
+    (tmp_path / "elsewhere").rename(path)
+    read = table(0, seen)
+    path.unlink()
+    assert torch.equal(table(1, seen).logps, read.logps)
+    assert torch.equal(read.logps, written.logps)
+    table(0, [])
+    with pytest.raises(UserError, match="of another model"):
+        table(0, seen, "other")
+    path.unlink()
+    with pytest.raises(UserError, match="of another model"):  # and does not go on alone
+        table(1, seen, "other")
+
+
 def test_no_cache_has_distributions():
     with pytest.raises(UserError, match="as a whole distribution at every token, which no cache"):
         PreferenceModule(tiny_llama(), "tdpo", lora=LORA, reference="cache")

@@ -142,14 +142,27 @@ def test_mismatched_answers_are_those_of_the_row_before():
         assert other["labels"][i][other["labels"][i] != -100].tolist() == answer.tolist()
 
 
-def test_mismatched_answers_end_where_a_sequence_may():
-    ids = torch.tensor([[1, 2, 5, 0], [3, 6, 7, 8]])
-    labels = torch.tensor([[-100, -100, 5, -100], [-100, 6, 7, 8]])
-    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
-    whole, cut = mismatched(batch, longest=5), mismatched(batch, longest=4)
-    assert whole["input_ids"].tolist() == [[1, 2, 6, 7, 8], [3, 5, 0, 0, 0]]
-    for name, value in cut.items():
-        assert torch.equal(value, whole[name][:, :4])
+@pytest.mark.parametrize("positions", [4096, 40])
+def test_mismatched_answers_are_cut_like_the_data(positions, monkeypatch):
+    """A long prompt gets a long answer of another row; max_length limits memory there, too."""
+    rows = [
+        {"prompt": "a " * 30, "completion": "b", "label": True},
+        {"prompt": "c ", "completion": "d " * 30, "label": False},
+    ]
+    data = PreferenceData(rows, tokenizer=tiny_tokenizer(), batch_size=2, max_length=40)
+    module = PreferenceModule(tiny_llama(max_position_embeddings=positions), "kto", lora=LORA)
+    widths = []
+
+    def logps(batch, policy=None):
+        widths.append(batch["input_ids"].shape[1])
+        return PreferenceModule.logps(module, batch, policy)
+
+    monkeypatch.setattr(module, "logps", logps)
+    fit(module, data, epochs=1)
+    assert max(widths) == 40
+    whole, cut = (mismatched(next(data.batches("train")), n)["labels"] for n in (None, 40))
+    assert whole.shape[1] > 60
+    torch.testing.assert_close(cut, whole[:, :40])
 
 
 # Losses

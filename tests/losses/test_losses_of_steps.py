@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from loss_cases import OF_STEPS, make_inputs
+from loss_cases import OF_STEPS, call, make_inputs
 
 from torchmpo import PairLogps, resolve
 from torchmpo import losses as L
 from torchmpo.losses import LOSSES
-from torchmpo.losses.likelihood_weight import LikelihoodWeighted
+from torchmpo.losses.likelihood_weight import NOT_BY_PAIR, LikelihoodWeighted
 
 T, T64 = True, torch.float64
 BETA = 0.3
@@ -230,7 +230,22 @@ def test_any_loss_of_pairs_is_weighed(name, tmp_path):
     assert torch.equal(again(pair), objective(pair))
 
 
-@pytest.mark.parametrize("name", ["aot", "dr_dpo", "kto"])
+def test_what_has_a_value_of_each_pair():
+    """Pairs in another order have their values in that order, and not all the same."""
+    order, shuffled = torch.tensor([3, 0, 5, 1, 4, 2]), set()
+    for name in LOSSES:
+        data = make_inputs(name)
+        if "desirable" in data:
+            shuffled.add(name)
+            continue
+        values = call(name, data)
+        other = call(name, {field: value[order] for field, value in data.items()})
+        if not torch.allclose(other, values[order]) or len(values.unique()) == 1:
+            shuffled.add(name)
+    assert shuffled == NOT_BY_PAIR
+
+
+@pytest.mark.parametrize("name", ["aot", "kto", "dr_dpo"])
 def test_a_loss_without_a_value_of_each_pair_is_not_weighed(name):
     with pytest.raises(ValueError, match=f"{name} has no value of each pair that wpo could weigh"):
         resolve(f"{name}@wpo")

@@ -30,6 +30,7 @@ from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import LoraSettings, is_adapted
 from torchmpo.finetune.module import PreferenceModule
+from torchmpo.finetune.resume import refuse_other_best
 from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError, nearest, one_line
@@ -56,6 +57,10 @@ class LastStep(Checkpoint):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         """A run whose folder was moved is the same run, with the same best checkpoint so far."""
+        words = getattr(trainer.datamodule, "made_with", None)
+        keeps_best = any(getattr(one, "monitor", None) for one in trainer.checkpoint_callbacks)
+        if trainer.state.fn == "fit" and keeps_best and words is not None:
+            refuse_other_best(checkpoint, words(), self.path.with_name("best.ckpt"))
         states, folder = checkpoint.get("callbacks", {}), os.path.realpath(self.path.parent)
         for callback in trainer.checkpoint_callbacks:
             state = states.get(callback.state_key)
@@ -149,17 +154,15 @@ class CommandLine(LightningCLI):
             if not (self.out / "last.ckpt").is_file():
                 raise UserError(f"--resume: there is no last.ckpt in {self.out}")
             check_checkpoint(self.out / "last.ckpt", training=True)
-        # The other processes of a run find what the first one has begun.
-        first = getattr(rank_zero_only, "rank", None) in (None, 0)
-        if first and not self.resume and self.out.exists() and not self._only_logs():
+        if _first_process() and not self.resume and self.out.exists() and not self._only_logs():
             raise UserError(
                 f"{self.out} exists and is not empty: go on with --resume, or choose another --out"
             )
 
     def _only_logs(self) -> bool:
         """Whether the folder is what a run leaves that never came to a checkpoint."""
-        ours = {"log", LOCK, SOFT_LOCK, *FILES}
-        return self.out.is_dir() and ours.issuperset(p.name for p in self.out.iterdir())
+        left = {"log", LOCK, SOFT_LOCK, *FILES}
+        return self.out.is_dir() and {p.name for p in self.out.iterdir()} <= left
 
     def _parse_ckpt_path(self):
         """Refuse what is no checkpoint; Lightning would look for settings in it."""
@@ -232,13 +235,13 @@ class CommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         # A full disk is told by whoever met it, often without a path.
-        with naming(self.out), self._alone(subcommand):
+        with naming(self.out), self._held(subcommand):
             super()._run_subcommand(subcommand)
 
-    def _alone(self, subcommand: str) -> AbstractContextManager:
-        """The first process of a run holds its folder."""
-        first = getattr(rank_zero_only, "rank", None) in (None, 0)
-        if subcommand != "fit" or not first or self._get(self.config, "trainer")["fast_dev_run"]:
+    def _held(self, subcommand: str) -> AbstractContextManager[None]:
+        """The folder of a training, against another one; its first process holds it for all."""
+        kept = subcommand == "fit" and not self._get(self.config, "trainer")["fast_dev_run"]
+        if not kept or not _first_process():
             return nullcontext()
         self.out.mkdir(parents=True, exist_ok=True)
         return alone_in(self.out)
@@ -281,6 +284,11 @@ class CommandLine(LightningCLI):
         print(next_command(folder, self.datamodule))
         if (repository := self._get(self.config, "push_to_hub")) is not None:
             print(f"pushed to {push(folder, repository)}")
+
+
+def _first_process() -> bool:
+    """Whether this is the one that begins a run; others find what it has begun."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
 
 
 def check_checkpoint(path: str | Path, *, training: bool = False) -> None:

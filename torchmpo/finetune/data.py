@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchmpo.finetune.chat_template import check_variables, with_template
-from torchmpo.finetune.loading import check_same_tokens
 from torchmpo.finetune.mixture import hold_out, load_mixture, repeat
 from torchmpo.finetune.models import check_length, check_tokenizer, load_tokenizer
 from torchmpo.finetune.pairs import Pair, clean, unpaired
@@ -27,10 +26,16 @@ from torchmpo.finetune.reference import (
     step_table,
     with_reference,
 )
+from torchmpo.finetune.reference_choice import check_reference
 from torchmpo.finetune.resume import pairs_digest
 from torchmpo.finetune.sharding import is_sharded
-from torchmpo.finetune.supply import check_batch, needs_reference_steps, reads_others
-from torchmpo.finetune.tokenize import PairDataset, check_scores, collate
+from torchmpo.finetune.supply import (
+    check_batch,
+    check_scores,
+    needs_reference_steps,
+    reads_others,
+)
+from torchmpo.finetune.tokenize import PairDataset, collate
 from torchmpo.runs.errors import UserError, missing_package
 from torchmpo.runs.seeding import generator
 
@@ -243,7 +248,8 @@ class PreferenceData(LightningDataModule):
         self.chat = False
         self.loss_inputs: Iterable[str] | None = None
         self._tables: dict[str, Tensor | StepTable] = {}
-        self._digests: dict[str, str] = {}
+        self._digest: str | None = None
+        self._validation_digest: str | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Load, clean and tokenize what has not been yet.
@@ -262,9 +268,6 @@ class PreferenceData(LightningDataModule):
         if self.trainer is not None:
             module: Any = self.trainer.lightning_module
             check_tokenizer(module.policy.model, self.tokenizer)
-            if (other := getattr(module, "reference_policy", None)) is not None:
-                check_tokenizer(other.model, self.tokenizer)
-                check_same_tokens(self.tokenizer, module.reference_source)
             objective = getattr(module, "objective", None)
             if objective is not None:
                 check_batch(objective, self.batch_size)
@@ -276,11 +279,9 @@ class PreferenceData(LightningDataModule):
                 self.datasets[name] = self._dataset(name, source, split)
         if self.trainer is not None:
             module = self.trainer.lightning_module
-            for dataset in self.datasets.values():
-                longest = max(_lengths(dataset))
-                check_length(module.policy.model, longest)
-                if (other := getattr(module, "reference_policy", None)) is not None:
-                    check_length(other.model, longest)
+            longest = max((max(_lengths(rows)) for rows in self.datasets.values()), default=0)
+            check_length(module.policy.model, longest)
+            check_reference(module, self.tokenizer, longest)
             if not is_sharded(self.trainer) and module.trains_base:
                 self.prepare_reference(module)
 
@@ -297,14 +298,16 @@ class PreferenceData(LightningDataModule):
         trainer = self.trainer
         if trainer is None or "train" not in self.datasets:
             return {}
-        for name in self.datasets:
-            if name not in self._digests:
-                self._digests[name] = pairs_digest(self.datasets[name])
-        accumulate, best = trainer.accumulate_grad_batches, {}
-        if any(getattr(c, "monitor", None) == "val/loss" for c in trainer.checkpoint_callbacks):
-            best = {"validation": self._digests.get("validation")}
-        return best | {
-            "data": self._digests["train"],
+        if self._digest is None:
+            self._digest = pairs_digest(self.datasets["train"])
+        accumulate = trainer.accumulate_grad_batches
+        validation = {}
+        if "validation" in self.datasets:
+            if self._validation_digest is None:
+                self._validation_digest = pairs_digest(self.datasets["validation"])
+            validation["validation"] = self._validation_digest
+        return validation | {
+            "data": self._digest,
             "seed": self.seed,
             "group_by_length": self.group_by_length,
             "step": self.batch_size * accumulate * trainer.world_size,
@@ -335,6 +338,8 @@ class PreferenceData(LightningDataModule):
             pairs = left if name == "train" else out
         pairs = unpaired(pairs) if self.unpair else pairs
         check_lengths(pairs, f"data.{name}")
+        if objective is not None:
+            check_scores(objective, pairs, f"data.{name}")
         return repeat(pairs) if name == "train" else pairs
 
     def _dataset(self, name: str, source: Any, split: str) -> Any:
@@ -355,9 +360,6 @@ class PreferenceData(LightningDataModule):
         rank_zero_info(f"{name}: {dataset.counts}")
         if not len(dataset):
             raise UserError(f"no pair of data.{name} is left: {dataset.counts}")
-        objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
-        if objective is not None:
-            check_scores(dataset, objective, f"data.{name}")
         return dataset
 
     def _collate(self) -> Callable[[list[Any]], Batch]:

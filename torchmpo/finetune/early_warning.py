@@ -100,7 +100,7 @@ class EarlyWarning(Callback):
         total: Any = 0.0
         # As many in each process, where the model is sharded; what is one too many is not counted.
         for place in range(trainer.global_rank, world * math.ceil(count / world), world):
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context():  # as in training
                 found = self._chosen(module, self._batches[place % count])
             sums = torch.stack([found.sum(), found.new_tensor(float(len(found)))])
             total = total + sums * (place < count)

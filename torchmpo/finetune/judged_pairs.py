@@ -19,7 +19,7 @@ import torch
 from pydantic import NonNegativeInt
 from typing_extensions import TypedDict
 
-from torchmpo.finetune.answers import Answer, AnswerWriter
+from torchmpo.finetune.answers import Answer
 from torchmpo.finetune.pairs import Message
 from torchmpo.finetune.sources import read_tables
 from torchmpo.finetune.tokenize import encode_prompt
@@ -30,6 +30,7 @@ from torchmpo.runs.seeding import generator
 from torchmpo.winrate.judges import Judge, ScoreJudge
 
 Row = dict[str, Any]
+Writer = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Answer]]
 
 
 class Judged(TypedDict):
@@ -121,7 +122,7 @@ def encoded_prompts(
 
 def judged_pairs(
     path: Path,
-    writer: AnswerWriter,
+    writer: Writer,
     judge: Judge,
     prompts: Sequence[str],
     encoded: Sequence[Sequence[int]],
@@ -138,7 +139,7 @@ def judged_pairs(
 
     Args:
         path: where they are kept while they are made; what is there is gone on with.
-        writer: of the answers.
+        writer: of the answers, as :class:`torchmpo.finetune.answers.AnswerWriter` is called.
         judge: see :mod:`torchmpo.winrate.judges`.
         prompts, encoded: texts, and what the model reads of them.
         chat: whether pairs are messages.
@@ -231,7 +232,7 @@ def _by_scores(scores: Sequence[float]) -> Verdict:
 
 
 def _drawn(
-    writer: AnswerWriter,
+    writer: Writer,
     encoded: Sequence[Sequence[int]],
     batch: Sequence[tuple[int, int]],
     answers: int,

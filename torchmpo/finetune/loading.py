@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmpo.finetune.whole_modules import float_trained
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 from torchmpo.runs.json_files import parse_json
 from torchmpo.runs.output import quiet
@@ -181,37 +182,12 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
         )
 
 
-def check_same_tokens(tokenizer: Any, reference: str | Path | None) -> None:
-    """Refuse a reference whose own tokenizer gives other ids, which it would take for other text.
-
-    Args:
-        tokenizer: of the data.
-        reference: the reference's folder or hub id; one without a tokenizer is not looked at.
-
-    Raises:
-        UserError: a token has another id there.
-    """
-    if reference is None:
-        return
-    try:
-        theirs = load_tokenizer(reference).get_vocab()
-    except UserError:
-        return
-    for token, number in tokenizer.get_vocab().items():
-        if theirs.get(token, number) != number:
-            raise UserError(
-                f"model.reference {reference}: its tokenizer gives {token!r} the id "
-                f"{theirs[token]}, and the data's gives it {number}: take a reference of the same "
-                "family"
-            )
-
-
 def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> Any:
     """An adapter and its base model, which its ``adapter_config.json`` names: a ``PeftModel``.
 
     Args:
         folder: of the adapter.
-        dtype: of the base model; adapters are float32.
+        dtype: of the base model; adapters, and modules trained as a whole, are float32.
         options: of the base model, see :func:`load_model`; its revision is the adapter's.
 
     Raises:
@@ -223,6 +199,7 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> 
     except ModuleNotFoundError as error:
         raise missing_package(error, "llm") from error
     from safetensors import safe_open
+    from safetensors.torch import load_file
 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
@@ -239,6 +216,8 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> 
             warnings.filterwarnings("ignore", message=TIED_WARNING)
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             model: Any = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+            if float_trained(model):  # peft has rounded what it loaded
+                peft.set_peft_model_state_dict(model, load_file(weights))
         with safe_open(str(weights), framework="pt") as file:
             stored = set(file.keys())
     except Exception as error:  # a damaged file or another configuration fails in any way

@@ -6,13 +6,14 @@ from torch import Tensor
 IGNORED = -100
 
 
-def mismatched(batch: dict[str, Tensor], longest: int | None = None) -> dict[str, Tensor]:
+def mismatched(batch: dict[str, Tensor], max_length: int | None = None) -> dict[str, Tensor]:
     """Each prompt of a batch followed by the answer before its own in the batch, in a circle.
 
     Args:
         batch: ``input_ids``, ``attention_mask`` and ``labels`` ``[B, T]``, padded on the right,
             labels as :func:`torchmpo.finetune.tokenize.collate` makes them.
-        longest: tokens of a sequence, at least T; what is beyond is cut off. None for no limit.
+        max_length: of a prompt with its new answer, in tokens; what is longer loses the end of the
+            answer, as data do with ``truncation: keep_start``. None for no limit.
 
     Returns:
         the same three, ``[B, T']``.
@@ -23,13 +24,15 @@ def mismatched(batch: dict[str, Tensor], longest: int | None = None) -> dict[str
     >>> both = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     >>> mismatched(both)["input_ids"].tolist()
     [[1, 2, 6, 7, 8], [3, 5, 0, 0, 0]]
+    >>> mismatched(both, max_length=4)["input_ids"].tolist()
+    [[1, 2, 6, 7], [3, 5, 0, 0]]
     """
     ids, answer = batch["input_ids"], batch["labels"] != IGNORED
     length = answer.sum(1)
     start = batch["attention_mask"].sum(1) - length  # an answer ends where padding begins
     ends = start + length.roll(1)
-    if longest is not None:
-        ends = ends.clamp(max=max(longest, ids.shape[1]))
+    if max_length is not None:
+        ends = ends.clamp(max=max_length)
     time = torch.arange(int(ends.max()), device=ids.device)
     inside = time < ends[:, None]
     of_prompt = time < start[:, None]

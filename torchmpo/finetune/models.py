@@ -25,6 +25,7 @@ from torchmpo.finetune.loading import (
     plain_name,
 )
 from torchmpo.finetune.model_card import carry_card
+from torchmpo.finetune.whole_modules import as_base, float_trained
 from torchmpo.linear_logps import linear_logps
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 
@@ -143,7 +144,7 @@ def check_length(model: Any, longest: int) -> None:
 
 
 def add_lora(model: Any, settings: LoraSettings) -> Any:
-    """The model with fresh adapters, everything else frozen: a ``peft.PeftModel``.
+    """The model with fresh adapters in float32, everything else frozen: a ``peft.PeftModel``.
 
     Layers that text does not reach, such as those of a vision tower, get none.
 
@@ -175,11 +176,13 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=TIED_WARNING)  # TokenLogps refuses it
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
     except (ValueError, re.error) as error:
         if "not found in the base model" in str(error):
             raise _no_target(model, targets) from error
         raise UserError(f"lora.targets {targets!r}: {one_line(error)}") from error
+    float_trained(adapted)
+    return adapted
 
 
 def _no_target(model: Any, targets: Any, setting: str = "targets") -> UserError:
@@ -453,6 +456,7 @@ def export_merged(adapter: str | Path, folder: str | Path, *, dtype: str = "auto
     tokenizer = load_tokenizer(adapter)
     check_tokenizer(model, tokenizer)
     expected = _sample_logps(model)
+    as_base(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=TIED_WARNING)  # refused below
         merged = model.merge_and_unload()

@@ -50,12 +50,7 @@ from torchmpo.finetune.sharding import check_strategy, is_sharded, shard, whole,
 from torchmpo.finetune.supply import check_cache, supply
 from torchmpo.finetune.term_weights import TermWeights, term_weights
 from torchmpo.finetune.token_weights import token_weights
-from torchmpo.finetune.trained import (
-    all_trained,
-    checkpoint_activations,
-    trained_base,
-    trained_in_float32,
-)
+from torchmpo.finetune.trained import all_trained, checkpoint_activations, trained_base
 from torchmpo.metrics import implicit_rewards, labelled_metrics, preference_metrics
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps
@@ -126,6 +121,7 @@ class PreferenceModule(LightningModule):
         objective: the loss; its parameters, if it is a learned one, stay as they are.
         policy: a :class:`~torchmpo.finetune.models.TokenLogps`; ``policy.model`` is the model.
         reference: one of the three words, or None if the loss has none.
+        reference_source: folder or hub id of the reference, where it is another model.
         base_digest: of the model before training, where ``reference`` is ``"cache"``.
         trains_base: whether weights are trained that the reference would have to keep.
 
@@ -181,6 +177,7 @@ class PreferenceModule(LightningModule):
         elif self.source is None:
             check_saved(loaded)
         self.reference, other = choose_reference(self.objective, reference, loaded, adapters)
+        self.reference_source = other
         check_cache(self.objective, self.reference)
         self.base_digest = model_digest(loaded) if self.reference == "cache" else None
         frozen = None
@@ -194,7 +191,6 @@ class PreferenceModule(LightningModule):
                 torch.manual_seed(derive_seed(seed, "lora"))
                 loaded = add_lora(loaded, lora)
             loaded.peft_config["default"].revision = revision
-        trained_in_float32(loaded)
         trained = trained_base(loaded)
         self.trains_base = trained is not None
         if self.reference == "adapter_off" and trained is not None:
@@ -217,8 +213,8 @@ class PreferenceModule(LightningModule):
             None if frozen is None else TokenLogps(frozen, chunk_size=chunk_size)
         )
         self.token_weights = token_weights(self.objective, frozen or loaded, seed)
-        same = self.reference == "copy" or not adapters or fresh_adapter(loaded)
-        self.starts_at_reference, self.reference_source = other is None and same, other
+        own = self.reference == "copy" or not adapters or fresh_adapter(loaded)
+        self.starts_at_reference = other is None and own
         # Adapters' checkpoints lack the base model, and are loaded over it.
         self.strict_loading = False
         self._resumed = self._sharded = False

@@ -21,7 +21,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from torchmpo.finetune.answers import AnswerWriter
+from torchmpo.finetune.answers import Answer, AnswerWriter
 from torchmpo.finetune.chat_template import check_variables, with_template
 from torchmpo.finetune.command_line import CommandLine, called
 from torchmpo.finetune.judged_pairs import (
@@ -41,6 +42,7 @@ from torchmpo.finetune.judged_pairs import (
 from torchmpo.finetune.loading import check_tokenizer, load_model, load_tokenizer
 from torchmpo.finetune.model_card import CARD, next_command, push
 from torchmpo.finetune.module import objective_of
+from torchmpo.finetune.moving_reference import MovingReference
 from torchmpo.finetune.online_settings import NAMES, OnlineSettings
 from torchmpo.finetune.supply import check_batch
 from torchmpo.runs import made_of
@@ -358,7 +360,7 @@ class Run:
         given = model["reference"]
         if every is not None and (since := number - (number - 1) % every) > 1:
             return "copy" if since == number else self.start(since)
-        adapter = (Path(model["model"]) / "adapter_config.json").is_file()
+        adapter = _is_adapter(model["model"])
         if given not in (None, "adapter_off", "copy"):
             return given
         if model["lora"] is not None or (adapter and given != "copy"):
@@ -388,6 +390,11 @@ class Run:
         seed = derive_seed(self.seed, "online")
         writer = AnswerWriter(model, self.tokenizer, rounds.sampling(seed))
         writer.check(self.asking.encoded)
+
+        def write(prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> list[Answer]:
+            with _precision(self.settings["trainer"]["precision"], model.device.type):
+                return writer(prompts, rows)
+
         start = 0
         if number > 1:
             start = read_json(self.folder(number - 1) / "metrics.json")["stop"]
@@ -402,25 +409,20 @@ class Run:
                 bar.n = len(judged["pairs"])
                 bar.refresh()
 
-            # As in training, too: some implementations of attention know no float32.
-            precision = str(self.settings["trainer"]["precision"] or "")
-            mixed = precision.endswith("-mixed")
-            half = torch.float16 if precision.startswith("16") else torch.bfloat16
-            with torch.autocast(model.device.type, half, enabled=mixed):
-                found = judged_pairs(
-                    folder / "judged.json",
-                    writer,
-                    self.asking.judge,
-                    self.asking.prompts,
-                    self.asking.encoded,
-                    chat=self.chat,
-                    pairs=rounds.pairs,
-                    answers=rounds.answers,
-                    start=start,
-                    batch_size=rounds.batch_size,
-                    seed=seed,
-                    told=told,
-                )
+            found = judged_pairs(
+                folder / "judged.json",
+                write,
+                self.asking.judge,
+                self.asking.prompts,
+                self.asking.encoded,
+                chat=self.chat,
+                pairs=rounds.pairs,
+                answers=rounds.answers,
+                start=start,
+                batch_size=rounds.batch_size,
+                seed=seed,
+                told=told,
+            )
         lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in found["pairs"]]
         write_atomic(path, "".join(lines))
         return found
@@ -518,11 +520,7 @@ def _check(settings: Mapping[str, Any], rounds: OnlineSettings) -> None:
             f"model.model: the first model ({source}) stays the reference: give it as a folder, or "
             "as user/name without a revision; or set lora, or online.reference_refresh 1"
         )
-    if "MovingReference" in str(trainer["callbacks"]) and kept:
-        raise UserError(
-            "MovingReference moves a copy of the model itself, and in a later round the first "
-            "model is the reference: set online.reference_refresh to 1"
-        )
+    _check_moving(model, trainer, rounds)
     if trainer["devices"] not in ("auto", 1, "1") or trainer["num_nodes"] != 1:
         raise UserError("online trains in one process: trainer.devices 1 and trainer.num_nodes 1")
     if trainer["fast_dev_run"]:
@@ -534,6 +532,35 @@ def _check(settings: Mapping[str, Any], rounds: OnlineSettings) -> None:
             f"online.pairs {rounds.pairs}: a step takes {step} pairs (data.batch_size × "
             "trainer.accumulate_grad_batches)"
         )
+
+
+def _precision(given: Any, device: str) -> AbstractContextManager[Any]:
+    """The precision of training, for the model's answers: some attentions know no other."""
+    mixed = {"bf16": torch.bfloat16, "16": torch.float16}.get(str(given).removesuffix("-mixed"))
+    return nullcontext() if mixed is None else torch.autocast(device, mixed)
+
+
+def _check_moving(
+    model: Mapping[str, Any], trainer: Mapping[str, Any], rounds: OnlineSettings
+) -> None:
+    """Refuse a reference that moves where a round's reference would be no copy of its model."""
+    callbacks = trainer["callbacks"] or []
+    named = [
+        one["class_path"] for one in ([callbacks] if isinstance(callbacks, dict) else callbacks)
+    ]
+    if not any(name.rsplit(".", 1)[-1] == MovingReference.__name__ for name in named):
+        return
+    adapters = model["lora"] is not None or _is_adapter(model["model"])
+    copied = model["reference"] == "copy" or (model["reference"] is None and not adapters)
+    if not copied or (rounds.rounds > 1 and rounds.reference_refresh != 1):
+        raise UserError(
+            "MovingReference moves a copy of the model that a round begins with: set "
+            "model.reference copy and online.reference_refresh 1, or leave it out"
+        )
+
+
+def _is_adapter(source: str) -> bool:
+    return (Path(source) / "adapter_config.json").is_file()
 
 
 def _numbers(found: Judged) -> dict[str, Any]:

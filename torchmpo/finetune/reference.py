@@ -154,7 +154,8 @@ def step_table(
     *,
     strategy: Any = None,
 ) -> StepTable:
-    """As :func:`reference_table`, of every token. Each process computes all of it.
+    """As :func:`reference_table`, of every token. Each process computes all of it, and the
+    first one reads or writes the file.
 
     Args:
         path, batches, model_digest, strategy: as there.
@@ -164,20 +165,28 @@ def step_table(
         UserError: the file is damaged, or of another model or other data.
     """
     path = Path(path)
-    key = {"model": model_digest, "data": data_digest(batches())}
-    if path.exists() if strategy is None else strategy.broadcast(path.exists()):
-        read: Any = None
-        if strategy is None or strategy.global_rank == 0:
-            try:
-                read = _read(path, key, ("logps", "lengths"))
-            except UserError as error:
-                read = error  # for all to raise: none may go on waiting for this one
-        read = read if strategy is None else strategy.broadcast(read)
-        if isinstance(read, UserError):
-            raise read
-        return StepTable(read["logps"], read["lengths"])
+    there = path.exists() if strategy is None else strategy.broadcast(path.exists())
+    table = None if there else _step_table(batches(), step_logps)
+    if strategy is None or strategy.global_rank == 0:
+        key = {"model": model_digest, "data": data_digest(batches())}
+        try:
+            if table is None:
+                table = StepTable(**_read(path, key, StepTable._fields))
+            else:
+                _write(path, table._asdict(), key)
+        except UserError as error:
+            table = error  # for all to raise, as above
+    if strategy is not None:
+        table = strategy.broadcast(table)
+    if isinstance(table, UserError):
+        raise table
+    assert table is not None
+    return table
+
+
+def _step_table(batches: Iterable[Batch], step_logps: Callable[[Batch], Tensor]) -> StepTable:
     found: defaultdict[int, list[Tensor]] = defaultdict(list)
-    for batch in batches():
+    for batch in batches:
         mask = (batch["labels"][:, 1:] != -100).cpu()
         values = step_logps(batch).float().cpu()
         size = len(values) // _answers(batch)
@@ -185,10 +194,7 @@ def step_table(
             found[k // size].append(value[own])
     sides = [found[k] for k in sorted(found)]
     lengths = torch.tensor([[len(row) for row in side] for side in sides])
-    table = StepTable(torch.cat([row for side in sides for row in side]), lengths)
-    if strategy is None or strategy.global_rank == 0:
-        _write(path, table._asdict(), key)
-    return table
+    return StepTable(torch.cat([row for side in sides for row in side]), lengths)
 
 
 def _write(path: str | Path, tensors: dict[str, Tensor], key: dict[str, str]) -> None:

@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from torchmpo.finetune.models import fresh_adapter, is_adapted
+from torchmpo.finetune.models import (
+    check_length,
+    check_tokenizer,
+    fresh_adapter,
+    is_adapted,
+    load_tokenizer,
+)
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError, missing_package, nearest
@@ -47,3 +53,39 @@ def choose_reference(
         hint = nearest(given, REFERENCES)
         raise UserError(f"unknown reference {given!r}: {hint}; or a model's folder")
     return "copy", given
+
+
+def check_reference(module: Any, tokenizer: Any, longest: int) -> None:
+    """Refuse a reference that reads other tokens than the model, or shorter texts than the data.
+
+    Tokens that one of the two has beside the other's, such as one for padding, are no difference.
+
+    Args:
+        module: a :class:`torchmpo.finetune.module.PreferenceModule`.
+        tokenizer: of the data.
+        longest: tokens of the longest pair.
+
+    Raises:
+        UserError: says which.
+    """
+    if (source := getattr(module, "reference_source", None)) is None:
+        return
+    policy = module.reference_policy
+    try:
+        check_tokenizer(policy.model, tokenizer)
+        check_length(policy.model, longest)
+    except UserError as error:
+        raise UserError(f"model.reference {source}: {error}") from error
+    try:
+        theirs = load_tokenizer(source).get_vocab()
+    except UserError:  # it has none of its own: nothing to compare
+        return
+    ours = tokenizer.get_vocab()
+    shared = ours.keys() & theirs.keys()
+    other = min((token for token in shared if ours[token] != theirs[token]), default=None)
+    if other is not None or not shared:
+        told = f" ({other!r} is {ours[other]} here and {theirs[other]} there)" if other else ""
+        raise UserError(
+            f"model.reference {source} has another vocabulary than the data's tokenizer{told}: "
+            "take a reference of the same family"
+        )

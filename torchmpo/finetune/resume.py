@@ -7,6 +7,7 @@ and processes may change, and so may all that concerns the learning rate and the
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ _NAMES = {
     "loss": "another loss",
     "loss_digest": "a loss of this name whose code or learned numbers were others",
     "data": "other training data, or another tokenizer, template, max_length or truncation",
-    "validation": "other validation pairs, whose losses the best so far cannot be compared with",
     "seed": "another seed, and so another order of the pairs",
     "group_by_length": "another data.group_by_length, and so another order of the pairs",
     "step": "another number of pairs in a step",
@@ -152,6 +152,26 @@ def refuse_other(stored: dict[str, Any], now: dict[str, Any], *, training: bool)
                 f"the checkpoint was made with {words}{told}: give what the run began with"
                 + (", or begin another run with another --out" if training else "")
             )
+
+
+def refuse_other_best(checkpoint: dict[str, Any], now: dict[str, Any], best: Path) -> None:
+    """Refuse to look for a better checkpoint on other validation pairs than the best one's.
+
+    Args:
+        checkpoint: of a run; one that does not say its validation pairs is taken.
+        now: what this run is made with.
+        best: the best checkpoint so far; there is nothing to refuse without one.
+
+    Raises:
+        UserError: the validation pairs differ.
+    """
+    stored = checkpoint.get(KEY, {}).get("validation")
+    if stored is None or stored == now.get("validation") or not best.is_file():
+        return
+    raise UserError(
+        f"{best} was the best on other validation pairs, or on other tokens of them: give the "
+        "data.validation that the run began with, or move that file away"
+    )
 
 
 def redivide(loop: dict[str, Any], before: int, accumulate: int) -> None:

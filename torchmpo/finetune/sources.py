@@ -27,6 +27,11 @@ from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 # Words in file names that say of which part of a data set a file is.
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+# What is left out of a file's name to find its split: the number of one of several files.
+SHARD = re.compile(
+    rf"(?:[-_.](?:part|shard)?[-_.]?|{'|'.join(f'(?<={word})' for word in SPLITS)})"
+    r"\d+(?:-of-\d+)?(?:-[0-9a-f]{6,})?$"
+)
 # What `datasets` writes beside its data.
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -54,7 +59,8 @@ def read_tables(source: Any, split: str = "train", config: str | None = None) ->
     Args:
         source: see the top of this file.
         split: of a hub id, a ``DatasetDict``, or a folder whose files name their splits
-            (``train-00000-of-00001.parquet``). A file, an iterable, and a folder whose files name
+            (``train_prefs-00000-of-00001.parquet`` is of ``train_prefs``; a word of it, ``train``,
+            will do where only one split has it). A file, an iterable, and a folder whose files name
             none are read whole, but for the cut in brackets.
         config: name of a hub data set's configuration.
 
@@ -144,48 +150,45 @@ def _files(folder: Path, split: str) -> list[Path]:
     files = [file for file in files if ".csv" not in _suffix(file)] or files
     if not files:
         raise UserError(f"{folder} holds no {', '.join(SUFFIXES)}")
-    names = {file: _words(file.relative_to(folder)) for file in files}
-    found = {name for parts in names.values() for name in map(_split_of, parts) if name}
-    # What follows the name of the split: files train_sft and train_prefs are two splits.
-    ends = {file: _after(_words(Path(split)), parts) for file, parts in names.items()}
-    chosen = {file: end for file, end in ends.items() if end is not None}
-    if found and not chosen:
-        raise UserError(
-            f"{folder} has no file for split {split!r}: {nearest(split, sorted(found))}"
-        )
-    if () in chosen.values():
-        return [file for file, end in chosen.items() if end == ()]
-    if len(several := {*chosen.values()}) > 1:
-        listed = ", ".join(sorted("_".join((split, *end)) for end in several))
-        raise UserError(f"{folder} has several splits {split!r}: choose one of {listed}")
-    return [*chosen] or files
+    return _of_split(folder, files, split)
 
 
-def _words(path: Path) -> list[list[str]]:
-    """Of every folder on the way and of the file, without the number of a shard; in letters only.
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files of a split; all of them where none names one.
 
-    A folder per split is as common as a file per split.
+    A folder per split is as common as a file per split. The whole of a name counts before a word
+    in it: ``train`` is not ``train_prefs``, unless there is no other ``train``.
     """
-    parts = [*path.parts[:-1], re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])]
-    parts += path.name.split(".")[1:-1]  # pairs.train.jsonl
-    words = (re.split(r"[^a-z0-9]+", part.lower()) for part in parts)
-    return [[word for word in part if word.isalpha()] for part in words]
+    names = {file: _names(file.relative_to(folder)) for file in files}
+    asked = split.lower()
+    if whole := [file for file in files if asked in names[file]]:
+        return whole
+    # Of each file the name that has the word in it, such as dpo_train.
+    of_word = {
+        file: next((name for name in reversed(names[file]) if asked in _words(name)), None)
+        for file in files
+    }
+    chosen = [file for file in files if of_word[file] is not None]
+    several = sorted({str(of_word[file]) for file in chosen})
+    if len(several) > 1:
+        raise UserError(
+            f"{folder} has several splits that {split!r} may mean: say which of "
+            f"{', '.join(several)}, or {'+'.join(several[:2])} for two of them"
+        )
+    found = sorted({name for own in names.values() for name in own if _words(name) & {*SPLITS}})
+    if found and not chosen:
+        raise UserError(f"{folder} has no file for split {split!r}: {nearest(split, found)}")
+    return chosen or files
 
 
-def _split_of(words: list[str]) -> str | None:
-    """From the word for a split on."""
-    at = next((k for k, word in enumerate(words) if word in SPLITS), None)
-    return None if at is None else "_".join(words[at:])
+def _names(path: Path) -> list[str]:
+    """What may name the split of a file: the folders it is in, and its own name."""
+    stem = path.name.lower().removesuffix(_suffix(path))
+    return [*(part.lower() for part in path.parent.parts), SHARD.sub("", stem)]
 
 
-def _after(split: list[list[str]], parts: list[list[str]]) -> tuple[str, ...] | None:
-    """The words of a part that follow those of the split; None where none has them."""
-    wanted = split[0]
-    for words in reversed(parts):
-        for k in range(len(words) - len(wanted) + 1):
-            if wanted and words[k : k + len(wanted)] == wanted:
-                return tuple(words[k + len(wanted) :])
-    return None
+def _words(name: str) -> set[str]:
+    return {*re.split(r"[^a-z]+", name)}
 
 
 def _suffix(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """From a batch of tokens to what a loss may ask for of it."""
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torchmpo.runs.errors import UserError
 
 if TYPE_CHECKING:
     from torchmpo.finetune.module import PreferenceModule
+    from torchmpo.finetune.pairs import Pair
 
 Batch = dict[str, Tensor]
 
@@ -67,7 +69,7 @@ def supply(module: "PreferenceModule", batch: Batch) -> PairLogps:
             asked = batch["input_ids"], batch["attention_mask"]
             hidden = module.under_reference(lambda policy: policy.hidden_states(*asked))
             values |= _sides("step_weights", module.token_weights(hidden), size)
-        for name in ("chosen_rewards", "rejected_rewards", "preference_probs"):
+        for name in SCORES:
             if name in batch:
                 values[name] = batch[name].to(sums.dtype)
     if "progress" in module.objective.inputs:
@@ -132,6 +134,49 @@ def check_batch(objective: Objective | MirrorObjective, batch_size: int) -> None
         )
 
 
+# What a loss may read of a pair's row, and where a pair has it.
+SCORES = {
+    "chosen_rewards": "chosen_reward",
+    "rejected_rewards": "rejected_reward",
+    "preference_probs": "preference_prob",
+}
+
+
+def check_scores(
+    objective: Objective | MirrorObjective, pairs: Sequence["Pair"], name: str
+) -> None:
+    """Refuse pairs without the scores that a loss reads.
+
+    Args:
+        objective: the loss.
+        pairs: all that training or validation takes.
+        name: of the data, for messages.
+
+    Raises:
+        UserError: names the loss, what is missing, and the first pair without it.
+    """
+    if objective.unpaired or any(pair.label is not None for pair in pairs):
+        return
+    needed = [field for field in SCORES if field in objective.inputs - objective.optional]
+    without = {
+        field: [row for row, pair in enumerate(pairs) if getattr(pair, SCORES[field]) is None]
+        for field in needed
+    }
+    if absent := [field for field in needed if len(without[field]) == len(pairs)]:
+        raise UserError(
+            f"{name}: {objective.name} reads scores: the data have no {', '.join(absent)}"
+        )
+    for field, rows in without.items():
+        if rows:
+            prompt = pairs[rows[0]].prompt
+            text = prompt if isinstance(prompt, str) else str(prompt[-1].content)
+            raise UserError(
+                f"{name}: {objective.name} reads scores, and {len(rows)} of {len(pairs)} pairs "
+                f"have no {SCORES[field]}, the first one pair {rows[0]} ({text[:40]!r}): give "
+                "them one, or leave them out"
+            )
+
+
 def _of_distributions(module: "PreferenceModule", batch: Batch, mask: Tensor) -> dict[str, Tensor]:
     """What takes the policy's probability of every token of the vocabulary, where it is asked."""
     inputs = module.objective.inputs
@@ -162,12 +207,18 @@ def _mismatched(module: "PreferenceModule", batch: Batch) -> dict[str, Tensor]:
             "batches of two or more, and drop a last one that is smaller",
             stacklevel=2,
         )
-    data = None if module._trainer is None else getattr(module.trainer, "datamodule", None)
-    other = mismatched(batch, getattr(data, "max_length", None))
+    other = mismatched(batch, _longest(module))
     with torch.no_grad():
         logps = module.logps(other).sum(-1)
     ref = module.reference_logps(other).to(logps.dtype)
     return {"mismatched_logps": logps, "ref_mismatched_logps": ref}
+
+
+def _longest(module: "PreferenceModule") -> int | None:
+    """Tokens that a sequence may have: as the data are cut, and as the model has positions."""
+    data = getattr(module._trainer, "datamodule", None)
+    limits = (getattr(data, "max_length", None), module.policy.positions)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def with_read_answers(module: "PreferenceModule", batch: Batch) -> tuple[Batch, list[int]]:

@@ -242,31 +242,6 @@ class PairDataset(Dataset):
         return replace(rest.with_answers(answers), prompt=prompt)
 
 
-# What a loss may read of a pair beside its tokens, and where it is kept.
-SCORES = {
-    "chosen_rewards": "chosen_reward",
-    "rejected_rewards": "rejected_reward",
-    "preference_probs": "preference_prob",
-}
-
-
-def check_scores(pairs: PairDataset, objective: Any, name: str) -> None:
-    """Refuse a pair without a score that a loss needs, before training meets it.
-
-    Raises:
-        UserError: which row of the clean pairs, and which score.
-    """
-    needed = [
-        own for field, own in SCORES.items() if field in objective.inputs - objective.optional
-    ]
-    for row, pair in zip(pairs.rows.tolist(), pairs._rest, strict=True):
-        if absent := [own for own in needed if getattr(pair, own) is None]:
-            raise UserError(
-                f"{objective.name} needs {' and '.join(needed)} of every pair, and pair {row} of "
-                f"{name} has no {' and '.join(absent)}: leave such pairs out, or take another loss"
-            )
-
-
 def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tensor]:
     """A batch for the model: B chosen answers, then the B rejected ones, padded on the right.
 
@@ -318,8 +293,12 @@ def collate(batch: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Tens
         return out
     if batch[0].gold is not None:
         out["gold"] = torch.ones(len(batch), dtype=torch.bool)
-    for name, own in SCORES.items():
-        values = [getattr(p, own) for p in batch]
+    scores = {
+        "chosen_rewards": [p.chosen_reward for p in batch],
+        "rejected_rewards": [p.rejected_reward for p in batch],
+        "preference_probs": [p.preference_prob for p in batch],
+    }
+    for name, values in scores.items():
         if None not in values:
             out[name] = torch.tensor(values, dtype=torch.float32)
     return out

@@ -34,16 +34,6 @@ def all_trained(model: Any, *, convert: bool) -> Any:
     return model
 
 
-def trained_in_float32(model: Any) -> None:
-    """Let all that is trained be float32.
-
-    peft sees to its adapters, and leaves the copies of ``modules_to_save`` as the base is.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-
-
 def trained_base(model: Any) -> str | None:
     """A weight that is trained and is not an adapter's; None without one."""
     own = (getattr(getattr(model, "base_model", None), "prefix", "lora_"), "modules_to_save")

@@ -13,7 +13,7 @@ from torchmpo.losses.numerics import MAX_EXPONENT
 
 # Losses whose values are not those of single pairs in their order, or that are not of pairs.
 NOT_BY_PAIR = frozenset(
-    {"aot", "aot_unpaired", "dr_dpo", "kto", "bco_unpaired", "apo_zero_unpaired"}
+    {"aot", "aot_unpaired", "apo_zero_unpaired", "bco_unpaired", "dr_dpo", "kto"}
 )
 READ = ("chosen_mean_logps", "rejected_mean_logps")
 MAY_READ = ("chosen_log_collision", "rejected_log_collision")
