@@ -71,7 +71,8 @@ def test_a_split_is_the_whole_name_before_a_word_of_it(tmp_path):
         prompts("train_gen")
     (data / "train-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl").write_text(json.dumps(rows[0]))
     (data / "validation0.jsonl").write_text(json.dumps(rows[1]))
-    assert prompts("train") == names[:1]
+    (data / "more.train2.jsonl").write_text(json.dumps(rows[3]))
+    assert prompts("train") == [names[3], names[0]]
     assert prompts("validation") == names[1:2]
 
 

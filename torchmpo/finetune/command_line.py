@@ -57,7 +57,7 @@ class LastStep(Checkpoint):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         """A run whose folder was moved is the same run, with the same best checkpoint so far."""
-        words = getattr(trainer.datamodule, "made_with", None)
+        words = getattr(getattr(trainer, "datamodule", None), "made_with", None)
         keeps_best = any(getattr(one, "monitor", None) for one in trainer.checkpoint_callbacks)
         if trainer.state.fn == "fit" and keeps_best and words is not None:
             refuse_other_best(checkpoint, words(), self.path.with_name("best.ckpt"))

@@ -4,14 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.cloud_io import _load
 
 from torchmpo.finetune.chat_template import with_template
-from torchmpo.finetune.loading import load_tokenizer
+from torchmpo.finetune.loading import DTYPES, load_tokenizer
 from torchmpo.finetune.models import LoraSettings, export_merged, is_adapted
 from torchmpo.finetune.module import PreferenceModule
-from torchmpo.runs.errors import UserError, one_line
+from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.yaml_text import parse_yaml
 
 
@@ -42,6 +41,8 @@ def export_checkpoint(
         raise UserError(f"there is no checkpoint {checkpoint}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: choose another folder")
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     settings = _settings(checkpoint, config)
     module = PreferenceModule(**settings["model"])
     try:
@@ -62,7 +63,7 @@ def export_checkpoint(
         tokenizer = with_template(tokenizer, data["chat_template"])
     if not is_adapted(module.policy.model):
         if dtype != "auto":
-            module.policy.model.to(getattr(torch, dtype))
+            module.policy.model.to(DTYPES[dtype])
         module.save(folder, tokenizer)
         return 0.0
     with tempfile.TemporaryDirectory() as adapter:

@@ -160,35 +160,50 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
     in it: ``train`` is not ``train_prefs``, unless there is no other ``train``.
     """
     names = {file: _names(file.relative_to(folder)) for file in files}
-    asked = split.lower()
-    if whole := [file for file in files if asked in names[file]]:
-        return whole
-    # Of each file the name that has the word in it, such as dpo_train.
-    of_word = {
-        file: next((name for name in reversed(names[file]) if asked in _words(name)), None)
-        for file in files
-    }
-    chosen = [file for file in files if of_word[file] is not None]
-    several = sorted({str(of_word[file]) for file in chosen})
+    # What follows the word for the split: train_sft and train_prefs are two, en_train is one more
+    # part of train.
+    ends = {file: _after(_words(split.lower()), own) for file, own in names.items()}
+    chosen = {file: end for file, end in ends.items() if end is not None}
+    if "" in chosen.values():
+        return [file for file, end in chosen.items() if end == ""]
+    several = sorted({f"{split}_{end}" for end in chosen.values()})
     if len(several) > 1:
         raise UserError(
             f"{folder} has several splits that {split!r} may mean: say which of "
             f"{', '.join(several)}, or {'+'.join(several[:2])} for two of them"
         )
-    found = sorted({name for own in names.values() for name in own if _words(name) & {*SPLITS}})
+    found = sorted({name for own in names.values() for name in map(_split_of, own) if name})
     if found and not chosen:
         raise UserError(f"{folder} has no file for split {split!r}: {nearest(split, found)}")
-    return chosen or files
+    return [*chosen] or files
 
 
-def _names(path: Path) -> list[str]:
-    """What may name the split of a file: the folders it is in, and its own name."""
+def _names(path: Path) -> list[list[str]]:
+    """What may name the split of a file, in words: the folders it is in, and its own name."""
     stem = path.name.lower().removesuffix(_suffix(path))
-    return [*(part.lower() for part in path.parent.parts), SHARD.sub("", stem)]
+    parts = [*(part.lower() for part in path.parent.parts), *SHARD.sub("", stem).split(".")]
+    return [_words(part) for part in parts]
 
 
-def _words(name: str) -> set[str]:
-    return {*re.split(r"[^a-z]+", name)}
+def _words(name: str) -> list[str]:
+    """Without numbers, which are those of parts."""
+    words = (word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name))
+    return [word for word in words if word.isalpha()]
+
+
+def _split_of(words: list[str]) -> str | None:
+    """The name of a split, from the word for it on."""
+    at = next((k for k, word in enumerate(words) if word in SPLITS), None)
+    return None if at is None else "_".join(words[at:])
+
+
+def _after(split: list[str], names: list[list[str]]) -> str | None:
+    """What follows the words of a split in the last name that has them; None where none has."""
+    for words in reversed(names):
+        for k in range(len(words) - len(split) + 1):
+            if split and words[k : k + len(split)] == split:
+                return "_".join(words[k + len(split) :])
+    return None
 
 
 def _suffix(path: str | Path) -> str:
