@@ -218,7 +218,7 @@ class Nodes:
 
     def both_work(self):
         """Wait until an actor of each node is ready for work, and let each do some."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900  # a busy machine may take minutes to start an actor
         while len(self.spread._actors.idle) < 2 and time.monotonic() < deadline:
             self.spread(self.vectors, 0)
             time.sleep(0.2)
@@ -315,7 +315,7 @@ def test_a_node_that_is_lost_mid_generation_changes_nothing(nodes):
         nodes.check(IN_ROUNDS)
     thread.join()
     nodes.check(6)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while cluster.capacity(1) > 1 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert cluster.capacity(1) == 1
