@@ -69,7 +69,7 @@ class InnerConfig:
         compile: compile the update. ``False`` runs the same code eagerly, about 2× slower; so does
             a machine without a working C++ compiler, after a warning in the log.
         precision: ``"32-true"``, or ``"bf16-mixed"``: the network's matrix products and activations
-            in bfloat16, about 1.7× faster on a processor that has units for it.
+            in bfloat16, about 1.4× faster on a processor that has units for it.
 
     Raises:
         UserError: a setting out of its range.
