@@ -72,23 +72,40 @@ def reference_table(
     Raises:
         UserError: the file is damaged, or of another model or other data.
     """
+
+    def make() -> Tensor:
+        return torch.cat(_sides(batches(), logps, strategy), 1)
+
+    kept = read_reference, write_reference
+    return _read_or_made(path, model_digest, batches, strategy, make, *kept)
+
+
+def _read_or_made(
+    path: str | Path,
+    model_digest: str,
+    batches: Callable[[], Iterable[Batch]],
+    strategy: Any,
+    make: Callable[[], Any],
+    read: Callable[[Path, dict[str, str]], Any],
+    write: Callable[[Path, Any, dict[str, str]], None],
+) -> Any:
+    """A table: from the file, or made by all processes. The first one reads or writes for all."""
     path = Path(path)
     there = path.exists() if strategy is None else strategy.broadcast(path.exists())
-    table = None if there else torch.cat(_sides(batches(), logps, strategy), 1)
+    table = None if there else make()
     if strategy is None or strategy.global_rank == 0:
         key = {"model": model_digest, "data": data_digest(batches())}
         try:
             if table is None:
-                table = read_reference(path, key)
+                table = read(path, key)
             else:
-                write_reference(path, table, key)
+                write(path, table, key)
         except UserError as error:
             table = error  # for all to raise: none may go on waiting for this one
     if strategy is not None:
         table = strategy.broadcast(table)
     if isinstance(table, UserError):
         raise table
-    assert table is not None
     return table
 
 
@@ -164,24 +181,17 @@ def step_table(
     Raises:
         UserError: the file is damaged, or of another model or other data.
     """
-    path = Path(path)
-    there = path.exists() if strategy is None else strategy.broadcast(path.exists())
-    table = None if there else _step_table(batches(), step_logps)
-    if strategy is None or strategy.global_rank == 0:
-        key = {"model": model_digest, "data": data_digest(batches())}
-        try:
-            if table is None:
-                table = StepTable(**_read(path, key, StepTable._fields))
-            else:
-                _write(path, table._asdict(), key)
-        except UserError as error:
-            table = error  # for all to raise, as above
-    if strategy is not None:
-        table = strategy.broadcast(table)
-    if isinstance(table, UserError):
-        raise table
-    assert table is not None
-    return table
+
+    def make() -> StepTable:
+        return _step_table(batches(), step_logps)
+
+    def read(path: Path, key: dict[str, str]) -> StepTable:
+        return StepTable(**_read(path, key, StepTable._fields))
+
+    def write(path: Path, table: StepTable, key: dict[str, str]) -> None:
+        _write(path, table._asdict(), key)
+
+    return _read_or_made(path, model_digest, batches, strategy, make, read, write)
 
 
 def _step_table(batches: Iterable[Batch], step_logps: Callable[[Batch], Tensor]) -> StepTable:
