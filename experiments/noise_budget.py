@@ -1,6 +1,7 @@
 """How much of a loss's score is the loss, and how much the draw? A budget of the noise.
 
     python experiments/noise_budget.py [--out experiments/results/noise_budget] [--threads 1]
+    python experiments/noise_budget.py --behaviour_std 0.03 --data_sets 4
 
 A score is the return of a policy trained under a loss. It also depends on which preference data
 were drawn, in which order the pairs came (the stream of minibatches), where the episodes started,
@@ -39,6 +40,7 @@ from torchmpo.runs.seeding import derive_seed
 LOSSES = ("sft", "orpo", "slic_hf", "tla_noisy_v1")
 RATES = (1e-4, 3e-4, 1e-3)
 DATA_SETS, STREAMS, EPISODES = 8, 8, 32
+BEHAVIOUR_STD = PoolConfig.behaviour_std
 # Training again, the same but for the order or the width of the sums. Data, too, are made again on
 # another machine; "another processor" is what is run there.
 ARITHMETIC = {
@@ -57,7 +59,8 @@ SMOKE = {"data_sets": 2, "streams": 2, "episodes": 4, "pairs": 4, "steps": 30, "
 
 def first_testbed(args):
     """The first data set, of the search's kind."""
-    pool = PoolConfig(pairs=args.pairs, max_steps=args.steps, seed=derive_seed("noise", 0))
+    sizes = {"pairs": args.pairs, "max_steps": args.steps, "behaviour_std": args.behaviour_std}
+    pool = PoolConfig(**sizes, seed=derive_seed("noise", 0))
     inner = InnerConfig(epochs=args.epochs, steps_per_trajectory=min(250, args.steps))
     config = TestbedConfig(pool=pool, data="noisy:0.3", inner=inner, num_threads=args.threads)
     return prepare([config])[0]
@@ -107,6 +110,8 @@ def pieces(args):
     plan = {}
     for number, loss in itertools.product(range(args.data_sets), LOSSES):
         plan[f"{loss}__{number}"] = (number, loss, {})
+    if args.behaviour_std != BEHAVIOUR_STD:  # the arithmetic is asked of the default alone
+        return plan
     for (name, changed), loss in itertools.product(ARITHMETIC.items(), LOSSES):
         plan[f"{loss}__{name.replace(' ', '-')}"] = (0, loss, changed)
     return plan
@@ -236,8 +241,8 @@ def _returns(args, name):
     return read(args, names).mean(-1)
 
 
-# Data sets, streams on each, episodes: the comparison of the default search, and other ways.
-DESIGNS = [(1, 32, 8), (1, 32, 2), (8, 4, 2), (16, 2, 2), (16, 2, 8), (32, 1, 2), (32, 1, 4)]
+# Data sets, streams on each, episodes: the last is the comparison of the default search.
+DESIGNS = [(1, 32, 8), (1, 32, 2), (8, 4, 2), (16, 2, 2), (16, 2, 8), (32, 1, 4), (24, 1, 32)]
 CONTESTANTS = 6  # who share a data set
 
 
@@ -335,15 +340,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="experiments/results/noise_budget")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--behaviour_std", type=float, default=BEHAVIOUR_STD, help="of the data")
+    parser.add_argument("--data_sets", type=int, help=f"{DATA_SETS}")
     parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
     own = "runs/noise_budget_smoke" if args.smoke else "experiments/results/noise_budget"
+    if args.behaviour_std != BEHAVIOUR_STD:
+        own += f"_{args.behaviour_std:g}"
     args.out = args.out or Path(own)
     full = {"data_sets": DATA_SETS, "streams": STREAMS, "episodes": EPISODES}
     full |= {"pairs": 128, "steps": 1000, "epochs": 12}
     for name, value in (SMOKE if args.smoke else full).items():
-        setattr(args, name, value)
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
     torch.set_num_threads(args.threads)
     if not args.report:
         collect(args)

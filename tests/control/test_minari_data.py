@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from torchmpo.control.kinds import PARTS, describe, parse_kind
 from torchmpo.control.minari_data import from_minari, to_minari
+from torchmpo.control.minari_pairs import PAIRS
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset, preference_data
 from torchmpo.diagnose.__main__ import main
@@ -151,6 +152,20 @@ def test_mistakes_are_told_in_one_line():
     stored("test/equal-v0", equal=True)
     with pytest.raises(UserError, match=r"there is nothing to compare"):
         from_minari("test/equal-v0", 3)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        *([], {"chosen": [0]}, {"chosen": [0], "rejected": [6]}, {"lists": [["a"]]}),
+        *({"chosen": [0, 1], "rejected": [2]}, {"chosen": [], "rejected": []}),
+        {"lists": [[0, 1]], "rewards": [1.0]},
+    ],
+)
+def test_damaged_notes_of_pairs_are_told_in_one_line(known):
+    stored().storage.update_metadata({PAIRS: known})
+    with pytest.raises(UserError, match=r"what its metadata says of pairs is damaged; write it"):
+        from_minari("test/episodes-v0")
 
 
 def test_a_data_set_is_a_kind_of_data():

@@ -1,5 +1,6 @@
 """Variance components against what made the numbers."""
 
+import json
 import sys
 
 import numpy as np
@@ -48,6 +49,24 @@ def test_error_of_a_design_is_that_of_its_mean():
         for _ in range(20000)
     ]
     assert np.std(means) == pytest.approx(error(parts, 5, 3, 2), rel=0.03)
+
+
+def test_another_behaviour_is_asked_of_its_data_sets_only(tmp_path, monkeypatch, capsys):
+    """They have the same start states; the actions are other ones."""
+    monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("experiments.noise_budget.LOSSES", ("sft", "orpo"))
+    monkeypatch.chdir(tmp_path)
+    for std in ("0.1", "0.03"):
+        words = ["--smoke", "--data_sets", "2", "--behaviour_std", std]
+        monkeypatch.setattr("experiments.noise_budget.ARITHMETIC", {})
+        monkeypatch.setattr("sys.argv", ["noise_budget", *words])
+        main()
+        assert "4/4 orpo__1" in capsys.readouterr().out
+    loud, quiet = (
+        json.loads((tmp_path / "runs" / name / "pieces" / "sft__0.json").read_text())["returns"]
+        for name in ("noise_budget_smoke", "noise_budget_smoke_0.03")
+    )
+    assert loud != quiet
 
 
 def test_the_study_runs_goes_on_and_reports(tmp_path, monkeypatch, capsys):

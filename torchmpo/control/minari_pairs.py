@@ -34,6 +34,10 @@ def minari_arrays(
     known = found.storage.metadata.get(PAIRS)
     if pairs is None and known is None:
         raise UserError(f"{found.id} has no pairs of its own: say how many to draw, pairs=1000")
+    if known is not None and not _whole(known, len(found)):
+        raise UserError(
+            f"{found.id}: what its metadata says of pairs is damaged; write it again with to_minari"
+        )
     low, high = action_range(found.action_space, found.id)
     returns = [float(np.sum(episode.rewards)) for episode in found]
     if pairs is not None:
@@ -62,6 +66,17 @@ def minari_arrays(
         if (values := known.get(name)) is not None:
             arrays[name] = array([values[episode] for episode in used], name)
     return checked_arrays(arrays)
+
+
+def _whole(known: Any, episodes: int) -> bool:
+    """Whether the note of :func:`~torchmpo.control.minari_data.to_minari` is of these episodes."""
+    try:
+        lists = known.get("lists") or [*zip(known["chosen"], known["rejected"], strict=True)]
+        inside = all(0 <= int(row) < episodes for of in lists for row in of)
+        of_each = [values for name in ("rewards", "begins") if (values := known.get(name))]
+        return bool(lists) and inside and all(len(values) == episodes for values in of_each)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return False
 
 
 def minari_rows(kind: str, pairs: int, seed: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmpo.finetune.whole_modules import float_trained
 from torchmpo.runs.errors import UserError, missing_package, nearest, one_line
 from torchmpo.runs.json_files import parse_json
+from torchmpo.runs.model_folders import is_adapter
 from torchmpo.runs.output import quiet
 
 # peft's, where embeddings that the head shares have adapters: refused where it matters.
@@ -56,7 +57,7 @@ def load_model(
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     transformers = _transformers()
-    if (Path(model) / "adapter_config.json").is_file():
+    if is_adapter(model):
         if revision is not None:
             raise UserError(f"{model} is an adapter, which has its base's revision: leave it out")
         return load_adapter(
@@ -202,12 +203,12 @@ def load_adapter(folder: str | Path, *, dtype: str = "auto", **options: Any) -> 
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         raise UserError(f"{folder} holds no adapter: adapter_config.json is missing")
     if not (weights := folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder} holds no adapter_model.safetensors, and no pickle is read")
     name, revision = adapter_base(folder), _setting(folder, "revision")
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         raise UserError(f"{folder} is an adapter on an adapter, {name}: export that one first")
     base = load_model(name, dtype=dtype, revision=revision, **options)
     try:

@@ -49,7 +49,7 @@ from torchmpo.runs import made_of
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.files import LOCK, SOFT_LOCK, alone_in, write_atomic
 from torchmpo.runs.json_files import read_json
-from torchmpo.runs.model_folders import model_digests
+from torchmpo.runs.model_folders import is_adapter, model_digests
 from torchmpo.runs.options import settings_text
 from torchmpo.runs.seeding import derive_seed
 from torchmpo.runs.threads import one_thread_if_tiny
@@ -360,7 +360,7 @@ class Run:
         given = model["reference"]
         if every is not None and (since := number - (number - 1) % every) > 1:
             return "copy" if since == number else self.start(since)
-        adapter = _is_adapter(model["model"])
+        adapter = is_adapter(model["model"])
         if given not in (None, "adapter_off", "copy"):
             return given
         if model["lora"] is not None or (adapter and given != "copy"):
@@ -550,17 +550,13 @@ def _check_moving(
     ]
     if not any(name.rsplit(".", 1)[-1] == MovingReference.__name__ for name in named):
         return
-    adapters = model["lora"] is not None or _is_adapter(model["model"])
+    adapters = model["lora"] is not None or is_adapter(model["model"])
     copied = model["reference"] == "copy" or (model["reference"] is None and not adapters)
     if not copied or (rounds.rounds > 1 and rounds.reference_refresh != 1):
         raise UserError(
             "MovingReference moves a copy of the model that a round begins with: set "
             "model.reference copy and online.reference_refresh 1, or leave it out"
         )
-
-
-def _is_adapter(source: str) -> bool:
-    return (Path(source) / "adapter_config.json").is_file()
 
 
 def _numbers(found: Judged) -> dict[str, Any]:

@@ -23,6 +23,11 @@ WHOLE = 2**28  # bytes of a file that is read from end to end
 PIECE, PIECES = 2**16, 64
 
 
+def is_adapter(model: str | Path) -> bool:
+    """Whether a model is a folder with an adapter, which names its base model."""
+    return (Path(model) / "adapter_config.json").is_file()
+
+
 def model_digests(*names: str | Path | None) -> dict[str, str]:
     """A digest of each of these models that is a folder, and of the base of an adapter that is one.
 
