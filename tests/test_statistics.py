@@ -69,7 +69,7 @@ def test_differences_are_paired_by_seed():
 @pytest.mark.parametrize(
     ("found", "word"),
     [
-        ([12.0, 13.0, 14.0], "improvement, +12 [+11, +13]"),
+        ([12.0, 13.0, 14.0], "improvement, +12.00 [+10.76, +13.24]"),
         ([-12.0, -13.0, -14.0], "worse"),
         ([30.0, -30.0, 1.0], "no improvement (the interval contains 0)"),
         ([5.0, NAN, 7.0], "not comparable, 1 trainings diverged"),
@@ -80,6 +80,16 @@ def test_verdict_is_honest(found, word):
     assert verdict(comparison).startswith(f"vs SFT: {word}")
     assert "found" in table(comparison)
     assert "nan" not in table(comparison)
+
+
+def test_returns_near_1_are_shown_with_their_digits():
+    comparison = compare({"found": [0.9, 0.92, 0.925], "orpo": [0.4, 0.41, 0.435]})
+    assert table(comparison).splitlines()[1].split()[1:4] == ["0.9150", "±", "0.0076"]
+    assert verdict(comparison).startswith("vs orpo: improvement, +0.5000 [+0.4")
+    one = compare({"found": [0.915], "orpo": [0.415]})
+    assert verdict(one) == "vs orpo: one seed shows nothing, +0.50"
+    far = compare({"found": [3800.0, 3950.0], "orpo": [3700.0, 3820.0]})
+    assert table(far).splitlines()[1].split()[1:4] == ["3875", "±", "75"]
 
 
 def test_a_verdict_is_corrected_for_the_number_of_rivals():

@@ -99,6 +99,7 @@ def test_scaling_takes_the_sizes_that_a_loss_has():
     assert row["exponent"] == pytest.approx(fit_scaling(SIZES, errors).exponent.value)
     assert row["errors"] == pytest.approx(errors.mean(0).tolist())
     assert scaling(cells[0], {"pairs=32": cells[1]}) == []
+    assert scaling(cells[0]._replace(scaled=False), others) == []  # of returns there is none
     lost = Cells({("sft", "base"): np.full(8, math.nan)}, {"base": 999})
     assert scaling(cells[0], {"pairs=32": cells[1], "pairs=999": lost}) == []
 

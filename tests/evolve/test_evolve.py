@@ -35,6 +35,14 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHMPO_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def plain_figures(monkeypatch):
+    """Of runs in this process: to draw them takes longer than a smoke run's search."""
+    for name in ("fitness_figure", "gradient_figure"):
+        draw = lambda what, path, **_: Path(path).write_text(" ".join(map(str, what)))  # noqa: E731
+        monkeypatch.setattr(evolve, name, draw)
+
+
 @pytest.fixture
 def no_run(monkeypatch):
     """What would be run; nothing is."""
@@ -366,6 +374,7 @@ def test_a_search_of_coefficients_on_two_kinds_of_data(capsys):
     comparison = json.loads(Path("run/comparison.json").read_text())
     both = [comparison["data"][kind]["objectives"] for kind in ("noisy:0.3", "mixed")]
     assert all("orpo, tuned" in objectives for objectives in both)
+    assert comparison["unit"] == "worst return"
     assert list(Path("run/tensorboard").glob("events.out.tfevents.*"))
     log = Path("run/log.csv").read_text().splitlines()
     assert log[0].endswith(",held_out")
@@ -396,6 +405,25 @@ def test_rivals_get_as_many_trainings_as_the_search_if_asked(no_run):
     trained = []
     race(lambda tried, k: trained.extend(tried) or tried, setup.rival_trials, setup.protocol)
     assert (setup.rival_trials, len(trained)) == (30, 40)  # 20·6 trainings, of which each has 40
+
+
+def test_under_a_curriculum_rivals_get_as_many_trainings_as_the_search_made(no_run):
+    """It trains on one kind of data a generation, a rival's setting on all of them."""
+    flags = "--rival_trials null --rivals sft,orpo,cpo --population 20 --generations 12"
+    flags += " --data base,mixed --curriculum "
+    for curriculum in ("off", "regret"):
+        assert main([*flags.split(), curriculum, "--out", curriculum]) == 0
+    every, one = (setup.rival_trials for setup, _ in no_run)
+    assert (every, one) == (60, 30)
+
+
+def test_a_loss_that_no_pair_decides_alone_is_searched_to_the_end(capsys):
+    flags = "--preset smoke --pairs 2 --episode_steps 10 --rivals sft --out run"
+    assert main([*flags.split(), "--space", "hyper", "--warm_start", "dr_dpo"]) == 0
+    out = capsys.readouterr().out
+    assert "the figure of gradients leaves it out: dr_dpo has no gradient of a pair" in out
+    assert "vs sft, tuned: " in out
+    assert Path("run/figures/gradients.png").read_text() == "ORPO SimPO"
 
 
 def test_rivals_can_be_added_to_a_finished_run(capsys):

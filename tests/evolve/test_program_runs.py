@@ -132,6 +132,16 @@ def test_settings_of_runs_of_before_are_read():
     ("argv", "message"),
     [
         ("--proposer cat", "proposer belongs to --space program, not to network"),
+        ("--require monotone", "require belongs to --space program, not to network"),
+        ("--space hyper --nodes 9", "nodes belongs to --space program, not to hyper"),
+        (
+            "--space closed_form --reads sums",
+            "reads belongs to --space program, not to closed_form",
+        ),
+        (
+            "--space program --warm_start 'relu(50000-margin_sum)-c'",
+            "start relu(50000-margin_sum)-c: constants of a search lie between -10000 and 10000",
+        ),
         ("--space program --optimizer cmaes", "optimizer does not go with --space program"),
         ("--space program --temporal true", "temporal does not go with --space program"),
         ("--space program --search_rate true", "search_rate does not go with --space program"),
@@ -182,6 +192,17 @@ def test_a_proposer_has_limits(tmp_path, capsys, code, message):
 def test_a_proposer_that_cannot_be_started_proposes_nothing(tmp_path, capsys):
     assert Proposer("no-such-command", grammar(), tmp_path, 5, 1)(1, []) == []
     assert "it ended with exit code 127" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("constant", ["1" + "0" * 400, "50000"])
+def test_a_proposed_constant_that_is_too_large_is_counted_with_what_is_no_formula(
+    tmp_path, capsys, constant
+):
+    (tmp_path / "wide.py").write_text(f"print('-c * {constant}'); print('-c')")
+    command = f"{sys.executable} {tmp_path / 'wide.py'}"
+    for _ in range(2):  # the second time from the kept answer
+        assert Proposer(command, grammar(), tmp_path / "kept", 30, 1)(1, []) == [parse("-c")]
+        assert "1 formulas, and 1 lines that are none" in capsys.readouterr().out
 
 
 def test_damaged_answers_are_one_line(tmp_path):

@@ -179,6 +179,14 @@ def test_a_formula_without_that_word_is_read_as_before(tmp_path):
         Objective.load(tmp_path)
 
 
+def test_a_start_is_called_what_begins():
+    for formula, name in (("-0.123456 * c", "-0.1235 * c"), ("-0.125*c", "-0.125*c")):
+        assert program_space(READS, 12, start=formula).start_name == name
+    long = "-c" + " - 0.125 * c" * 30  # longer than the name of any file
+    with pytest.raises(UserError, match=r"lies outside the space: it reads"):
+        program_space(READS, 12, start=long)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -252,6 +252,18 @@ def test_what_is_saved_is_what_was_found(settings, tmp_path):
     assert again.at(again.start).card == {}
 
 
+@pytest.mark.parametrize("settings", [{"space": "closed_form"}, {"space": "hyper"}], ids=str)
+def test_a_loss_that_is_trained_after_sft_stays_one(settings, tmp_path):
+    started = space_of("closed_form").objective
+    started.after_sft = True
+    started.save(tmp_path / "start", {})
+    space = space_of(**settings, start=str(tmp_path / "start"))
+    space.save(tmp_path / "found", space.start, {})
+    assert space.objective.after_sft
+    assert space.at(space.start).after_sft
+    assert resolve(tmp_path / "found").after_sft
+
+
 def test_a_found_objective_shares_nothing_with_its_space():
     space = space_of()
     first, second = space.at(space.start), space.at(space.start + 0.1)

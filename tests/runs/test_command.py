@@ -241,6 +241,19 @@ def test_a_run_that_failed_before_any_work_does_not_claim_its_folder(capsys):
     assert run("--resume") == 0
 
 
+def test_a_run_does_not_take_a_folder_that_another_one_has_taken_meanwhile(capsys):
+    """Who starts looks at the folder first, and prepares for seconds before it has it alone."""
+
+    def slow(config):
+        if config.size == 2:
+            assert doing().main(["--size", "1"]) == 0
+        return config
+
+    assert doing(prepare=slow).main(["--size", "2"]) == 2
+    assert "runs/mine has a run: go on with --resume" in capsys.readouterr().err
+    assert yaml.safe_load(Path("runs/mine/config.yaml").read_text())["size"] == 1
+
+
 def test_bugs_are_not_hidden():
     def body(config, out):
         raise ZeroDivisionError

@@ -275,6 +275,8 @@ def test_in_rounds_the_progress_of_visits_is_that_of_the_round(tmp_path, monkeyp
     epochs = 2 if loss == "dpo" else 3
     places = [k / epochs for k in range(epochs + 1)]
     assert pairs.progress.unique().tolist() == pytest.approx(places)
+    # Both rounds have an end, which for the first one is where the second begins.
+    assert (pairs.progress == 1).sum() == (pairs.progress == 0).sum() == 2 * 4
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from torchmpo_envs import AGENTS, TASKS
 ROLES = ("original", "target", "either")  # the three trajectories of every start state
 FORMAT = 1  # of the files; goes into the key, so that stores of another format are not found
 _COMPLETE = "pool.json"  # written last
+version = functools.cache(metadata.version)  # which reads what the package says of itself each time
 _PHYSICS = ("mujoco", "gymnasium")  # packages; another version gives other trajectories
 
 

@@ -97,10 +97,13 @@ def scaling(run: Cells, variants: Mapping[str, Cells]) -> list[dict[str, Any]]:
     """err(N) = E + A·N^−b of each loss and kind of data, err = 1 − score, N pairs.
 
     Returns:
-        a row for each that finished the same seeds at three sizes or more, two seeds at least:
+        a row for each that finished the same seeds at three sizes or more, two seeds at least, if
+        there are scores:
         ``data``, ``loss``, ``sizes``, ``seeds``, ``errors`` (the mean at each size), ``told``, and
         ``floor``, ``coefficient`` and ``exponent`` with ``_low`` and ``_high``.
     """
+    if not run.scaled:  # returns, of which 1 is no end of the scale
+        return []
     runs = [run, *(cells for name, cells in variants.items() if name.startswith("pairs="))]
     rows = []
     for loss, data in run.scores:

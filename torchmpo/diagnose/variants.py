@@ -32,10 +32,12 @@ def variants(config: DiagnoseConfig) -> dict[str, DiagnoseConfig]:
     Raises:
         UserError: a setting that cannot vary, no value for it, or one that it cannot have.
     """
+    if not config.vary:
+        return {}
     able = [f.name for f in fields(TestbedSettings) if f.name not in _SHARED]
     parser = OptionParser("diagnose", "", DiagnoseConfig, {"": {}}, "", "", [])
     found: dict[str, DiagnoseConfig] = {}
-    for part in filter(None, map(str.strip, (config.vary or "").split(";"))):
+    for part in filter(None, map(str.strip, config.vary.split(";"))):
         name, equals, values = part.partition("=")
         if name not in able:
             raise UserError(f"vary: {name!r} cannot vary: {nearest(name, able)}")

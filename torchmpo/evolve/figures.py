@@ -33,7 +33,8 @@ def fitness_figure(log: Sequence[Mapping], path: str | Path, *, unit: str = "ret
             x, y = zip(*points, strict=True)
             axes.plot(x, y, style, color=colour, label=label, marker="o", markersize=3.5)
     failed = [(r["generation"], r["nan"]) for r in log if r["nan"]]
-    axes.set(xlabel="generation", ylabel=f"fitness (mean {unit})", title="Search")
+    what = unit if unit.startswith("worst") else f"mean {unit}"
+    axes.set(xlabel="generation", ylabel=f"fitness ({what})", title="Search")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if failed:
         axes.set_title(f"{sum(n for _, n in failed)} members failed (NaN)", loc="right", fontsize=8)

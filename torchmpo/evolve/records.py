@@ -17,6 +17,7 @@ from torchmpo.objectives.fingerprint import Unknowable
 from torchmpo.objectives.fingerprint import made_of as digest
 from torchmpo.objectives.resolve import is_own
 from torchmpo.runs.errors import UserError
+from torchmpo.runs.files import is_folder
 from torchmpo.runs.json_files import read_json
 
 
@@ -141,7 +142,7 @@ def fingerprints(setup: Setup) -> dict[str, str | None]:
     for bed in setup.testbeds:
         found |= bed.pool.world()
     for name, objective in named.items():
-        if is_own(name) or Path(name).is_dir():
+        if is_own(name) or is_folder(name):
             try:
                 found[name] = digest(name, objective)
             except Unknowable:

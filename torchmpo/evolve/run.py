@@ -52,6 +52,7 @@ from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_acto
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.formulas import Formula
+from torchmpo.objectives.gradients import gradients
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import word
@@ -229,16 +230,7 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     rate = testbeds[0].config.inner.learning_rate if own is None else own
     card = _card(setup, found, comparison, out) | {RATE: rate}
     space.save(out / "objective", found.vector, card)
-    figures = out / "figures"
-    figures.mkdir(exist_ok=True)
-    unit = comparison.get("unit", "return")
-    fitness_figure(found.log, figures / "fitness.png", unit=unit)
-    maps = {
-        "discovered": space.at(found.vector),
-        "ORPO": resolve("orpo"),
-        "SimPO": resolve("simpo"),
-    }
-    gradient_figure(maps, figures / "gradients.png")
+    _draw(space.at(found.vector), found, comparison.get("unit", "return"), out / "figures")
     print(table(comparison))
     print(verdict(comparison))
     for name in comparison.get(LOST, ()):
@@ -249,6 +241,19 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     print(f"what it is:      python -m torchmpo.show {shlex.quote(str(out))}")
     losses = shlex.quote(f"{word(saved)},orpo")
     print(f"on other data:   python -m torchmpo.diagnose --losses {losses}", flush=True)
+
+
+def _draw(objective: Objective | MirrorObjective, found: Found, unit: str, folder: Path) -> None:
+    """The figures of a search. Some losses have no gradient that one pair decides."""
+    folder.mkdir(exist_ok=True)
+    fitness_figure(found.log, folder / "fitness.png", unit=unit)
+    maps = {"discovered": objective, "ORPO": resolve("orpo"), "SimPO": resolve("simpo")}
+    try:
+        gradients(objective, *torch.full((2, 1), -1.0))
+    except ValueError as error:
+        print(f"the figure of gradients leaves it out: {error}")
+        del maps["discovered"]
+    gradient_figure(maps, folder / "gradients.png")
 
 
 def _tell_formula(objective: Objective | MirrorObjective, out: Path) -> None:
@@ -345,8 +350,11 @@ def _keep(setup: Setup, path: Path, returns: dict[str, Tensor], lost: Sequence[s
     """
     combine = setup.config.combine
     content = _judged({name: combined(r, combine).tolist() for name, r in returns.items()})
-    if several(setup.testbeds):
-        content["unit"] = UNIT
+    unit = UNIT if several(setup.testbeds) else "return"
+    if len(setup.testbeds) > 1 and combine == "worst":
+        unit = f"worst {unit}"
+    if unit != "return":
+        content["unit"] = unit
     if lost:
         content[LOST] = list(lost)
     if len(setup.testbeds) > 1:

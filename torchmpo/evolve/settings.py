@@ -29,8 +29,8 @@ class EvolveConfig(TestbedSettings):
             learning_rate, or at the tuned one.
         learn: functions of the network, among psi (one step only), phi_inv and g; null for all.
         temporal: let the network depend on the progress of training.
-        nodes: of a formula of space program, at most.
-        reads: what formulas may read: means, sums, time, lengths, steps and reference.
+        nodes: of a formula of space program, at most; only there.
+        reads: what formulas may read: means, sums, time, lengths, steps and reference; only there.
         require: what is certain of every formula: bounded (below), monotone; null for nothing.
         proposer: a command that gets the formulas so far on its input and prints others, one a
             line; only with space program.
@@ -44,7 +44,7 @@ class EvolveConfig(TestbedSettings):
         streams: of minibatches and start states: pairs (those of es, of opposite perturbations,
             have one each) or shared (one for a whole generation).
         sigma: standard deviation of the search's perturbations.
-        sigma_decay: factor on sigma per generation.
+        sigma_decay: factor on sigma per generation; of es alone, as the next two.
         outer_learning_rate: Adam's step size in the search.
         fitness_shaping: centered (ranks) or raw.
         held_out_every: generations between two scores of the centre on held-out seeds; 0 for none.

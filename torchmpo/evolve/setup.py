@@ -155,6 +155,8 @@ class Setup:
         if self.config.rival_trials is not None:
             return self.config.rival_trials
         made = self.config.population * self.config.generations
+        if self.antagonist is not None:  # a curriculum trains on one kind of data, a rival on all
+            made //= len(self.testbeds)
         return self.protocol.settings_for(made // len(self.rivals))
 
 
@@ -171,8 +173,9 @@ def _space(config: EvolveConfig) -> SearchSpace:
     """What is searched."""
     own = {"steps": config.steps, "learn": config.learn, "temporal": config.temporal}
     if config.space != "program":
-        if config.proposer is not None:
-            raise UserError(f"proposer belongs to --space program, not to {config.space}")
+        for name in ("proposer", "nodes", "reads", "require"):
+            if getattr(config, name) != getattr(EvolveConfig, name):
+                raise UserError(f"{name} belongs to --space program, not to {config.space}")
         space = space_of(config.space, **own, start=config.warm_start)
         return SearchedRate(space) if config.search_rate else space
     defaults = {"steps": "one", "learn": None, "temporal": False}

@@ -174,7 +174,9 @@ class CoefficientSpace:
         """See :class:`SearchSpace`."""
         own = self.objective
         found = {name: value.item() for name, value in self.values(vector.double()).items()}
-        return Objective(own.function, name=own.name, **{**own.hyper, **found})
+        made = Objective(own.function, name=own.name, **{**own.hyper, **found})
+        made.after_sft = own.after_sft
+        return made
 
     def save(self, folder: str | Path, vector: Tensor, card: dict) -> None:
         """See :class:`SearchSpace`.

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ class Command:
             [path.stem for path in self._profiles()],
         )
 
+    @cached_property
+    def _of_files(self) -> Any:
+        """A parser of what files have; one of a command line notes what it saw."""
+        return self.parser()
+
     def _profiles(self) -> list[Path]:
         return sorted(self.profiles.glob("*.yaml")) if self.profiles else []
 
@@ -134,11 +140,15 @@ class Command:
             config = replace(config, **self._grown(given, stored, out))
             if not trust:
                 self._refuse_code(config, given, out)
-        elif (out / "config.yaml").exists():
-            raise UserError(f"{out} has a run: go on with --resume, or choose another --out")
-        elif out.exists() and (not out.is_dir() or any(_visible(out))):
+        else:
+            self._refuse_begun(out)
+        if stored is None and out.exists() and (not out.is_dir() or any(_visible(out))):
             raise UserError(f"{out} exists and is not an empty folder: choose another --out")
         return config, out, resume
+
+    def _refuse_begun(self, out: Path) -> None:
+        if (out / "config.yaml").exists():
+            raise UserError(f"{out} has a run: go on with --resume, or choose another --out")
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Parse, check, write ``config.yaml``, run.
@@ -167,6 +177,8 @@ class Command:
             losses = module.fingerprints(prepared) if hasattr(module, "fingerprints") else {}
             out.mkdir(parents=True, exist_ok=True)
             with alone_in(out):
+                if not resumed:  # another run may have come first
+                    self._refuse_begun(out)
                 made_of.check_losses(out, losses)
                 if hasattr(module, "check"):
                     module.check(prepared, out)
@@ -283,7 +295,7 @@ class Command:
             values = {**self.older, **values}
             if missing := set(names) - values.keys():
                 raise ValueError(f"{sorted(missing)[0]} is missing")
-            checked = self.parser().checked(values)
+            checked = self._of_files.checked(values)
             return {name: checked[name] for name in names}
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())

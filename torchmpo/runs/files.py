@@ -51,6 +51,14 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
+def is_folder(name: str) -> bool:
+    """Whether a text that may be something else, however long, is the path of a folder."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path; a zero byte
+        return False
+
+
 def slug(text: str) -> str:
     """A text as a part of a file's name, or as an anchor of a page.
 

@@ -41,19 +41,30 @@ def compare(scores: Mapping[str, Sequence[float]]) -> dict:
     return {"objectives": objectives, "differences": differences}
 
 
+def decimals(comparison: Mapping) -> int:
+    """Digits after the point that show two of the smallest standard error, or of the largest mean
+    of a single seed; none where that is 1 or more.
+    """
+    known = [row for part in ("objectives", "differences") for row in comparison[part].values()]
+    errors = [row["se"] for row in known if row["se"]]
+    means = [abs(row["mean"]) for row in known if row["mean"]]
+    size = min(errors) if errors else max(means, default=1.0)
+    return min(1 - math.floor(math.log10(size)), 8) if size < 1 else 0
+
+
 def verdict(comparison: Mapping) -> str:
     """One honest line per rival: better, worse, or no improvement shown; of one seed, neither.
 
     The corrected p decides. By intervals, one of five equal rivals would be said to be beaten in
     about one search of eleven.
     """
-    lines = []
+    lines, digits = [], decimals(comparison)
     for name, difference in comparison["differences"].items():
         if difference["diverged"]:
             lines.append(f"vs {name}: not comparable, {difference['diverged']} trainings diverged")
             continue
         if difference["p"] is None:
-            lines.append(f"vs {name}: one seed shows nothing, {difference['mean']:+.0f}")
+            lines.append(f"vs {name}: one seed shows nothing, {difference['mean']:+.{digits}f}")
             continue
         if difference["p"] < LEVEL:
             word = "improvement" if difference["mean"] > 0 else "worse"
@@ -63,8 +74,8 @@ def verdict(comparison: Mapping) -> str:
             rivals = len(comparison["differences"])
             word = f"no improvement (among {rivals} rivals p is {difference['p']:.2f})"
         lines.append(
-            f"vs {name}: {word}, {difference['mean']:+.0f} "
-            f"[{difference['low']:+.0f}, {difference['high']:+.0f}]"
+            f"vs {name}: {word}, {difference['mean']:+.{digits}f} "
+            f"[{difference['low']:+.{digits}f}, {difference['high']:+.{digits}f}]"
         )
     return "\n".join(lines)
 
@@ -75,19 +86,20 @@ def table(comparison: Mapping) -> str:
     Args:
         comparison: see :func:`compare`; ``unit``, if it is no return, says what is compared.
     """
-    unit = comparison.get("unit", "return")
+    unit, digits = comparison.get("unit", "return"), decimals(comparison)
     width = max(map(len, comparison["objectives"]))
     lines = [f"{'objective':<{width}}  {unit:>16}   first minus this one, 95 % interval"]
     for name, own in comparison["objectives"].items():
         if own["diverged"]:
             value = f"{own['diverged']} diverged"
         elif own["se"] is None:
-            value = f"{own['mean']:8.0f}        "
+            value = f"{own['mean']:8.{digits}f}        "
         else:
-            value = f"{own['mean']:8.0f} ± {own['se']:<5.0f}"
+            value = f"{own['mean']:8.{digits}f} ± {own['se']:<5.{digits}f}"
         line = f"{name:<{width}}  {value:>16}"
         if (d := comparison["differences"].get(name)) and not d["diverged"]:
-            line += f"   {d['mean']:+.0f}"
-            line += "" if d["se"] is None else f" [{d['low']:+.0f}, {d['high']:+.0f}]"
+            line += f"   {d['mean']:+.{digits}f}"
+            if d["se"] is not None:
+                line += f" [{d['low']:+.{digits}f}, {d['high']:+.{digits}f}]"
         lines.append(line.rstrip())
     return "\n".join(lines)

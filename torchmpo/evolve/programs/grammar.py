@@ -33,6 +33,17 @@ def tidy(value: float) -> float:
     return float(f"{max(-LARGEST, min(LARGEST, value)):.4g}")
 
 
+def check_constants(expression: Expression) -> None:
+    """Refuse a formula that a search would change: its constants are of at most ``LARGEST``.
+
+    Raises:
+        ValueError: one is larger.
+    """
+    numbers = [part for part in nodes(expression) if not isinstance(part, (str, tuple))]
+    if any(abs(value) > LARGEST for value in numbers):
+        raise ValueError(f"constants of a search lie between -{LARGEST:g} and {LARGEST:g}")
+
+
 class Grammar:
     """The formulas of a search.
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchmpo.evolve.programs.grammar import Grammar
+from torchmpo.evolve.programs.grammar import Grammar, check_constants
 from torchmpo.objectives.formulas import parse, text
 from torchmpo.objectives.formulas.vocabulary import LEAVES, OPERATIONS, Expression
 from torchmpo.runs.errors import UserError, one_line
@@ -80,7 +80,9 @@ class Proposer:
         for line in map(str.strip, read_json(path, list[str])):
             if line and not line.startswith("#"):
                 try:
-                    found.append(parse(line))
+                    expression = parse(line)
+                    check_constants(expression)
+                    found.append(expression)
                 except ValueError as error:
                     wrong.append(one_line(error))
         told = f"proposer: {len(found)} formulas"

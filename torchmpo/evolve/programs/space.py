@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchmpo.evolve.programs.grammar import Grammar, tidy
+from torchmpo.evolve.programs.grammar import Grammar, check_constants, tidy
 from torchmpo.evolve.programs.interpreter import CONSTANT, LEVELS, Interpreter
 from torchmpo.evolve.programs.starts import FORMULAS
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.formulas import Formula, parse
+from torchmpo.objectives.formulas.language import text
 from torchmpo.objectives.formulas.ranges import PROPERTIES
+from torchmpo.objectives.formulas.simplify import simplified
 from torchmpo.objectives.formulas.vocabulary import (
     GROUPS,
     LEAVES,
@@ -21,6 +23,7 @@ from torchmpo.objectives.formulas.vocabulary import (
 )
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.files import is_folder
 
 NONE = -1.0  # the code of a place that a formula does not use
 
@@ -131,7 +134,7 @@ def program_space(
     if name in FORMULAS:
         expression = parse(FORMULAS[name])
         title = name.upper() if name in ("orpo", "dpo", "sft", "cpo", "ipo") else name
-    elif Path(name).is_dir():
+    elif is_folder(name):
         function = getattr(resolve(Path(name)), "function", None)
         if not isinstance(function, Formula):
             raise UserError(f"start {name} is no saved formula")
@@ -150,4 +153,10 @@ def program_space(
             f"start {title} lies outside the space: it reads something else, has more nodes or "
             "levels, or not what --require asks for"
         )
+    try:
+        check_constants(expression)
+    except ValueError as error:
+        raise UserError(f"start {title}: {error}") from error
+    if title == start and tidied != simplified(expression):
+        title = text(tidied)  # whose constants have four digits
     return ProgramSpace(grammar, tidied, title)

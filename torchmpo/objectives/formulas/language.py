@@ -5,7 +5,6 @@ Text may come from anywhere. It is parsed, looked at and bounded; nothing of it 
 
 import ast
 import difflib
-import math
 from collections.abc import Mapping
 
 from torchmpo.objectives.formulas.ranges import interval
@@ -116,7 +115,7 @@ def _read(tree: ast.expr, level: int) -> Expression:
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"a constant is a number; got {value!r:.40}")
-    if not math.isfinite(value) or abs(value) > LARGEST:
+    if not abs(value) <= LARGEST:  # an integer may be too large for a float
         raise ValueError(f"a constant lies between -{LARGEST:g} and {LARGEST:g}")
     return float(value)
 
