@@ -114,7 +114,7 @@ def report(out):
         anchors = json.loads((folder / "anchors.json").read_text())
         low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
         words = [f"{arm}: original {low:.0f}, target {high:.0f}"]
-        if ("sft", "base") in scores:
+        if ("sft", "base") in scores and task == "tla":  # Table 4 has none
             sft = interquartile_mean(scores["sft", "base"])
             within = "as" if SFT[0] <= sft <= SFT[1] else "not as"
             words.append(f"sft on base {sft:.2f}, {within} the paper's")

@@ -73,6 +73,10 @@ def test_ranks_are_parts_of_one():
     assert rank_fraction(torch.tensor([30.0, 10.0, 20.0, 40.0])).tolist() == [0.5, 0.0, 0.25, 0.75]
 
 
+def test_equal_scores_have_one_rank():
+    assert rank_fraction(torch.tensor([1.0, 0.0, 1.0, 0.0])).tolist() == [0.5, 0.0, 0.5, 0.0]
+
+
 def test_a_proxy_judge_is_biased_by_as_much_as_it_says():
     returns, feature = torch.randn(2, 5000, generator=DRAWS, dtype=torch.float64)
     returns = 500 * returns + 2000

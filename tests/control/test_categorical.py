@@ -7,7 +7,7 @@ from torch.distributions import Categorical
 
 from torchmpo.control.categorical import CategoricalPolicy
 from torchmpo.control.inner_loop import InnerConfig, train_policies
-from torchmpo.control.policy import GaussianPolicy, stack_policies
+from torchmpo.control.policy import GaussianPolicy, save_policy, stack_policies
 from torchmpo.objectives.resolve import resolve
 
 
@@ -46,6 +46,19 @@ def test_sampled_actions_have_its_probabilities(policy):
     probs = policy.logits_from_whitened(policy.whiten(obs)).softmax(-1)
     torch.testing.assert_close(counts, probs, atol=0.006, rtol=0)
     torch.testing.assert_close(policy(obs), actions.mean(0), atol=0.006, rtol=0)
+
+
+def test_without_hidden_layers_it_is_the_discretised_gaussian_too():
+    gaussian = GaussianPolicy(5, 2, hidden=())
+    policy, observation = CategoricalPolicy.discretised(gaussian), torch.randn(7, 5)
+    spread = policy.logits_from_whitened(observation).argmax(-1)
+    assert torch.equal(spread, policy.bin_of(gaussian.mean_from_whitened(observation)))
+
+
+def test_it_has_no_file_of_its_own(policy, tmp_path):
+    with pytest.raises(ValueError, match="a file of a policy holds a Gaussian one"):
+        save_policy(policy, tmp_path / "policy.safetensors")
+    assert not any(tmp_path.iterdir())
 
 
 def test_two_bins_or_none():

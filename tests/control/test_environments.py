@@ -162,6 +162,8 @@ def test_robots_that_are_gymnasiums_step_by_step_are_batched(name, robot):
     assert isinstance(env, environments.Environment)
     assert env.model.opt.integrator == 1  # RK4
     assert not stepped_one_by_one(f"gymnasium:{name}")
+    limits = [make(f"gymnasium:{name}", 1, max_steps=steps).max_steps for steps in (900, 1500)]
+    assert limits == [900, 1000]  # which is registered with the id
 
 
 def test_a_robot_of_ours_by_its_id_of_gymnasium_is_stepped_in_a_batch():
@@ -194,6 +196,8 @@ def test_an_observation_that_is_not_finite_ends_the_episode():
         ("a/worlds:Line", "must be package.module:function, with dots, and without a path"),
         ("gymnasium:Walker3d-v5", "task 'gymnasium:Walker3d-v5': Environment `Walker3d`"),
         ("gymnasium:nowhere:Robot-v0", "task 'gymnasium:nowhere:Robot-v0': "),
+        ("gymnasium:broken_world:Robot-v0", r"broken_world:Robot-v0: RuntimeError: no world"),
+        ("gymnasium:.x:Robot-v0", "gymnasium:.x:Robot-v0: TypeError: "),
         ("gymnasium:CartPole-v1", "policies here act by real numbers"),
         ("worlds:Discrete", "has actions of Discrete.3.: policies here act by real numbers"),
         ("worlds:fails", r"worlds:fails: ValueError: no world today \(.*worlds.py, line \d+\)"),
@@ -201,7 +205,9 @@ def test_an_observation_that_is_not_finite_ends_the_episode():
         ("worlds:too_few", "was asked for 1 environments and made 2"),
     ],
 )
-def test_a_task_that_is_none_is_told_in_one_line(task, message):
+def test_a_task_that_is_none_is_told_in_one_line(task, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_world.py").write_text("raise RuntimeError('no world')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
         sizes(task, 1)
     assert "\n" not in str(caught.value)

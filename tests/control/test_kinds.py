@@ -9,9 +9,10 @@ import torch
 
 from torchmpo.control.components import effort, return_components
 from torchmpo.control.kinds import PARTS, describe, listing, parse_kind
-from torchmpo.control.policy import load_policy
+from torchmpo.control.policy import GaussianPolicy, load_policy
 from torchmpo.control.pools import PoolConfig, made_by_target, pool_of
 from torchmpo.control.preferences import choose_pairs, preference_data
+from torchmpo.control.rollouts import line_agents
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
 from torchmpo_envs import ThreeLeggedAnt, expert_path
@@ -152,6 +153,19 @@ def test_the_ends_of_the_line_are_the_agents(cache):
         actions = own["action"][: SMALL.pairs] if role == 0 else own["action"][SMALL.pairs :]
         rows = slice(role * SMALL.pairs, (role + 1) * SMALL.pairs)  # of the same noise
         assert torch.allclose(actions[:, 0], base["action"][rows, 0], atol=1e-5)
+
+
+def test_an_end_of_the_line_needs_no_line():
+    """Agents of other networks, and of another kind of σ, which no mean depends on."""
+    small, large = GaussianPolicy(5, 2, (4,)), GaussianPolicy(5, 2, (8,), std_kind="learned")
+    observation = torch.randn(3, 5)
+    for end, agent in enumerate((small, large)):
+        acts = line_agents(small, large, torch.full((3,), float(end)))
+        torch.testing.assert_close(acts(observation), agent(observation).detach())
+    with pytest.raises(UserError, match="must have one architecture"):
+        line_agents(small, large, torch.tensor([0.0, 0.5, 1.0]))
+    alike = GaussianPolicy(5, 2, (8,))
+    assert line_agents(alike, large, torch.tensor([0.0, 0.5, 1.0]))(observation).shape == (3, 2)
 
 
 def test_graded_pairs_are_judged_by_their_return(cache):
@@ -313,6 +327,18 @@ def test_mixture_disagrees_about_the_leg(cache):
     assert changed.any()
     half = (chosen[0] != chosen[0.5])[changed].double().mean().item()
     assert half == pytest.approx(0.5, abs=0.3)
+
+
+def test_both_tastes_go_by_returns_where_noise_would_decide(cache):
+    """Levels of noise and returns have no unit in common, and there is one temperature."""
+    kind = parse_kind("degraded:4+mixture:0.5+votes:5")
+    config = kind.pool(SMALL)
+    pool = pool_of(config, cache_dir=cache)
+    first, second = kind._compared(pool, config)
+    groups, _ = kind._judges(pool, config, first, second)
+    sizes = [margin.abs().mean() for _, margin in groups]
+    assert 0.1 < sizes[0] / sizes[1] < 10
+    assert torch.equal(groups[0][1], (pool["returns"][first] - pool["returns"][second]))
 
 
 def test_objectives_weigh_velocity_and_the_rest(cache):

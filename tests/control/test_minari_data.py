@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from torchmpo.control.kinds import PARTS, describe, parse_kind
 from torchmpo.control.minari_data import from_minari, to_minari
-from torchmpo.control.minari_pairs import PAIRS
+from torchmpo.control.minari_pairs import PAIRS, minari_digest
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset, preference_data
 from torchmpo.diagnose.__main__ import main
@@ -133,6 +134,34 @@ def test_rewards_go_with_their_episodes():
     assert back.rewards[back.ranked].tolist() == [[8.0, 6.0]]
     drawn = from_minari("test/some-v0", 20)  # other pairs of the same episodes
     assert torch.equal(drawn.rewards, drawn.returns + 5)
+
+
+def test_pairs_of_a_filtered_data_set_are_asked_for():
+    rows = [{"observation": [[k]], "action": [[0.0]], "return": k} for k in range(4)]
+    data = PreferenceDataset.from_trajectories(rows, [(3, 1), (2, 0)])
+    to_minari(data, "test/some-v0")
+    some = minari.load_dataset("test/some-v0").filter_episodes(lambda e: e.rewards.sum() > 0)
+    with pytest.raises(UserError, match=r"has been filtered, and its pairs are of all its episod"):
+        from_minari(some)
+    assert set(from_minari(some, 20).returns.tolist()) == {1.0, 2.0, 3.0}
+
+
+def test_the_key_of_a_data_set_is_of_all_its_files():
+    folder = Path(stored().storage.data_path)
+    (folder / "0").mkdir()
+    before = minari_digest(KIND)
+    (folder / "0" / "part-0.arrow").write_bytes(b"episodes")
+    assert minari_digest(KIND) != before
+
+
+def test_a_damaged_episode_is_told_in_one_line():
+    import h5py
+
+    path = Path(stored().storage.data_path) / "main_data.hdf5"
+    with h5py.File(path, "a") as file:
+        del file["episode_2"]
+    with pytest.raises(UserError, match=r"test/episodes-v0: episode 2 is damaged: "):
+        from_minari("test/episodes-v0", 3)
 
 
 def test_mistakes_are_told_in_one_line():

@@ -1,5 +1,6 @@
 """Pairs of one's own: from lists, from files, and refused in a line."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -172,6 +173,36 @@ def test_a_file_that_is_none_is_one_line(tmp_path, name):
         read_pair_file(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("packed", [np.savez, np.savez_compressed])
+def test_a_damaged_file_is_one_line(tmp_path, packed):
+    path = tmp_path / "own.npz"
+    packed(path, **{name: value for name, value in arrays().items() if value is not None})
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is not a readable file of pairs"):
+        read_pair_file(str(path))
+    for place in range(0, len(whole), 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with suppress(UserError):  # or what was hit does not matter
+            read_pair_file(str(path))
+
+
+def test_shares_of_whole_lists_are_not_lost_without_a_word(tmp_path):
+    lists = {"lists": np.array([[0, 1, 2], [2, 1, 0]]), "preference_probs": np.float32([0.9, 0.8])}
+    three = [trajectory(3, k) for k in range(3)]
+    made = PreferenceDataset.from_trajectories(three, [(0, 1)])
+    own = {n: getattr(made, n).numpy() for n in ("observation", "action", "returns", "lengths")}
+    np.savez(
+        tmp_path / "own.npz", **own, chosen=np.array([0, 2]), rejected=np.array([2, 0]), **lists
+    )
+    path = tmp_path / "own.npz"
+    assert prepare([bed_of(path, pairs=2)])[0].dataset.preference_probs.tolist() == pytest.approx(
+        [0.9, 0.8]
+    )
+    with pytest.raises(UserError, match="has preference_probs of whole lists, which do not say"):
+        prepare([bed_of(path, "+noisy:0.1", pairs=2)])
+
+
 def test_nothing_is_read_past_the_end_of_a_trajectory(tmp_path):
     later = arrays()
     later["observation"] = later["observation"].copy()
@@ -188,9 +219,9 @@ def test_a_dataset_is_saved_under_a_known_suffix(tmp_path):
 # --- a file as a kind of data
 
 
-def bed_of(path, modifiers=""):
+def bed_of(path, modifiers="", pairs=4):
     inner = InnerConfig(epochs=1, compile=False, steps_per_trajectory=2)
-    pool = PoolConfig(pairs=4, max_steps=7)
+    pool = PoolConfig(pairs=pairs, max_steps=7)
     return TestbedConfig(pool=pool, data=f"{path}{modifiers}", inner=inner, num_threads=1)
 
 

@@ -17,6 +17,7 @@ from torchmpo.control.pools import PoolConfig
 from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.diagnose import run
 from torchmpo.diagnose.__main__ import main
+from torchmpo.diagnose.cells import seed_scores
 from torchmpo.diagnose.checkpoints import proxy_judge
 from torchmpo.diagnose.comparisons import overoptimisation
 from torchmpo.diagnose.effects import Cells, cells_of, effects, scaling
@@ -84,6 +85,19 @@ def test_an_error_that_grows_is_no_law():
 def test_what_cannot_be_fitted(sizes, errors):
     with pytest.raises(ValueError, match=r"needs three|errors must"):
         fit_scaling(sizes, errors)
+
+
+def test_seed_scores_are_returns_where_the_target_is_not_better(tmp_path):
+    """As everywhere: below 0 on such a scale would be better."""
+    (tmp_path / "cells").mkdir()
+    cell = {"loss": "dpo", "data": "base", "returns": [[2.0, 4.0], None]}
+    (tmp_path / "cells" / "dpo__base.json").write_text(json.dumps(cell))
+    for target, expected in ((5.0, 0.5), (1.0, 3.0), (0.5, 3.0)):
+        anchors = {"original": [1.0], "target": [target]}
+        (tmp_path / "anchors.json").write_text(json.dumps(anchors))
+        (found,) = seed_scores(tmp_path).values()
+        assert found[0] == expected
+        assert math.isnan(found[1])
 
 
 def test_scaling_takes_the_sizes_that_a_loss_has():

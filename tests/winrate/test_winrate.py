@@ -64,6 +64,21 @@ COMMON = ["--outputs", "mine.json", "--reference", "base.json"]
 ARGS = [*COMMON, "--judge", "asked:judge", "--out", "out"]
 
 
+def test_a_file_of_one_json_line_has_one_row(tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    assert read_outputs(tmp_path / "one.jsonl", "m")[0]["output"] == "b"
+    (tmp_path / "odd.json").write_text('[{"instruction": "a", "output": "b", "generator": ["m"]}]')
+    with pytest.raises(UserError, match=r"a generator is a text; got \['m'\]"):
+        read_outputs(tmp_path / "odd.json")
+
+
+def test_a_table_without_an_index_is_one_line(tmp_path):
+    head = "index,instruction_difficulty,std_delta_len,preference"
+    (tmp_path / "df_gamed.csv").write_text(f"{head}\n,0.5,0.1,1\n")
+    with pytest.raises(UserError, match=r"is no df_gamed\.csv: cannot convert float NaN"):
+        read_gamed(tmp_path / "df_gamed.csv")
+
+
 def test_from_answers_to_a_leaderboard(files, capsys, tmp_path):
     assert winrate.main(ARGS) == 0
     rows = json.loads((tmp_path / "out" / "annotations.json").read_text())

@@ -83,8 +83,8 @@ def cyclic_margin(first: Tensor, second: Tensor) -> Tensor:
 
 
 def rank_fraction(score: Tensor) -> Tensor:
-    """Rank of each score as a part of their number, in [0, 1), the lowest 0."""
-    return score.argsort(stable=True).argsort().to(score.dtype) / len(score)
+    """The share of scores that are lower than each, in [0, 1)."""
+    return torch.searchsorted(score.sort().values, score).to(score.dtype) / len(score)
 
 
 def biased_scores(returns: Tensor, feature: Tensor, bias: float) -> Tensor:

@@ -34,7 +34,9 @@ class CategoricalPolicy(GaussianPolicy):
         if bins < 2:
             raise ValueError(f"bins must be at least 2; got {bins}")
         self.bins, self.tokens = bins, self.action_size
-        self.residual = nn.Linear(self.hidden[-1], self.action_size * bins)
+        self.residual = nn.Linear(
+            (self.observation_size, *self.hidden)[-1], self.action_size * bins
+        )
         nn.init.zeros_(self.residual.weight)
         nn.init.zeros_(self.residual.bias)
         self.register_buffer("middles", torch.linspace(-1.0, 1.0, bins))

@@ -131,6 +131,10 @@ def make_environment(
     if task in TASKS:
         return TASKS[task](num_envs, integrator=integrator, **settings)
     if task in BATCHED:
+        import gymnasium
+
+        limit = gymnasium.spec(task.removeprefix(GYMNASIUM)).max_episode_steps  # as of other ids
+        settings["max_steps"] = min(max_steps, limit or max_steps)
         return BATCHED[task](num_envs, integrator="RK4", **settings)
     make = maker(task)
     if not makes_batches(make):

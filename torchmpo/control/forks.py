@@ -7,6 +7,7 @@ nothing to go on from, and every trajectory of that group is made as it would be
 Idea: pairs that share a prefix, as in the tree search of MCTS-DPO, arXiv 2405.00451.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,10 +42,10 @@ class Fork(NamedTuple):
 def fork_step(share: float, max_steps: int) -> int:
     """Steps that a share of the time limit is, rounded down.
 
-    >>> fork_step(0.5, 25), fork_step(0.0, 25)
-    (12, 0)
+    >>> fork_step(0.5, 25), fork_step(0.0, 25), fork_step(0.29, 100)
+    (12, 0, 29)
     """
-    return int(share * max_steps)
+    return math.floor(share * max_steps + 1e-9)  # 0.29 · 100 is 28.999…
 
 
 def by_start(starts: int, per_start: int) -> Tensor:

@@ -38,6 +38,7 @@ from torchmpo.runs.seeding import generator
 
 HIGHEST_ALPHA = 2.0  # on the line, beyond the target agent
 FILES = {"FILE", "minari"}  # parts that are written as a path or an id
+VOTES_AT_ONCE = 2**26  # random numbers in memory
 VOTE_TEMPERATURE = 0.4  # of voters, in mean margins: they err on about 8 % of pairs at that margin
 
 
@@ -345,7 +346,12 @@ class Kind:
         if share is not None:
             probability = torch.where(share == 0.5, 0.5, (share > 0.5).float())
             share = torch.maximum(share, 1 - share)  # of the majority
-        elif "preference_probs" in pool and lists is None and not _rejudged(modifiers):
+        elif "preference_probs" in pool and not _rejudged(modifiers):
+            if lists is not None:
+                raise UserError(
+                    f"{self.source} has preference_probs of whole lists, which do not say how a "
+                    "list with other labels was voted for: leave out noisy, or preference_probs"
+                )
             share = pool["preference_probs"]
         uniform = torch.rand(len(first), generator=generator(seed, "judge"))
         wrong = uniform >= probability
@@ -376,8 +382,13 @@ class Kind:
         )
         probability, share = sum(judged, torch.zeros(())), None
         if votes := int(modifiers.get("votes", 0)):
-            draws = torch.rand(len(first), votes, generator=generator(config.seed, "votes"))
-            share = vote_shares(probability, draws)
+            drawn = generator(config.seed, "votes")
+            share = torch.cat(
+                [  # a few pairs at a time: all votes of all pairs may not fit into memory
+                    vote_shares(some, torch.rand(len(some), votes, generator=drawn))
+                    for some in probability.split(max(1, VOTES_AT_ONCE // votes))
+                ]
+            )
         flips: dict[str, Tensor] = {}
         if "noisy" in modifiers:
             flips["flips"] = torch.tensor(modifiers["noisy"])
@@ -425,7 +436,8 @@ class Kind:
             returns = -config.rollouts.noise_levels(config.pairs, config.seed).float()
         if "cyclic" in modifiers:
             style = torch.zeros_like(returns)
-            style[used] = rank_fraction(returns[used])
+            rows = used.unique()
+            style[rows] = rank_fraction(returns[rows])
             spread = (returns[first] - returns[second]).abs().mean()
             return [(1.0, spread * cyclic_margin(style[first], style[second]))], None
         if "proxy" in modifiers:
@@ -438,8 +450,13 @@ class Kind:
             parts = return_components(config.task, config.max_steps, pool)
             if "mixture" in modifiers:
                 share = modifiers["mixture"]
-                other = (pool["returns"] - 2 * parts[TASTE[config.task]]).to(returns.dtype)
-                groups = [(1 - share, groups[0][1]), (share, other[first] - other[second])]
+                # Both groups go by returns, also where the noise of an agent would decide.
+                tastes = pool["returns"], pool["returns"] - 2 * parts[TASTE[config.task]]
+                one, other = (taste.to(returns.dtype) for taste in tastes)
+                groups = [
+                    (1 - share, one[first] - one[second]),
+                    (share, other[first] - other[second]),
+                ]
             else:
                 weight, speed = modifiers["objectives"], parts["velocity"]
                 rest = pool["returns"] - speed

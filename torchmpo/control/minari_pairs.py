@@ -31,15 +31,22 @@ def minari_arrays(
         UserError: as there.
     """
     found = opened(dataset)
-    known = found.storage.metadata.get(PAIRS)
+    known, whole = found.storage.metadata.get(PAIRS), int(found.storage.total_episodes)
+    if known is not None and len(found) != whole:  # pairs name all episodes by their numbers
+        if pairs is None:
+            raise UserError(
+                f"{found.id} has been filtered, and its pairs are of all its episodes: say how "
+                "many to draw, pairs=1000"
+            )
+        known = None
     if pairs is None and known is None:
         raise UserError(f"{found.id} has no pairs of its own: say how many to draw, pairs=1000")
-    if known is not None and not _whole(known, len(found)):
+    if known is not None and not _whole(known, whole):
         raise UserError(
             f"{found.id}: what its metadata says of pairs is damaged; write it again with to_minari"
         )
     low, high = action_range(found.action_space, found.id)
-    returns = [float(np.sum(episode.rewards)) for episode in found]
+    returns = [float(np.sum(_episode(found, k).rewards)) for k in range(len(found))]
     if pairs is not None:
         chosen, rejected = _drawn(torch.tensor(returns), pairs, seed, found.id)
         rewards = (known or {}).get("rewards")  # of an episode, whatever it is compared with
@@ -50,7 +57,7 @@ def minari_arrays(
     place = {episode: row for row, episode in enumerate(used)}
     trajectories = []
     for index in used:
-        episode = found[index]
+        episode = _episode(found, index)
         steps = len(episode.rewards)
         action = np.asarray(episode.actions, np.float64).reshape(steps, -1)
         observation = _flat(found.observation_space, episode.observations, found.id)[:steps]
@@ -66,6 +73,13 @@ def minari_arrays(
         if (values := known.get(name)) is not None:
             arrays[name] = array([values[episode] for episode in used], name)
     return checked_arrays(arrays)
+
+
+def _episode(dataset: "MinariDataset", index: int) -> Any:
+    try:
+        return dataset[index]
+    except (OSError, KeyError, RuntimeError, AssertionError, ValueError) as error:  # of its file
+        raise UserError(f"{dataset.id}: episode {index} is damaged: {one_line(error)}") from error
 
 
 def _whole(known: Any, episodes: int) -> bool:
@@ -98,7 +112,7 @@ def minari_digest(kind: str) -> str:
     """
     folder = Path(opened(kind.removeprefix(MINARI)).storage.data_path)
     found = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, hashlib.blake2b).digest())
     return found.hexdigest()
@@ -122,7 +136,7 @@ def opened(dataset: Any) -> "MinariDataset":
         return (
             minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(str(dataset))
         )
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, AssertionError, AttributeError, TypeError) as error:
         raise UserError(
             f"{dataset} is no data set of Minari on this machine ({one_line(error)}); "
             f"minari download {dataset}"

@@ -5,6 +5,7 @@ The layout of a file, ``.npz`` or ``.safetensors``, is that of
 """
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,15 @@ def read_pair_file(path: str) -> dict[str, Tensor]:
 
     try:
         if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy leaves a damaged file open.
+            with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
         else:
             arrays = load_file(path)
-    except (OSError, ValueError, TypeError, BadZipFile, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, TypeError, EOFError, NotImplementedError),
+        *(BadZipFile, zlib.error, SafetensorError),
+    ) as error:
         raise UserError(f"{path} is not a readable file of pairs: {one_line(error)}") from error
     try:
         return checked_arrays(arrays)

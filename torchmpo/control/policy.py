@@ -230,9 +230,17 @@ def save_policy(policy: GaussianPolicy, path: str | Path) -> None:
 
     The format is in ``docs/file_formats.md``; :mod:`torchmpo.control.foreign_policies` makes a
     policy of a network of another library.
+
+    Raises:
+        ValueError: the policy is no Gaussian one, which this format is for.
     """
     from safetensors.torch import save_file
 
+    if "bins" in policy.architecture():
+        raise ValueError(
+            "a file of a policy holds a Gaussian one: of a categorical policy, keep its "
+            "state_dict() and its number of bins"
+        )
     tensors = {name: value.detach().contiguous() for name, value in policy.state_dict().items()}
     save_file(tensors, str(path), metadata={"gaussian_policy": json.dumps(policy.architecture())})
 

@@ -102,7 +102,8 @@ class PoolConfig:
         for role in ("original", "target"):
             agent = agent_of(self.task, role, getattr(self, role))
             object.__setattr__(self, role, agent)  # frozen, and still being made
-        if isinstance(self.rollouts, LineRollouts) and not self.shipped:
+        line = isinstance(self.rollouts, LineRollouts) and self.rollouts.between
+        if line and not self.shipped:
             check_line(load_agent(self.original), load_agent(self.target))
 
     @property

@@ -39,6 +39,11 @@ class LineRollouts:
     per_start: int = 2
     levels: int = 1
 
+    @property
+    def between(self) -> bool:
+        """Whether any agent but the two themselves acts."""
+        return self.low != self.high or self.low not in (0.0, 1.0)
+
     def alphas(self, starts: int, seed: int) -> Tensor:
         """α of every trajectory, by start states within turns: ``[per_start · starts]``."""
         uniform = torch.rand(self.per_start * starts, generator=generator(seed, "alpha"))
@@ -86,7 +91,11 @@ def check_line(original: GaussianPolicy, target: GaussianPolicy) -> None:
     Raises:
         UserError: they have different architectures.
     """
-    first, second = original.architecture(), target.architecture()
+    # Not std_kind: on the line agents act by their means.
+    first, second = (
+        {name: value for name, value in agent.architecture().items() if name != "std_kind"}
+        for agent in (original, target)
+    )
     if differ := [f"{n} {first[n]} and {second[n]}" for n in first if first[n] != second[n]]:
         raise UserError(
             "the original and the target agent must have one architecture for trajectories of "
@@ -107,8 +116,11 @@ def line_agents(
         ``obs [agents, observation_size] → mean action [agents, action_size]``, one row per agent.
 
     Raises:
-        UserError: the two have different architectures, so that there is no line.
+        UserError: the two have different architectures, and there is an agent between them.
     """
+    for end, agent in ((0.0, original), (1.0, target)):
+        if bool((alphas == end).all()):  # the other agent may be of any kind
+            original = target = agent
     check_line(original, target)
     ends = original.state_dict(), target.state_dict()
     params = {

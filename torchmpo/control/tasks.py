@@ -94,6 +94,8 @@ def _of_gymnasium(task: str) -> Callable[..., Any]:
         spec = gymnasium.spec(identifier)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(f"task {task!r}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise own_code_raised(task, error) from error
     if spec.vector_entry_point is not None:
         return lambda num_envs: gymnasium.make_vec(
             name, num_envs, vectorization_mode="vector_entry_point"

@@ -44,10 +44,13 @@ def read_cell(path: Path) -> dict:
 def seed_scores(out: Path) -> dict[tuple[str, str], NDArray[np.float64]]:
     """The scores of a run's finished cells, by loss and kind of data: ``[seeds]`` each.
 
-    NaN is a seed that diverged; the original agent scores 0 and the target 1.
+    NaN is a seed that diverged; the original agent scores 0 and the target 1. Where the target is
+    not the better one, these are returns.
     """
     anchors = json.loads((out / "anchors.json").read_text())
     low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
+    if not high > low:
+        low, high = 0.0, 1.0
     found = {}
     for path in sorted(out.glob("cells/*.json")):
         cell = json.loads(path.read_text())

@@ -42,7 +42,10 @@ def read_outputs(path: str | Path, name: str | None = None) -> list[Row]:
         UserError: unreadable, no such rows, several generators, or none and no name.
     """
     rows = _read_rows(path, ("instruction", "output"))
-    generators = list(dict.fromkeys(row["generator"] for row in rows if row.get("generator")))
+    named = [row["generator"] for row in rows if row.get("generator")]
+    if odd := [name for name in named if not isinstance(name, str)]:
+        raise UserError(f"{path}: a generator is a text; got {odd[0]!r:.40}")
+    generators = list(dict.fromkeys(named))
     if name is None and len(generators) > 1:
         raise UserError(
             f"{path} has outputs of {len(generators)} generators ({_first(generators)}): "
@@ -169,9 +172,9 @@ def read_gamed(path: str | Path) -> tuple[dict[int, float], Gamed]:
         if missing := [name for name in wanted if not rows or name not in rows[0]]:
             raise ValueError(f"it has no {missing[0]}")
         columns = {name: [float(row[name] or "nan") for row in rows] for name in wanted}
-    except (OSError, ValueError, csv.Error) as error:
+        index = [int(i) for i in columns["index"]]
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise UserError(f"{path} is no df_gamed.csv: {error}") from error
-    index = [int(i) for i in columns["index"]]
     difficulty = dict(zip(reversed(index), reversed(columns["instruction_difficulty"])))
     gamed = Gamed(
         columns["std_delta_len"], columns["instruction_difficulty"], columns["preference"]
@@ -230,6 +233,8 @@ def _read_rows(path: str | Path, texts: tuple[str, ...]) -> list[Row]:
             rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         except (ValueError, RecursionError):
             raise UserError(f"{path} is neither JSON nor JSON lines: {whole}") from whole
+    if isinstance(rows, dict) and {*texts} <= rows.keys():  # one JSON line
+        rows = [rows]
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} must be a list of at least one row")
     for i, row in enumerate(rows):
