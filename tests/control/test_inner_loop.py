@@ -573,7 +573,7 @@ def test_without_an_epoch_the_start_is_told_once_as_the_end():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_member_learns_at_its_own_rate(compiled):
+def test_a_member_learns_at_its_own_rate(compiled, traced_only):
     data, policy = make_data(), make_policy()
     init = make_population(policy, 3)
     config = InnerConfig(epochs=2, compile=compiled, chunk_size=3)
@@ -596,11 +596,10 @@ def test_a_member_learns_at_its_own_rate(compiled):
             torch.testing.assert_close(together[name][i], alone[name][0])
 
 
-def test_other_rates_need_no_other_program():
+def test_other_rates_need_no_other_program(traced_only):
     data, policy = make_data(), make_policy()
     init, objective = make_population(policy, 2), resolve("sft")
     config = InnerConfig(epochs=1)
-    inner._PROGRAMS.clear()
     for rate in (1e-3, 1e-4):
         train_policies(policy, init, objective, {}, data, replace(config, learning_rate=rate), 0)
     rates = torch.tensor([1e-2, 1e-5])

@@ -78,7 +78,7 @@ def test_float64_stays_as_it_is():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_each_precision_has_its_own_program():
+def test_each_precision_has_its_own_program(traced_only):
     policy, objective = make_policy().float(), resolve("simpo")
     found = [
         train(precision, objective, policy, compile=True, epochs=1)[1]["layers.0.weight"]
