@@ -142,8 +142,8 @@ class Command:
                 self._refuse_code(config, given, out)
         else:
             self._refuse_begun(out)
-        if stored is None and out.exists() and (not out.is_dir() or any(_visible(out))):
-            raise UserError(f"{out} exists and is not an empty folder: choose another --out")
+            if out.exists() and (not out.is_dir() or any(_visible(out))):
+                raise UserError(f"{out} exists and is not an empty folder: choose another --out")
         return config, out, resume
 
     def _refuse_begun(self, out: Path) -> None:
