@@ -38,8 +38,11 @@ def in_empty_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def plain_figures(monkeypatch):
     """Of runs in this process: to draw them takes longer than a smoke run's search."""
+
+    def draw(what, path, **_):
+        Path(path).write_text(" ".join(map(str, what)))
+
     for name in ("fitness_figure", "gradient_figure"):
-        draw = lambda what, path, **_: Path(path).write_text(" ".join(map(str, what)))  # noqa: E731
         monkeypatch.setattr(evolve, name, draw)
 
 

@@ -31,8 +31,8 @@ def minari_arrays(
         UserError: as there.
     """
     found = opened(dataset)
-    known, whole = found.storage.metadata.get(PAIRS), int(found.storage.total_episodes)
-    if known is not None and len(found) != whole:  # pairs name all episodes by their numbers
+    known, episodes = found.storage.metadata.get(PAIRS), int(found.storage.total_episodes)
+    if known is not None and len(found) != episodes:  # pairs name all episodes by their numbers
         if pairs is None:
             raise UserError(
                 f"{found.id} has been filtered, and its pairs are of all its episodes: say how "
@@ -41,7 +41,7 @@ def minari_arrays(
         known = None
     if pairs is None and known is None:
         raise UserError(f"{found.id} has no pairs of its own: say how many to draw, pairs=1000")
-    if known is not None and not _whole(known, whole):
+    if known is not None and not _whole(known, episodes):
         raise UserError(
             f"{found.id}: what its metadata says of pairs is damaged; write it again with to_minari"
         )

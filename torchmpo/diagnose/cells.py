@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torchmpo.control.grids import nothing_to_tune
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.rollouts import FileRows
+from torchmpo.diagnose.effects import cells_of
 from torchmpo.diagnose.schemas import Cell
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.fingerprint import Unknowable
@@ -48,15 +49,8 @@ def seed_scores(out: Path) -> dict[tuple[str, str], NDArray[np.float64]]:
     not the better one, these are returns.
     """
     anchors = json.loads((out / "anchors.json").read_text())
-    low, high = (np.mean(anchors[agent]) for agent in ("original", "target"))
-    if not high > low:
-        low, high = 0.0, 1.0
-    found = {}
-    for path in sorted(out.glob("cells/*.json")):
-        cell = json.loads(path.read_text())
-        means = [np.mean(row) if row else np.nan for row in cell["returns"]]
-        found[cell["loss"], cell["data"]] = (np.array(means) - low) / (high - low)
-    return found
+    cells = (json.loads(path.read_text()) for path in sorted(out.glob("cells/*.json")))
+    return dict(cells_of(cells, anchors, {}).scores)
 
 
 def write_cell(path: Path, cell: Mapping) -> None:

@@ -37,6 +37,7 @@ from torchmpo.objectives.mirror import GAIN, MirrorObjective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.objectives.weighted_sum import is_sum
 from torchmpo.runs.errors import UserError, nearest
+from torchmpo.runs.files import is_folder
 
 SPACES = ("network", "closed_form", "hyper", "program")
 
@@ -304,7 +305,7 @@ def _hyper(start: str | None) -> CoefficientSpace:
             "--space hyper needs --warm_start: the loss whose hyper-parameters are searched"
         )
     modified = is_sum(start) or start.partition("@")[0] in LOSSES
-    named = start in LOSSES or (modified and not Path(start).is_dir())
+    named = start in LOSSES or (modified and not is_folder(start))
     objective = resolve(start) if named else _saved(start, nearest(start, LOSSES))
     if not isinstance(objective, Objective):
         raise UserError(f"start {start} is a learned objective: --space network searches those")
@@ -314,7 +315,7 @@ def _hyper(start: str | None) -> CoefficientSpace:
 
 def _saved(start: str, inside: str) -> Objective | MirrorObjective:
     """The objective saved in the folder ``start``."""
-    if Path(start).is_dir():
+    if is_folder(start):
         return resolve(Path(start))
     raise UserError(
         f"start {start!r} is neither a loss of this space nor the folder of a saved objective: "

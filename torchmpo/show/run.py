@@ -136,12 +136,12 @@ def visits(objective: Bound, config: Mapping, *, trust: bool = False) -> Pairs:
     for testbed in testbeds:
         testbed = suited(testbed, objective, settings.sft_epochs)
         sample, inner = Sample.of(testbed.dataset), testbed.config.inner
-        told = [-1]
+        told = [0]
 
         def watch(epoch, members, params, testbed=testbed, sample=sample, inner=inner, told=told):
             each = inner.sft_epochs + inner.epochs
             # The end of a round and the beginning of the next one may have the same number.
-            ends = epoch and epoch % each == 0 and epoch > told[-1]
+            ends = epoch % each == 0 and epoch > told[-1]
             told.append(epoch)
             done = each if ends else epoch % each
             if done >= inner.sft_epochs:

@@ -42,10 +42,10 @@ def compare(scores: Mapping[str, Sequence[float]]) -> dict:
 
 
 def decimals(comparison: Mapping) -> int:
-    """Digits after the point that show two of the smallest standard error, or of the largest mean
-    of a single seed; none where that is 1 or more.
+    """Digits after the point that show two of the smallest standard error of an objective, or of
+    the largest mean of a single seed; none where that is 1 or more.
     """
-    known = [row for part in ("objectives", "differences") for row in comparison[part].values()]
+    known = comparison["objectives"].values()
     errors = [row["se"] for row in known if row["se"]]
     means = [abs(row["mean"]) for row in known if row["mean"]]
     size = min(errors) if errors else max(means, default=1.0)
