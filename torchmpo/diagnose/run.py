@@ -243,7 +243,8 @@ def _summary(cell: dict, agents: dict) -> str:
 def _tell_start(agents: Mapping[str, Mapping[str, float]]) -> None:
     """Say so where training does not start at a score of about 0, whatever the loss."""
     low, high, start = (agents[who]["mean"] for who in ("original", "target", "start"))
-    if high > low and abs(score := (start - low) / (high - low)) > FAR_START:
+    score = (start - low) / (high - low)
+    if abs(score) > FAR_START:
         print(
             f"note: training starts at a score of {score:.2f}, not at the original agent's 0: "
             "actions are drawn with another σ (--policy_std), or of other bins, than the agent's; "
