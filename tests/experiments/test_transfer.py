@@ -149,7 +149,7 @@ def test_what_is_finished_is_correlated(tmp_path, capsys):
     pieces = tmp_path / "transfer_sentiment/best_of"
     pieces.mkdir(parents=True)
     for i, loss in enumerate(correlate.LOSSES):
-        returns = [[10.0 * i], [10.0 * i + 1], []]  # the last seed diverged
+        returns = [[10.0 * i], [10.0 * i + 1], None]  # the last seed diverged
         cell = {"loss": loss, "data": "best_of:4", "returns": returns}
         (folder / "cells" / f"{loss}.json").write_text(json.dumps(cell))
         for seed in range(1, correlate.STUDIES["sentiment"].seeds + 1):
