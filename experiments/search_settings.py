@@ -7,8 +7,9 @@ Each arm is the default search with one thing changed, from the seeds and on the
 ``search_study.py``, at the learning rates that were tuned there (losses of two steps begin as DPO,
 whose rate is tuned for them), and is judged on the same fresh data sets. So every difference to the
 default search is paired twice: by the seed of the search and by data set. A piece is a file, and
-several runs with other arms may share a folder. The plans are in ``experiments/HISTORY.md`` and
-were written before the first result.
+several runs with other arms may share a folder. A setting whose first three searches are no better
+on average than the default's ends there. The plans are in ``experiments/HISTORY.md`` and were
+written before the first result.
 """
 
 import argparse
@@ -40,12 +41,41 @@ PARTS = {
 }
 ARMS = SETTINGS | PARTS
 RIVAL = "dpo, tuned"
+FIRST = 3  # searches of a setting, after which it ends if it does not look better
 FURTHER = [("two steps and log g", other) for other in ("two steps", RIVAL)]
 
 
 def name_of(arm, seed):
     """Of an arm's piece."""
     return f"{arm}, seed {seed}"
+
+
+def returns(arm, seed, args):
+    """Of an arm, or of the default search or a rival of the study; None if not finished."""
+    name = {"default": f"found, seed {seed}", RIVAL: RIVAL}.get(arm, name_of(arm, seed))
+    folder = args.out if arm in ARMS else args.study
+    path = folder / f"final__{name.replace(' ', '_')}.json"
+    return json.loads(path.read_text())["returns"] if path.exists() else None
+
+
+def differences(arm, other, args):
+    """Seed of the search → an arm minus another, paired by data set, where both are finished."""
+    found = {}
+    for seed in study.SEARCHES:
+        ours, theirs = returns(arm, seed, args), returns(other, seed, args)
+        if ours and theirs:
+            if args.smoke:  # which has fewer data sets than the study
+                theirs = theirs[: len(ours)]
+            found[seed] = study.difference({arm: ours, other: theirs}, arm, other)
+    return found
+
+
+def hopeless(arm, seed, args):
+    """Whether a setting's first searches were no better on average than the default's."""
+    if arm not in SETTINGS or seed in study.SEARCHES[:FIRST]:
+        return False
+    first = {k: d.mean for k, d in differences(arm, "default", args).items() if k < FIRST}
+    return len(first) == FIRST and sum(first.values()) <= 0
 
 
 def collect(args):
@@ -55,6 +85,8 @@ def collect(args):
     for seed in study.SEARCHES[: args.searches]:
         rate = study.rate_of(seed, args.study)
         for arm in args.arms:
+            if hopeless(arm, seed, args):
+                continue
             name = name_of(arm, seed)
             setup = study.setup_of(seed, args, **{"learning_rate": rate} | ARMS[arm])
             found = study.run_search(name, setup, args)
@@ -66,30 +98,17 @@ def report(args):
     """Each arm minus what it is compared with, by seed and over seeds, and Holm's p over the arms
     of each of the two questions.
     """
-
-    def returns(arm, seed):
-        """Of an arm, or of the default search or a rival of the study."""
-        name = {"default": f"found, seed {seed}", RIVAL: RIVAL}.get(arm, name_of(arm, seed))
-        folder = args.out if arm in ARMS else args.study
-        path = folder / f"final__{name.replace(' ', '_')}.json"
-        return json.loads(path.read_text())["returns"] if path.exists() else None
-
-    differences = {}
+    found = {}
     for arm, other in [*((arm, "default") for arm in ARMS), *FURTHER]:
-        differences[arm, other] = means = []
-        for seed in study.SEARCHES:
-            ours, theirs = returns(arm, seed), returns(other, seed)
-            if ours and theirs:
-                if args.smoke:  # which has fewer data sets than the study
-                    theirs = theirs[: len(ours)]
-                d = study.difference({arm: ours, other: theirs}, arm, other)
-                means.append(d.mean)
-                yield f"{name_of(arm, seed)} − {other}: {study.interval(d)}"
+        by_seed = differences(arm, other, args)
+        found[arm, other] = means = [d.mean for d in by_seed.values()]
+        for seed, d in by_seed.items():
+            yield f"{name_of(arm, seed)} − {other}: {study.interval(d)}"
         if len(means) > 1:
             over = study.interval(mean_of(means))
             yield f"{arm} − {other}: {over} over {len(means)} searches"
     for question in (SETTINGS, PARTS):
-        told = {arm: differences[arm, "default"] for arm in question}
+        told = {arm: found[arm, "default"] for arm in question}
         told = {arm: means for arm, means in told.items() if len(means) > 1}
         p = holm([ttest_1samp(means, 0).pvalue for means in told.values()]) if told else []
         yield from (f"{arm}: corrected p {value:.3f}" for arm, value in zip(told, p, strict=True))
