@@ -57,7 +57,8 @@ def searched(arm, seed, args):
         config, space, log = setup.config, setup.space, folder / "cpu.json"
         testbeds = prepare(setup.testbeds)
         own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
-        evaluate = ObjectiveFitness(own, space, config.episodes, config.seed, config.combine)
+        how = config.episodes, config.seed, config.combine, config.fitness_steps
+        evaluate = ObjectiveFitness(own, space, *how)
         chunk = chunk_rows(config.population, config.chunk_size)
         fitness = Fitness(VectorProblem(evaluate, space.dim, chunk=chunk), setup.streams)
         spent = json.loads(log.read_text()) if log.exists() else {}

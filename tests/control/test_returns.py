@@ -110,6 +110,21 @@ def test_a_used_environment_gives_the_same_returns():
     assert_close(evaluate_policies(env, policy, params, 2, 3), first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("auto_reset", [False, True])
+def test_the_first_steps_are_those_of_shorter_episodes(auto_reset):
+    policy, params = population()
+    how = {"auto_reset": auto_reset}
+    shorter = Ant(10, max_steps=9, dtype=torch.float64, seed=0)
+    shorter.healthy_range = HEALTHY
+    expected = evaluate_policies(shorter, policy, params, 2, 3, **how)
+    found = evaluate_policies(make_env(10), policy, params, 2, 3, steps=9, **how)
+    assert_close(found, expected, rtol=0, atol=0)
+    whole = evaluate_policies(make_env(10), policy, params, 2, 3, **how)
+    assert not torch.equal(whole, found)
+    beyond = evaluate_policies(make_env(10), policy, params, 2, 3, steps=STEPS + 5, **how)
+    assert_close(beyond, whole, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("sample", [False, True])
 def test_members_share_start_states_and_noise(sample):
     policy, params = population()

@@ -108,6 +108,12 @@ def one_line_error(capsys, argv):
         ("--sft_epochs -1", "sft_epochs and held_out_every must not be negative"),
         ("--held_out_seeds 0", "held_out_seeds must be at least 1; got 0"),
         ("--rival_trials 0", "rival_trials must be at least 1; got 0"),
+        ("--fitness_steps 0", "fitness_steps must be at least 1; got 0"),
+        ("--fitness_steps 9 --task tla,hopper", "does not go with a curriculum or several tasks"),
+        (
+            "--fitness_steps 9 --curriculum regret --data base,mixed",
+            "does not go with a curriculum or several tasks",
+        ),
         ("--rivals sftt", "unknown loss 'sftt': did you mean 'sft'?"),
         ("--rivals ,", "rivals is empty: name at least one"),
         ("--streams own", "streams must be pairs or shared; got 'own'"),

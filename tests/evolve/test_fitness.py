@@ -72,6 +72,16 @@ def test_fitness_is_the_mean_return_under_what_the_space_makes_of_a_vector(bed, 
     assert len(set(expected.tolist())) == 3
 
 
+def test_the_first_steps_of_episodes_can_be_all_that_counts(bed, space, vectors):
+    """Here and in another process; the training is the same."""
+    params = bed.train(space.objective, vectors / 2, 3, derive_seed(7, "inner", 5))
+    expected = bed.evaluate(params, 2, derive_seed(7, "episodes", 5), steps=5).mean(1)
+    fitness = ObjectiveFitness([bed], space, 2, seed=7, steps=5)
+    assert torch.equal(fitness(vectors, 5), expected)
+    assert torch.equal(fitness.share(Store().put)(vectors, 5), expected)
+    assert not torch.equal(ObjectiveFitness([bed], space, 2, seed=7)(vectors, 5), expected)
+
+
 def test_a_searched_rate_is_the_last_coordinate(bed, space, vectors):
     """θ = 0 is the rate of the testbed; 0.1 is e times it; the range has an end."""
     rated = SearchedRate(space)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
@@ -24,7 +25,7 @@ def write(path, content):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("name", ["programs", "search_cost", "robust", "balance"])
+@pytest.mark.parametrize("name", ["programs", "search_cost", "robust", "balance", "fitness_steps"])
 def test_a_smoke_run_leaves_nothing_among_the_results(study, monkeypatch, name):
     module, seen = study(name), []
     monkeypatch.setattr(module, "report", lambda args: seen.append(args.out) or [])
@@ -96,3 +97,21 @@ def test_the_arms_of_the_search_for_one_loss_are_compared_by_seed(study, tmp_pat
         (False, False),
     ]
     assert told[-1].startswith("curriculum minus mean: +0.200 [")
+
+
+def test_what_short_episodes_explain_is_told_without_the_noise_of_long_ones(study):
+    """Of differences with known variances: short ones have a part of their own, and less noise."""
+    module, random = study("fitness_steps"), np.random.default_rng(0)
+    pairs, episodes, short = 4000, 64, module.STEPS.index(250)
+    true = random.normal(0, 200, (pairs, 1))
+    other = random.normal(0, 20, (pairs, 1))
+    differences = np.zeros((pairs, episodes, len(module.STEPS)))
+    differences[..., -1] = true + random.normal(0, 900, (pairs, episodes))
+    differences[..., short] = 0.2 * true + other + random.normal(0, 150, (pairs, episodes))
+    whole = module.explained(differences, len(module.STEPS) - 1, 16)
+    assert whole == pytest.approx(200**2 / (200**2 + 900**2 / 16), abs=0.03)
+    part = module.explained(differences, short, 32)
+    assert part == pytest.approx(40**2 / (40**2 + 20**2 + 150**2 / 32), abs=0.03)
+    steps = [float(last) for last in module.STEPS]
+    assert module.cost(steps, len(steps) - 1, 16) == pytest.approx(1)
+    assert module.cost(steps, short, 32) == pytest.approx(1 - module.EVALUATION / 2)

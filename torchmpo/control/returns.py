@@ -30,6 +30,7 @@ def evaluate_policies(
     *,
     sample: bool = False,
     auto_reset: bool = False,
+    steps: int | None = None,
     on_step: OnStep | None = None,
     on_reward: OnReward | None = None,
 ) -> Tensor:
@@ -47,6 +48,7 @@ def evaluate_policies(
         auto_reset: start an episode that ends early again, from another start state that all
             members share, until ``env.max_steps`` steps are done in all; the return is the sum over
             them. Otherwise nothing is added after its end.
+        steps: of each episode that count, the first ones (≥ 1); None for all.
         on_step: called before every step with its number, the members that run, what they see
             ``[members, episodes, observation_size]`` and whether their episodes go on ``[members,
             episodes]``.
@@ -77,12 +79,15 @@ def evaluate_policies(
         watch = None if on_step is None else partial(on_step, running)
         told = None if on_reward is None else partial(on_reward, running)
         hooks = watch, told
-        result = _run_chunk(env, policy, chunk, episodes, own, sample, auto_reset, *hooks)
+        how = sample, auto_reset, min(steps or env.max_steps, env.max_steps)
+        result = _run_chunk(env, policy, chunk, episodes, own, *how, *hooks)
         returns[first : first + count] = result[:count]
     return returns
 
 
-def _run_chunk(env, policy, params, episodes, seed, sample, auto_reset, watch, told) -> Tensor:
+def _run_chunk(
+    env, policy, params, episodes, seed, sample, auto_reset, steps, watch, told
+) -> Tensor:
     """One episode, or budget of steps, in every simulation: ``[members, episodes]``."""
     members = env.num_envs // episodes
     finite = torch.stack([v.flatten(1).isfinite().all(1) for v in params.values()]).all(0)
@@ -99,7 +104,7 @@ def _run_chunk(env, policy, params, episodes, seed, sample, auto_reset, watch, t
     terms = getattr(env, "reward_terms", dict)  # the shipped robots have it
     total = torch.zeros(members, episodes)
     done = torch.zeros(members, episodes, dtype=torch.bool)
-    for step in range(env.max_steps):
+    for step in range(steps):
         obs = state["observation"].view(members, episodes, -1)
         if watch is not None:
             watch(step, obs, ~done)
@@ -117,7 +122,7 @@ def _run_chunk(env, policy, params, episodes, seed, sample, auto_reset, watch, t
         done = ~finite[:, None].expand(-1, episodes)
         if not auto_reset:
             done = done | state["done"].view(members, episodes)
-        elif step + 1 < env.max_steps:
+        elif step + 1 < steps:
             state = begin_again(state)
         if done.all():
             break

@@ -240,6 +240,7 @@ class Testbed:
         seed: int | Sequence[int],
         *,
         policy: GaussianPolicy | None = None,
+        steps: int | None = None,
         on_step: OnStep | None = None,
         on_reward: OnReward | None = None,
     ) -> Tensor:
@@ -248,7 +249,8 @@ class Testbed:
         Args:
             seed: of the start states that all members share, or one per member.
             policy: what the members have in common, if not :attr:`policy`.
-            on_step, on_reward: see :func:`torchmpo.control.returns.evaluate_policies`.
+            steps, on_step, on_reward: see
+                :func:`torchmpo.control.returns.evaluate_policies`.
         """
         population = len(next(iter(params.values())))
         most = simulations(self.config.pool.task)
@@ -256,7 +258,7 @@ class Testbed:
         env = self.materials.environment(self.config, at_once * episodes)
         with one_torch_thread():
             own = policy or self.policy
-            how: dict[str, Any] = {"on_step": on_step, "on_reward": on_reward}
+            how: dict[str, Any] = {"steps": steps, "on_step": on_step, "on_reward": on_reward}
             how |= {"sample": self.config.sample, "auto_reset": self.config.pool.auto_reset}
             returns = evaluate_policies(env, own, params, episodes, seed, **how)
         if self.config.scale is None:

@@ -32,6 +32,7 @@ COMMAND = Command(
         "final_data_per_seed": False,
         "curriculum": "off",
         "antagonist": "slic_hf",
+        "fitness_steps": None,
         # Of formulas, which no older run has.
         **{
             field.name: field.default

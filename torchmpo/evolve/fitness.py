@@ -56,6 +56,7 @@ class ObjectiveFitness:
         episodes: per member and kind of data.
         seed: with the generation, names the random numbers.
         combine: how the returns on several kinds become one, see :func:`combined`.
+        steps: of each episode that count, the first ones; None for all.
 
     Raises:
         UserError: another ``combine``, or no testbed.
@@ -66,6 +67,7 @@ class ObjectiveFitness:
     episodes: int
     seed: int
     combine: str = "mean"
+    steps: int | None = None
 
     def __post_init__(self):
         check_combine(self.combine)
@@ -88,7 +90,8 @@ class ObjectiveFitness:
             rates = self.space.rates(vectors, testbed.config.inner.learning_rate)
             objective, n = self.space.objective, len(vectors)
             params = testbed.train(objective, own, n, training, learning_rates=rates)
-            returns.append(testbed.evaluate(params, self.episodes, evaluation).mean(1))
+            own_returns = testbed.evaluate(params, self.episodes, evaluation, steps=self.steps)
+            returns.append(own_returns.mean(1))
         return combined(torch.stack(returns), self.combine)
 
     def _seed(self, what: str, generation: int, streams: Sequence[int] | None) -> int | list[int]:
@@ -114,6 +117,7 @@ class ObjectiveFitness:
             self.episodes,
             self.seed,
             self.combine,
+            self.steps,
         )
 
 
@@ -124,7 +128,7 @@ class FitnessElsewhere:
     Args:
         configs: of its testbeds.
         read: where their trajectories come from.
-        space, episodes, seed, combine: as there.
+        space, episodes, seed, combine, steps: as there.
     """
 
     configs: Sequence[TestbedConfig]
@@ -133,11 +137,13 @@ class FitnessElsewhere:
     episodes: int
     seed: int
     combine: str
+    steps: int | None
 
     @cached_property
     def _fitness(self) -> ObjectiveFitness:
         testbeds = prepare(self.configs, read=self.read)
-        return ObjectiveFitness(testbeds, self.space, self.episodes, self.seed, self.combine)
+        how = self.episodes, self.seed, self.combine, self.steps
+        return ObjectiveFitness(testbeds, self.space, *how)
 
     def __call__(
         self, vectors: Tensor, generation: int, streams: Sequence[int] | None = None

@@ -96,7 +96,8 @@ def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
     own = [suited(bed, space.objective, config.sft_epochs) for bed in testbeds]
     if config.num_actors > 1:
         own = [testbed.changed(num_threads=setup.num_threads) for testbed in own]
-    evaluate = ObjectiveFitness(own, space, config.episodes, config.seed, config.combine)
+    how = config.episodes, config.seed, config.combine, config.fitness_steps
+    evaluate = ObjectiveFitness(own, space, *how)
     held_out = partial(held_out_score, setup, testbeds) if config.held_out_every else None
     online = config.wandb is not None
     with (
@@ -230,7 +231,9 @@ def finish(setup: Setup, testbeds: Sequence[Testbed], found: Found, out: Path) -
     rate = testbeds[0].config.inner.learning_rate if own is None else own
     card = _card(setup, found, comparison, out) | {RATE: rate}
     space.save(out / "objective", found.vector, card)
-    _draw(space.at(found.vector), found, comparison.get("unit", "return"), out / "figures")
+    unit, steps = comparison.get("unit", "return"), setup.config.fitness_steps
+    unit = unit if steps is None else f"{unit} of the first {steps} steps"
+    _draw(space.at(found.vector), found, unit, out / "figures")
     print(table(comparison))
     print(verdict(comparison))
     for name in comparison.get(LOST, ()):

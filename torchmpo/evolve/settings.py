@@ -41,6 +41,8 @@ class EvolveConfig(TestbedSettings):
         population: losses per generation, an even number.
         generations: updates of the search; --resume may raise their number.
         episodes: per trained policy.
+        fitness_steps: of each episode that count in the search itself, the first ones; null for
+            all. Scores on held-out seeds and the final comparison are of whole episodes.
         streams: of minibatches and start states: pairs (those of es, of opposite perturbations,
             have one each) or shared (one for a whole generation).
         sigma: standard deviation of the search's perturbations.
@@ -86,6 +88,7 @@ class EvolveConfig(TestbedSettings):
     learning_rate: float | None = None
     generations: int = 12
     episodes: int = 16
+    fitness_steps: int | None = None
     streams: str = "pairs"
     sigma: float = 0.03
     sigma_decay: float = 0.999

@@ -54,6 +54,7 @@ class Setup:
         for name in (*counts, *(["rival_trials"] if config.rival_trials is not None else [])):
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(config, name)}")
+        _check_fitness_steps(config)
         if config.final_seeds < 2:
             raise UserError(f"final_seeds must be at least 2; got {config.final_seeds}")
         if config.streams not in ("pairs", "shared"):
@@ -158,6 +159,19 @@ class Setup:
         if self.antagonist is not None:  # a curriculum trains on one kind of data, a rival on all
             made //= len(self.testbeds)
         return self.protocol.settings_for(made // len(self.rivals))
+
+
+def _check_fitness_steps(config: EvolveConfig) -> None:
+    """What it counts is a part of a return, which nothing else is measured by."""
+    if config.fitness_steps is None:
+        return
+    if config.fitness_steps < 1:
+        raise UserError(f"fitness_steps must be at least 1; got {config.fitness_steps}")
+    if config.curriculum != "off" or len(words("task", config.task)) > 1:
+        raise UserError(
+            "fitness_steps does not go with a curriculum or several tasks, where whole returns are "
+            "compared"
+        )
 
 
 def _tunable(option: str, name: str, policy: str) -> Objective:
