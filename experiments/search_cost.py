@@ -34,10 +34,8 @@ from torchmpo.statistics import holm, mean_of
 TODAY = "es"
 ARMS = {
     TODAY: {},
-    "es, 6 episodes": {"episodes": 6, "generations": 16},
-    "es, 6 episodes, 16 members": {"episodes": 6, "population": 16, "generations": 32},
+    "es, 250 steps, 32 episodes": {"fitness_steps": 250, "episodes": 32, "generations": 17},
     "es, half the epochs": {"epochs": 6, "generations": 20},
-    "snes": {"optimizer": "snes"},
     "cmaes, closed form": {"space": "closed_form", "optimizer": "cmaes", "sigma": 0.1},
     "snes, closed form": {"space": "closed_form", "optimizer": "snes", "sigma": 0.1},
     "es, from what mixed data gave": {"warm_start": str(DISCOVERED / "tla_mixed_v1")},
