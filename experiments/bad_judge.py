@@ -11,10 +11,8 @@ flipped. It is an ordinary diagnosis, which goes on where it was stopped. The pl
 ``experiments/HISTORY.md`` and was written before the first result.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
+from command_lines import results_folder, study_parser
 
 from torchmpo.control.annotators import preference_probability
 from torchmpo.control.pools import PoolConfig
@@ -90,15 +88,9 @@ def _line(name, difference):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="experiments/results/bad_judge")
-    parser.add_argument("--report", action="store_true", help="read what is there, compute nothing")
-    parser.add_argument("--smoke", action="store_true", help="everything once; says nothing")
+    parser = study_parser(__doc__, "bad_judge")
     args = parser.parse_args()
-    own = "runs/bad_judge_smoke" if args.smoke else "experiments/results/bad_judge"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("bad_judge", args.smoke)
     if not args.report and (code := collect(args)):
         return code
     report(args)

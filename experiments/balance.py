@@ -9,13 +9,12 @@ eight fresh data sets of each kind. A finished cell is on disk; the same command
 is in ``experiments/HISTORY.md`` and was written before the first result.
 """
 
-import argparse
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
+from command_lines import results_folder, study_parser
 
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.diagnose.cells import cell_path
@@ -104,13 +103,9 @@ def report(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/balance")
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
+    parser = study_parser(__doc__, "balance")
     args = parser.parse_args()
-    own = "runs/balance_smoke" if args.smoke else "experiments/results/balance"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("balance", args.smoke)
     failed = 0 if args.report else collect(args)
     print("\n".join(report(args)))
     return failed

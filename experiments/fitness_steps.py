@@ -11,13 +11,13 @@ explained. A finished centre is a file; a second start goes on. The plan is in
 ``experiments/HISTORY.md``.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import search_study as study
 import torch
+from command_lines import results_folder, study_parser
 
 from torchmpo.control.grids import RATE
 from torchmpo.control.testbed import prepare
@@ -153,14 +153,10 @@ def report(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/fitness_steps")
+    parser = study_parser(__doc__, "fitness_steps")
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
-    own = "runs/fitness_steps_smoke" if args.smoke else "experiments/results/fitness_steps"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("fitness_steps", args.smoke)
     args.centres, args.pairs, args.chunk, args.episodes = len(CENTRES), PAIRS, 8, EPISODES
     if args.smoke:
         args.centres, args.pairs, args.chunk, args.episodes = 1, 4, 2, 4

@@ -16,16 +16,15 @@ A piece, one loss on one data set, is a file as soon as it is finished; a second
 plan and its results are in ``experiments/HISTORY.md``.
 """
 
-import argparse
 import itertools
 import json
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
+from command_lines import results_folder, study_parser
 
 from torchmpo import resolve
 from torchmpo.control.grids import start_setting
@@ -337,18 +336,15 @@ def report(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/noise_budget")
+    parser = study_parser(__doc__, "noise_budget")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--behaviour_std", type=float, default=BEHAVIOUR_STD, help="of the data")
     parser.add_argument("--data_sets", type=int, help=f"{DATA_SETS}")
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
-    own = "runs/noise_budget_smoke" if args.smoke else "experiments/results/noise_budget"
+    own = results_folder("noise_budget", args.smoke)
     if args.behaviour_std != BEHAVIOUR_STD:
-        own += f"_{args.behaviour_std:g}"
-    args.out = args.out or Path(own)
+        own = own.with_name(f"{own.name}_{args.behaviour_std:g}")
+    args.out = args.out or own
     full = {"data_sets": DATA_SETS, "streams": STREAMS, "episodes": EPISODES}
     full |= {"pairs": 128, "steps": 1000, "epochs": 12}
     for name, value in (SMOKE if args.smoke else full).items():

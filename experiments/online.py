@@ -10,11 +10,10 @@ differences are paired. An arm goes on where it was stopped. The plan is in
 ``experiments/HISTORY.md`` and was written before the first result.
 """
 
-import argparse
 import json
-from pathlib import Path
 
 import numpy as np
+from command_lines import results_folder, study_parser
 
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.diagnose.cells import seed_scores
@@ -92,15 +91,9 @@ def _interval(differences):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="experiments/results/online")
-    parser.add_argument("--report", action="store_true", help="read what is there, compute nothing")
-    parser.add_argument("--smoke", action="store_true", help="everything once; says nothing")
+    parser = study_parser(__doc__, "online")
     args = parser.parse_args()
-    own = "runs/online_smoke" if args.smoke else "experiments/results/online"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("online", args.smoke)
     if not args.report and (code := collect(args)):
         return code
     report(args)

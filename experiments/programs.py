@@ -18,14 +18,13 @@ A piece is a file as soon as it is finished; a second start goes on. The kinds m
 (``--part``). The plan is in ``experiments/HISTORY.md`` and was written before the first result.
 """
 
-import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import search_study as study
 import torch
+from command_lines import results_folder, study_parser
 
 from torchmpo.control.grids import RATE
 from torchmpo.control.testbed import fresh_data, prepare
@@ -176,15 +175,11 @@ def report(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/programs")
+    parser = study_parser(__doc__, "programs")
     parser.add_argument("--part", choices=tuple(KINDS), help="one kind of data alone")
     parser.add_argument("--threads", type=int, default=2, help="of the search and of all else")
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
     args = parser.parse_args()
-    own = "runs/programs_smoke" if args.smoke else "experiments/results/programs"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("programs", args.smoke)
     for name, value in (SMOKE if args.smoke else FULL).items():
         setattr(args, name, value)
     torch.set_num_threads(args.threads)

@@ -9,10 +9,11 @@ it is, is then judged by a diagnosis on every kind against tuned rivals. The pla
 ``experiments/HISTORY.md`` and was written before the first result.
 """
 
-import argparse
 import csv
 import json
 from pathlib import Path
+
+from command_lines import results_folder, study_parser
 
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.evolve.__main__ import main as evolve
@@ -102,13 +103,9 @@ def held_out(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/robust")
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
+    parser = study_parser(__doc__, "robust")
     args = parser.parse_args()
-    own = "runs/robust_smoke" if args.smoke else "experiments/results/robust"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("robust", args.smoke)
     failed = 0 if args.report else collect(args)
     print("\n".join(report(args)))
     return failed

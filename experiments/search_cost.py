@@ -10,7 +10,6 @@ search is a file; a second start goes on. The plan is in ``experiments/HISTORY.m
 before the first result.
 """
 
-import argparse
 import itertools
 import json
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import search_study as study
 import torch
+from command_lines import results_folder, study_parser
 
 from torchmpo.control.testbed import prepare
 from torchmpo.control.tuning import suited
@@ -123,14 +123,10 @@ def path_of(arm, seed, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/search_cost")
+    parser = study_parser(__doc__, "search_cost")
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="a minute: see that it runs")
     args = parser.parse_args()
-    own = "runs/search_cost_smoke" if args.smoke else "experiments/results/search_cost"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("search_cost", args.smoke)
     torch.set_num_threads(1)
     if not args.report:
         for seed in study.SEARCHES[: 2 if args.smoke else None]:

@@ -12,13 +12,13 @@ on average than the default's ends there. The plans are in ``experiments/HISTORY
 written before the first result.
 """
 
-import argparse
 import functools
 import json
 from pathlib import Path
 
 import search_study as study
 import torch
+from command_lines import results_folder, study_parser
 from scipy.stats import ttest_1samp
 
 from torchmpo.control.grids import RATE
@@ -115,16 +115,12 @@ def report(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/search_settings")
+    parser = study_parser(__doc__, "search_settings")
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
     parser.add_argument("--searches", type=int, default=len(study.SEARCHES), help="of every arm")
     parser.add_argument("--arms", default=",".join(SETTINGS), help="by commas")
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
-    folder = "runs/search_settings_smoke" if args.smoke else "experiments/results/search_settings"
-    args.out = args.out or Path(folder)
+    args.out = args.out or results_folder("search_settings", args.smoke)
     args.arms = [arm.strip() for arm in args.arms.split(",")]
     if unknown := sorted({*args.arms} - ARMS.keys()):
         parser.error(f"no arm {unknown[0]!r}: choose from {', '.join(ARMS)}")

@@ -15,13 +15,13 @@ rivals need nothing of the searches. The plan is in
 ``experiments/HISTORY.md`` and was written before the first result.
 """
 
-import argparse
 import functools
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from command_lines import results_folder, study_parser
 from matplotlib.figure import Figure
 
 from torchmpo import RELEASE
@@ -331,17 +331,13 @@ def save(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="experiments/results/search_study")
+    parser = study_parser(__doc__, "search_study")
     parser.add_argument(
         "--part", choices=("searches", "rivals"), help="searches with their controls, or the rivals"
     )
-    parser.add_argument("--report", action="store_true", help="of what is finished; train nothing")
     parser.add_argument("--save", type=Path, help="where the best objective goes; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="seconds: see that it runs")
     args = parser.parse_args()
-    own = "runs/search_study_smoke" if args.smoke else "experiments/results/search_study"
-    args.out = args.out or Path(own)
+    args.out = args.out or results_folder("search_study", args.smoke)
     full = {"rival_trials": RIVAL_TRIALS, "draws": DRAWS}
     full |= {"final_seeds": FINAL_SEEDS, "final_episodes": FINAL_EPISODES}
     for name, value in (SMOKE if args.smoke else full).items():

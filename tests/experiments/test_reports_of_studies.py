@@ -1,23 +1,15 @@
 """What studies of hours say of their results, on results that are made up."""
 
-import importlib
 import json
 import sys
+from importlib import import_module as study
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "experiments"
 DIVERGED = float("nan")
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """A script of ``experiments/`` by its name."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
 
 
 def write(path, content):
@@ -26,7 +18,7 @@ def write(path, content):
 
 
 @pytest.mark.parametrize("name", ["programs", "search_cost", "robust", "balance", "fitness_steps"])
-def test_a_smoke_run_leaves_nothing_among_the_results(study, monkeypatch, name):
+def test_a_smoke_run_leaves_nothing_among_the_results(monkeypatch, name):
     module, seen = study(name), []
     monkeypatch.setattr(module, "report", lambda args: seen.append(args.out) or [])
     for words in ([], ["--smoke"], ["--smoke", "--out", "mine"]):
@@ -36,7 +28,7 @@ def test_a_smoke_run_leaves_nothing_among_the_results(study, monkeypatch, name):
     assert seen == [Path(folder) for folder in want]
 
 
-def test_a_rival_that_diverged_once_is_still_the_best(study, tmp_path):
+def test_a_rival_that_diverged_once_is_still_the_best(tmp_path):
     """Its lost seed counts as the worst that anyone finished."""
     kind, returns = "noisy", {"formula": [2.0, 2.0, 2.5], "colpo": [DIVERGED, 3.0, 3.0]}
     returns |= {"rrhf": [1.0, 1.5, 1.5]}
@@ -50,7 +42,7 @@ def test_a_rival_that_diverged_once_is_still_the_best(study, tmp_path):
     assert "formula minus colpo: -0.167" in told  # of 1, −1 and −0.5
 
 
-def test_rules_that_diverged_count_as_the_worst_of_their_kind(study, tmp_path):
+def test_rules_that_diverged_count_as_the_worst_of_their_kind(tmp_path):
     balance = study("balance")
     cells = {
         balance.CONSTANT: [[5.0], [6.0]],
@@ -70,7 +62,7 @@ def test_rules_that_diverged_count_as_the_worst_of_their_kind(study, tmp_path):
     assert all(" -4 " in line or " -5 " in line for line in differences)
 
 
-def test_the_arms_of_the_search_for_one_loss_are_compared_by_seed(study, tmp_path):
+def test_the_arms_of_the_search_for_one_loss_are_compared_by_seed(tmp_path):
     robust, rows = study("robust"), []
     scores = {"curriculum": (0.9, 0.7, 0.8), "mean": (0.8, 0.5, 0.5)}
     for arm, own in scores.items():
@@ -99,7 +91,7 @@ def test_the_arms_of_the_search_for_one_loss_are_compared_by_seed(study, tmp_pat
     assert told[-1].startswith("curriculum minus mean: +0.200 [")
 
 
-def test_what_short_episodes_explain_is_told_without_the_noise_of_long_ones(study):
+def test_what_short_episodes_explain_is_told_without_the_noise_of_long_ones():
     """Of differences with known variances: short ones have a part of their own, and less noise."""
     module, random = study("fitness_steps"), np.random.default_rng(0)
     pairs, episodes, short = 4000, 64, module.STEPS.index(250)
