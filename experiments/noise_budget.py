@@ -51,7 +51,7 @@ ARITHMETIC = {
     "two threads": {"threads": 2},
 }
 # Which other pieces an arithmetic is compared with, being of the same machine.
-BESIDE = {"bfloat16": "another processor"}
+BESIDE = {"bfloat16": "another processor", "two threads": "another processor"}
 FACTORS = ("data", "stream", "start")
 SMOKE = {"data_sets": 2, "streams": 2, "episodes": 4, "pairs": 4, "steps": 30, "epochs": 1}
 
