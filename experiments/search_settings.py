@@ -22,6 +22,8 @@ from command_lines import results_folder, study_parser
 from scipy.stats import ttest_1samp
 
 from torchmpo.control.grids import RATE
+from torchmpo.evolve.comparison import contestant
+from torchmpo.objectives.resolve import resolve
 from torchmpo.statistics import mean_of
 from torchmpo.statistics.pairwise import holm
 
@@ -51,10 +53,9 @@ def name_of(arm, seed):
 
 
 def returns(arm, seed, args):
-    """Of an arm, or of the default search or a rival of the study; None if not finished."""
-    name = {"default": f"found, seed {seed}", RIVAL: RIVAL}.get(arm, name_of(arm, seed))
-    folder = args.out if arm in ARMS else args.study
-    path = folder / f"final__{name.replace(' ', '_')}.json"
+    """Of an arm, of what the study's search found, or of its rival; None if not finished."""
+    name = RIVAL if arm == RIVAL else name_of(arm, seed)
+    path = args.out / f"final__{name.replace(' ', '_')}.json"
     return json.loads(path.read_text())["returns"] if path.exists() else None
 
 
@@ -64,8 +65,6 @@ def differences(arm, other, args):
     for seed in study.SEARCHES:
         ours, theirs = returns(arm, seed, args), returns(other, seed, args)
         if ours and theirs:
-            if args.smoke:  # which has fewer data sets than the study
-                theirs = theirs[: len(ours)]
             found[seed] = study.difference({arm: ours, other: theirs}, arm, other)
     return found
 
@@ -79,11 +78,19 @@ def hopeless(arm, seed, args):
 
 
 def collect(args):
-    """All arms of one seed before the next, so that what is there can be compared at any time."""
+    """All arms of one seed before the next, so that what is there can be compared at any time.
+
+    What the study found, and its rival, are judged again: another processor makes other data.
+    """
     first, folder = study.setup_of(0, args), args.study / "running" / "data"
     fresh = functools.cache(lambda: study.fresh_sets(first, folder, args.final_seeds))
+    tuned = json.loads((args.study / "rival__dpo.json").read_text())["setting"]
+    study.judged(RIVAL, contestant(resolve("dpo"), tuned), fresh, first, args)
     for seed in study.SEARCHES[: args.searches]:
         rate = study.rate_of(seed, args.study)
+        found = json.loads((args.study / f"search__seed_{seed}.json").read_text())
+        default = study.contestant_of(study.setup_of(seed, args), found["vector"], rate)
+        study.judged(name_of("default", seed), default, fresh, first, args)
         for arm in args.arms:
             if hopeless(arm, seed, args):
                 continue
