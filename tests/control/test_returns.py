@@ -123,6 +123,8 @@ def test_the_first_steps_are_those_of_shorter_episodes(auto_reset):
     assert not torch.equal(whole, found)
     beyond = evaluate_policies(make_env(10), policy, params, 2, 3, steps=STEPS + 5, **how)
     assert_close(beyond, whole, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+        evaluate_policies(make_env(10), policy, params, 2, 3, steps=0, **how)
 
 
 @pytest.mark.parametrize("sample", [False, True])

@@ -60,8 +60,10 @@ def evaluate_policies(
         actions become so, has NaN and does not disturb the others.
 
     Raises:
-        ValueError: ``env.num_envs`` is not a multiple of ``episodes``.
+        ValueError: ``env.num_envs`` is not a multiple of ``episodes``, or ``steps`` is below 1.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
     if episodes < 1 or env.num_envs % episodes:
         raise ValueError(
             f"env.num_envs must be a multiple of episodes; got {env.num_envs} and {episodes}"
