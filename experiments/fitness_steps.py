@@ -33,11 +33,6 @@ EVALUATION = 0.58  # of the processor time of a generation of the default search
 DRAWS = 2000  # of pairs with replacement, for an interval
 
 
-def searched(seed, args):
-    """What the study's search found."""
-    return json.loads((args.study / f"search__seed_{seed}.json").read_text())
-
-
 def sums_of(testbed, policies, episodes, seeds):
     """Rewards of the first T steps, ``[members, episodes, T]``, and mean steps ``[T]``."""
     members = len(seeds)
@@ -64,7 +59,7 @@ def collect(args):
     """Differences of the two policies of every pair, episode by episode, around every centre."""
 
     def make(where, seed):
-        found = searched(seed, args)
+        found = study.found_of(seed, args.study)
         setup = study.setup_of(seed, args, learning_rate=found[RATE])
         space, count = setup.space, 2 * args.chunk
         bed = suited(prepare(setup.testbeds)[0], space.objective, setup.config.sft_epochs)
@@ -115,7 +110,7 @@ def cost(steps, k, episodes):
 
 
 def per_second(found, way):
-    """R² per processor time of a way (steps, episodes), in that of the default search's R²."""
+    """R² of a way (steps, episodes) per processor time of a generation of the default search."""
     k, n = STEPS.index(way[0]), way[1]
     return explained(found["differences"], k, n) / cost(found["steps"], k, n)
 

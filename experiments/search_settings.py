@@ -87,8 +87,8 @@ def collect(args):
     tuned = json.loads((args.study / "rival__dpo.json").read_text())["setting"]
     study.judged(RIVAL, contestant(resolve("dpo"), tuned), fresh, first, args)
     for seed in study.SEARCHES[: args.searches]:
-        rate = study.rate_of(seed, args.study)
-        found = json.loads((args.study / f"search__seed_{seed}.json").read_text())
+        found = study.found_of(seed, args.study)
+        rate = found[RATE]
         default = study.contestant_of(study.setup_of(seed, args), found["vector"], rate)
         study.judged(name_of("default", seed), default, fresh, first, args)
         for arm in args.arms:

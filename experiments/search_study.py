@@ -292,9 +292,14 @@ def picture(args, scores):
     figure.savefig(args.out / "differences.png", dpi=140)
 
 
+def found_of(seed, folder):
+    """What a finished search found: its vector, learning rate and log."""
+    return json.loads((folder / f"search__seed_{seed}.json").read_text())
+
+
 def rate_of(seed, folder):
     """The learning rate of a search."""
-    return json.loads((folder / f"search__seed_{seed}.json").read_text())[RATE]
+    return found_of(seed, folder)[RATE]
 
 
 def save(args):
@@ -302,7 +307,7 @@ def save(args):
 
     Its card has the final comparison.
     """
-    found = {k: json.loads((args.out / f"search__seed_{k}.json").read_text()) for k in SEARCHES}
+    found = {k: found_of(k, args.out) for k in SEARCHES}
 
     def gain(k):
         held_out = [r["held_out"] for r in found[k]["log"] if r["held_out"] is not None]
