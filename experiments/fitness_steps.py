@@ -55,25 +55,40 @@ def sums_of(testbed, policies, episodes, seeds):
     return sums, steps.mean((0, 1))
 
 
+def pairs_around(where, seed, args):
+    """Trained policies of opposite perturbations of a centre, a chunk of pairs at a time.
+
+    Yields:
+        The testbed; policies of one sign and then of the other; their seeds.
+    """
+    found = study.found_of(seed, args.study)
+    setup = study.setup_of(seed, args, learning_rate=found[RATE])
+    space, count = setup.space, 2 * args.chunk
+    bed = suited(prepare(setup.testbeds)[0], space.objective, setup.config.sft_epochs)
+    centre = space.start if where == "start" else torch.tensor(found["vector"])
+    random = generator(seed, "fitness steps", where)
+    for first in range(0, args.pairs, args.chunk):
+        noise = torch.randn(args.chunk, space.dim, generator=random) * setup.config.sigma
+        own = space.parameters(torch.cat([centre + noise, centre - noise]))
+        names = range(first, first + args.chunk)
+        seeds = 2 * [derive_seed(seed, "fitness steps", where, k) for k in names]
+        yield bed, bed.train(space.objective, own, count, seeds), seeds
+
+
+def opposed(values):
+    """Of each pair, the first minus the second, ``[2 × pairs, ...] → [pairs, ...]``."""
+    one, other = values.chunk(2)
+    return one - other
+
+
 def collect(args):
     """Differences of the two policies of every pair, episode by episode, around every centre."""
 
     def make(where, seed):
-        found = study.found_of(seed, args.study)
-        setup = study.setup_of(seed, args, learning_rate=found[RATE])
-        space, count = setup.space, 2 * args.chunk
-        bed = suited(prepare(setup.testbeds)[0], space.objective, setup.config.sft_epochs)
-        centre = space.start if where == "start" else torch.tensor(found["vector"])
-        random = generator(seed, "fitness steps", where)
         differences, steps = [], []
-        for first in range(0, args.pairs, args.chunk):
-            noise = torch.randn(args.chunk, space.dim, generator=random) * setup.config.sigma
-            own = space.parameters(torch.cat([centre + noise, centre - noise]))
-            names = range(first, first + args.chunk)
-            seeds = 2 * [derive_seed(seed, "fitness steps", where, k) for k in names]
-            policies = bed.train(space.objective, own, count, seeds)
+        for bed, policies, seeds in pairs_around(where, seed, args):
             sums, mean_steps = sums_of(bed, policies, args.episodes, seeds)
-            differences.append(sums[: args.chunk] - sums[args.chunk :])
+            differences.append(opposed(sums))
             steps.append(mean_steps)
         made = torch.cat(differences).numpy().round(1).tolist()
         return {"differences": made, "steps": torch.stack(steps).mean(0).tolist()}
@@ -147,14 +162,19 @@ def report(args):
         yield f"all together: {mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def set_size(args):
+    """How many centres, pairs and episodes there are."""
+    args.centres, args.pairs, args.chunk, args.episodes = len(CENTRES), PAIRS, 8, EPISODES
+    if args.smoke:
+        args.centres, args.pairs, args.chunk, args.episodes = 1, 4, 2, 4
+
+
 def main():
     parser = study_parser(__doc__, "fitness_steps")
     parser.add_argument("--study", type=Path, default=Path("experiments/results/search_study"))
     args = parser.parse_args()
     args.out = args.out or results_folder("fitness_steps", args.smoke)
-    args.centres, args.pairs, args.chunk, args.episodes = len(CENTRES), PAIRS, 8, EPISODES
-    if args.smoke:
-        args.centres, args.pairs, args.chunk, args.episodes = 1, 4, 2, 4
+    set_size(args)
     torch.set_num_threads(1)
     if not args.report:
         collect(args)

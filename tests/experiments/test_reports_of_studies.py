@@ -8,7 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from torchmpo.control.policy import GaussianPolicy
+
+STUDIES = ["programs", "search_cost", "robust", "balance", "fitness_steps", "fitness_proxies"]
 DIVERGED = float("nan")
 
 
@@ -17,7 +21,7 @@ def write(path, content):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("name", ["programs", "search_cost", "robust", "balance", "fitness_steps"])
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_smoke_run_leaves_nothing_among_the_results(monkeypatch, name):
     module, seen = study(name), []
     monkeypatch.setattr(module, "report", lambda args: seen.append(args.out) or [])
@@ -107,3 +111,32 @@ def test_what_short_episodes_explain_is_told_without_the_noise_of_long_ones():
     steps = [float(last) for last in module.STEPS]
     assert module.cost(steps, len(steps) - 1, 16) == pytest.approx(1)
     assert module.cost(steps, short, 32) == pytest.approx(1 - module.EVALUATION / 2)
+
+
+def test_a_number_explains_what_it_shares_with_the_true_difference():
+    module, random = study("fitness_proxies"), np.random.default_rng(0)
+    pairs, episodes = 4000, 64
+    true = random.normal(0, 200, pairs)
+    whole = true[:, None] + random.normal(0, 900, (pairs, episodes))
+    proxy = 0.01 * true + random.normal(0, 3, pairs)
+    assert module.explained(proxy, whole) == pytest.approx(2**2 / (2**2 + 3**2), abs=0.04)
+
+
+def test_numbers_without_physics_know_the_better_policy():
+    """The better agent itself has no distance to itself, and ranks its own actions first."""
+    module = study("fitness_proxies")
+    torch.manual_seed(0)
+    start, target = (GaussianPolicy(3, 2, (8,), std=0.4) for _ in range(2))
+    observation = torch.randn(2, 5, 7, 3)
+    action = torch.stack([target(observation[0]), start(observation[1])]).detach()
+    members = {
+        name: torch.stack([value, target.trainable()[name]])
+        for name, value in start.trainable().items()
+    }
+    numbers = module.proxies_of(start, members, target, observation, action)
+    named = dict(zip(module.PROXIES, numbers.T.tolist(), strict=True))
+    assert named[module.CHOSEN][1] == pytest.approx(0, abs=1e-6)
+    assert named["log-likelihood"][1] == pytest.approx(0, abs=1e-6)
+    assert named["accuracy"] == [0, 1] and named["margin"][0] == 0
+    want = ((start(observation[0]) - target(observation[0])) ** 2).sum(-1).mean().item()
+    assert named[module.CHOSEN][0] == pytest.approx(-want, rel=1e-5)
