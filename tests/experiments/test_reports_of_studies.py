@@ -137,6 +137,7 @@ def test_numbers_without_physics_know_the_better_policy():
     named = dict(zip(module.PROXIES, numbers.T.tolist(), strict=True))
     assert named[module.CHOSEN][1] == pytest.approx(0, abs=1e-6)
     assert named["log-likelihood"][1] == pytest.approx(0, abs=1e-6)
-    assert named["accuracy"] == [0, 1] and named["margin"][0] == 0
+    assert named["accuracy"] == [0, 1]
+    assert named["margin"][0] == 0
     want = ((start(observation[0]) - target(observation[0])) ** 2).sum(-1).mean().item()
     assert named[module.CHOSEN][0] == pytest.approx(-want, rel=1e-5)
