@@ -28,8 +28,8 @@ from torchmpo.control.agents import load_agent
 from torchmpo.control.testbed import prepare
 from torchmpo.runs.seeding import derive_seed
 
-CHOSEN = "distance to the target"
-PROXIES = (CHOSEN, "the same, states of both", "log-likelihood", "accuracy", "margin")
+CHOSEN, OF_BOTH = "distance to the target", "the same, states of both"
+PROXIES = (CHOSEN, OF_BOTH, "log-likelihood", "accuracy", "margin")
 STATES = 64  # of each trajectory
 SHARE = 0.02  # of a generation of the default search: what the numbers take, rounded up
 CHECK = 50  # steps, by which policies are known again
@@ -116,6 +116,8 @@ def explained(proxy, whole):
         whole: returns of whole episodes, ``[pairs, episodes]``. Their variance is estimated from
             two halves, so that their noise does not count as truth.
     """
+    if not np.ptp(proxy):
+        return float("nan")  # it tells nothing of anything
     halves = [whole[:, i::2].mean(1) for i in range(2)]
     true = np.cov(*halves)[0, 1]
     return np.cov(proxy, whole.mean(1))[0, 1] ** 2 / (true * np.var(proxy, ddof=1))
@@ -141,6 +143,9 @@ def report(args):
         rows = random.integers(len(differences), size=(lengths.DRAWS, len(differences)))
         drawn_today = [lengths.explained(differences[own], -1, lengths.TODAY[1]) for own in rows]
         for name, proxy in numbers.items():
+            if not np.ptp(proxy):
+                yield f"  {name:<26} the same for both policies of every pair"
+                continue
             share = explained(proxy, differences[:, :, -1])
             drawn = [explained(proxy[own], differences[own][:, :, -1]) for own in rows]
             logs.setdefault(name, []).append(np.log(per_time(share) / today))

@@ -141,3 +141,22 @@ def test_numbers_without_physics_know_the_better_policy():
     assert named["margin"][0] == 0
     want = ((start(observation[0]) - target(observation[0])) ** 2).sum(-1).mean().item()
     assert named[module.CHOSEN][0] == pytest.approx(-want, rel=1e-5)
+
+
+def test_an_arm_of_the_study_of_cost_ends_where_three_searches_are_no_better(tmp_path):
+    cost = study("search_cost")
+    args, today, better, worse = SimpleNamespace(out=tmp_path), "es", *list(cost.ARMS)[1:3]
+    # Seconds of every generation; the score before each and after the last.
+    found = {
+        today: ([60.0], [0.0, 10.0]),
+        better: ([15.0, 45.0], [0.0, 30.0, 40.0]),
+        worse: ([60.0], [0.0, -9.0]),
+    }
+    for arm, (cpu, scores) in found.items():
+        for seed in range(3):
+            write(cost.path_of(arm, seed, args), {"cpu": cpu, "held_out": scores})
+    assert not any(cost.hopeless(arm, seed, args) for arm in found for seed in range(3))
+    assert [cost.hopeless(arm, 3, args) for arm in found] == [False, False, True]
+    areas, thirds = cost.against_today(better, args)
+    assert areas == pytest.approx([30 * 45 / 60] * 3)
+    assert thirds == [20.0] * 3  # 30 where today's ends at 10

@@ -90,9 +90,12 @@ class ObjectiveFitness:
             rates = self.space.rates(vectors, testbed.config.inner.learning_rate)
             objective, n = self.space.objective, len(vectors)
             params = testbed.train(objective, own, n, training, learning_rates=rates)
-            own_returns = testbed.evaluate(params, self.episodes, evaluation, steps=self.steps)
-            returns.append(own_returns.mean(1))
+            returns.append(self.scores(testbed, params, evaluation))
         return combined(torch.stack(returns), self.combine)
+
+    def scores(self, testbed: Testbed, params: dict[str, Tensor], seed: int | list[int]) -> Tensor:
+        """Of trained policies, ``[population]``: their mean returns."""
+        return testbed.evaluate(params, self.episodes, seed, steps=self.steps).mean(1)
 
     def _seed(self, what: str, generation: int, streams: Sequence[int] | None) -> int | list[int]:
         if streams is None or not any(streams):
