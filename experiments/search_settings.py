@@ -4,12 +4,12 @@
     python experiments/search_settings.py --report
 
 Each arm is the default search with one thing changed, from the seeds and on the data of
-``search_study.py``, at the learning rates that were tuned there (losses of two steps begin as DPO,
-whose rate is tuned for them), and is judged on the same fresh data sets. So every difference to the
-default search is paired twice: by the seed of the search and by data set. A piece is a file, and
-several runs with other arms may share a folder. A setting whose first three searches are no better
-on average than the default's ends there. The plans are in ``experiments/HISTORY.md`` and were
-written before the first result.
+``search_study.py``, at the learning rates that were tuned there (losses of two steps begin as
+``dpo_norm``, at a rate that is tuned for it), and is judged on the same fresh data sets. So every
+difference to the default search is paired twice: by the seed of the search and by data set. A piece
+is a file, and several runs with other arms may share a folder. A setting whose first three searches
+are no better on average than the default's ends there. The plans are in
+``experiments/HISTORY.md`` and were written before the first result.
 """
 
 import functools
@@ -34,14 +34,16 @@ SETTINGS = {
     "step 0.01": {"outer_learning_rate": 0.01},
     "step 0.04": {"outer_learning_rate": 0.04},
 }
-TWO_STEPS = {"steps": "two", "learning_rate": None}
+FROM_DPO = {"steps": "two", "learning_rate": None}
+TWO_STEPS = FROM_DPO | {"warm_start": "dpo_norm"}
 PARTS = {
     "log g": {"learn": ["psi", "phi_inv"]},
     "temporal": {"temporal": True},
     "two steps": TWO_STEPS,
     "two steps and log g": TWO_STEPS | {"learn": ["phi_inv"]},
 }
-ARMS = SETTINGS | PARTS
+BESIDE = {"two steps, from dpo": FROM_DPO}  # what the plan had first
+ARMS = SETTINGS | PARTS | BESIDE
 RIVAL = "dpo, tuned"
 FIRST = 3  # searches of a setting, after which it ends if it does not look better
 FURTHER = [("two steps and log g", other) for other in ("two steps", RIVAL)]
