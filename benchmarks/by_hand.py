@@ -339,9 +339,10 @@ def dbaql(c, r, rc, rr, beta=0.1, tau=0.05):
 
 
 def dr_dpo(c, r, rc, rr, beta=0.1, temperature=1.0):
-    x = beta * ((c - rc) - (r - rr))
-    total = torch.logsumexp(logsigmoid(x) / temperature, 0)
-    return temperature * (math.log(len(x)) - total).expand_as(x)
+    u = logsigmoid(beta * ((c - rc) - (r - rr)))
+    highest = u.detach().amax(0)
+    below = torch.expm1((u - highest) / temperature).mean(0)
+    return (-highest - temperature * torch.log1p(below)).expand_as(u)
 
 
 def beta_dpo(c, r, rc, rr, beta=0.1, alpha=0.6):
@@ -429,8 +430,9 @@ def tdpo(c, r, rc, rr, kl_c, kl_r, mask_c, mask_r, nc, nr, beta=0.1, alpha=0.5):
 
 
 def sparse_po(c, r, rc, rr, kl_c, kl_r, w_c, w_r, mask_c, mask_r, nc, nr, beta=0.1):
-    good = _total(w_c * (c - rc + kl_c), mask_c, nc)
-    return -logsigmoid(beta * (good - _total(w_r * (r - rr + kl_r), mask_r, nr)))
+    good = w_c * torch.where(mask_c, c - rc + kl_c, 0.0)
+    bad = w_r * torch.where(mask_r, r - rr + kl_r, 0.0)
+    return -logsigmoid(beta * (_total(good, mask_c, nc) - _total(bad, mask_r, nr)))
 
 
 def tb_po(c, r, rc, rr, kl_c, kl_r, mask_c, mask_r, nc, nr, beta=0.1):

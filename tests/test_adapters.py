@@ -266,10 +266,35 @@ def test_a_trainer_is_warned_of_chosen_responses_that_become_unlikely():
 
 def test_a_trainer_that_does_not_say_how_long_responses_are():
     with pytest.raises(UserError, match="pass length"):
-        logged(early_warning(window=2), FALLING)
+        logged(early_warning(window=2), FALLING[:1])  # before any work is lost
 
 
-@pytest.mark.parametrize("settings", [{"threshold": 0}, {"window": 1}, {"length": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 0}, {"window": 1}, {"window": 2.5}, {"length": 0}]
+)
 def test_numbers_of_the_warning_out_of_range(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be|window must be"):
         early_warning(**settings)
+
+
+def test_a_learned_objective_goes_where_the_batch_is_and_stays_as_it_was():
+    """The meta device stands for a GPU."""
+    own = resolve("tla_noisy")
+    loss = trl_signature(own, unit="mean", trl=False)
+    x = torch.full((2,), -1.0, requires_grad=True)
+    loss(x, x.detach())[0].sum().backward()
+    assert own.vector.grad is None
+    losses, *rewards = loss(x.detach().to("meta"), x.detach().to("meta"))
+    assert {t.device.type for t in (losses, *rewards)} == {"meta"}
+    assert own.vector.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["ipo", "samdpo", "simpo", "dpo"])
+def test_an_answer_without_tokens_leaves_the_gradient_finite(name):
+    logps = torch.tensor([[-1.0, -2.0], [0.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[True, True], [False, False]])
+    pair = adapters._pair_of_batch(logps, mask, [torch.tensor([-3.0]), torch.tensor([0.0])], 0.1)
+    value = resolve(name)(pair).sum()
+    value.backward()
+    assert value.isfinite()
+    assert logps.grad.isfinite().all()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchmpo.early_warning import CHOSEN_FALL, check_threshold, fall_warning
+from torchmpo.losses.divergence import InDivergence
 from torchmpo.metrics import implicit_rewards, preference_metrics
 from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
@@ -113,7 +114,7 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
         raise ValueError(f"unit must be 'sum' or 'mean'; got {unit!r}")
     if trl:
         _refuse_a_trl_that_ignores_it()
-    objective = resolve(loss, **hyper)
+    objective = _frozen(resolve(loss, **hyper))
     if rule := _rule(objective):
         raise ValueError(rule)
     missing = _missing(objective, unit)
@@ -139,9 +140,18 @@ unit='sum' does not carry: pass unit='mean' if the caller's log-probabilities ar
                 reference_rejected_logps,
             ),
         )
+        if isinstance(objective, MirrorObjective):
+            objective.to(policy_chosen_logps.device)
         return objective(pair), *implicit_rewards(objective, pair)
 
     return signature
+
+
+def _frozen(objective: Bound) -> Bound:
+    """The same, and what was learned in it is nobody else's and stays as it is."""
+    if isinstance(objective, MirrorObjective):
+        return copy.deepcopy(objective).requires_grad_(False)
+    return objective
 
 
 def trl_trainer(loss: str | Path | Callable[..., Tensor] | Bound, **hyper: object) -> Any:
@@ -175,8 +185,7 @@ def trl_trainer(loss: str | Path | Callable[..., Tensor] | Bound, **hyper: objec
         raise UserError("trl is not installed: pip install 'trl>=1,<2'") from error
     if hasattr(module.DPOTrainer, "dpo_loss"):
         raise UserError("trl_trainer needs TRL 1.x; for older ones there is trl_signature")
-    if isinstance(objective, MirrorObjective):
-        objective = copy.deepcopy(objective).requires_grad_(False)
+    objective = _frozen(objective)
     fused = hasattr(module, "add_fused_lm_head")  # since 1.15: no logits are made
     with_model = "model" in inspect.signature(module.DPOTrainer.compute_ref_log_probs).parameters
 
@@ -243,12 +252,15 @@ def early_warning(
             training data, which TRL's ``DPOTrainer`` keeps there.
 
     Raises:
-        UserError: transformers is not installed; from the callback, nobody knows the length.
+        UserError: transformers is not installed; from the callback at the first log, nobody knows
+            the length.
         ValueError: a number is out of its range.
     """
     check_threshold(threshold)
-    if window < 2 or (length is not None and not length > 0):
-        raise ValueError(f"window must be at least 2, length positive; got {window}, {length}")
+    if not isinstance(window, int) or window < 2 or (length is not None and not length > 0):
+        raise ValueError(
+            f"window must be a whole number from 2, length positive; got {window}, {length}"
+        )
     try:
         base: Any = importlib.import_module("transformers").TrainerCallback
     except ModuleNotFoundError as error:
@@ -257,19 +269,20 @@ def early_warning(
     class EarlyWarning(base):
         """Reads what a trainer has logged so far, also before a resume."""
 
-        warned = False
+        warned, tokens = False, length
 
         def on_log(self, args, state, control, train_dataloader=None, **kwargs):
             tokens, key = 1.0, "mean_logps/chosen"
             values = [row[key] for row in state.log_history if key in row]
             if not values:
                 values = [row["logps/chosen"] for row in state.log_history if "logps/chosen" in row]
-                tokens = length
+                if values and self.tokens is None:  # at once: later, work would be lost
+                    self.tokens = _mean_length(train_dataloader)
+                tokens = self.tokens
             if len(values) < 2 * window or self.warned:
                 return
             first, last = values[:window], values[-window:]
             noise = sum(statistics.variance(part) / window for part in (first, last)) ** 0.5
-            tokens = tokens or _mean_length(train_dataloader)
             fell = (statistics.mean(first) - statistics.mean(last)) / tokens
             if fall_warning(fell - 2 * noise / tokens, threshold):
                 message = fall_warning(fell, threshold)
@@ -386,12 +399,12 @@ def _pair_of_batch(logps: Tensor, mask: Tensor, ref: Any, progress: float) -> Pa
         ref: the reference's sums of both sides, ``[pairs]`` each, or None.
         progress: fraction of training done.
     """
-    sums, lengths = logps.sum(-1), mask.sum(-1)
-    values = {"logps": sums, "mean_logps": sums / lengths.clamp(min=1), "lengths": lengths}
+    sums, lengths = logps.sum(-1), mask.sum(-1).clamp(min=1)  # of an answer without tokens, too
+    values = {"logps": sums, "mean_logps": sums / lengths, "lengths": lengths}
     values |= {"step_logps": logps, "mask": mask}
     if ref is not None:
         ref_sums = torch.cat([side.to(sums) for side in ref])
-        values |= {"ref_logps": ref_sums, "ref_mean_logps": ref_sums / lengths.clamp(min=1)}
+        values |= {"ref_logps": ref_sums, "ref_mean_logps": ref_sums / lengths}
     named = {"progress": sums.new_tensor(progress)}
     for name, both in values.items():
         prefix = "ref_" if name.startswith("ref_") else ""
@@ -402,6 +415,10 @@ def _pair_of_batch(logps: Tensor, mask: Tensor, ref: Any, progress: float) -> Pa
 
 def _pair(objective: Bound, unit: str, logps: Logps) -> PairLogps:
     if unit == "mean" and _divides(objective):
+        if isinstance(objective.source, InDivergence):
+            raise ValueError(
+                f"{objective.name} takes the divergence of sums and divides then: pass unit='sum'"
+            )
         # The loss divides sums by lengths; a mean is the sum over a response of one step.
         ones = torch.ones_like(logps[0])
         sums = dict(zip(_FIELDS["sum"], logps, strict=True))

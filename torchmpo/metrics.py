@@ -142,7 +142,9 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
     if name in _EXCEPTIONS:
         return _EXCEPTIONS[name](score, hyper)
     if isinstance(source, InDivergence):
-        score = f_derivative(source.divergence, hyper.get("divergence_alpha", 0.5))(score)
+        lengths = getattr(pair, f"{side}_lengths") if _divides(objective, hyper) else 1
+        derivative = f_derivative(source.divergence, hyper.get("divergence_alpha", 0.5))
+        score = derivative(score * lengths) / lengths  # of sums, as in the loss
     return hyper.get("beta", 1.0) * score
 
 
@@ -154,11 +156,16 @@ def _logps(
     first = next((name for name in order if name in objective.inputs), "rejected_logps")
     field = f"{who}_{first.partition('_')[2]}"
     logps = _required(objective, pair, field)
-    if hyper.get("reduction") == "mean" and "chosen_lengths" in objective.inputs:
+    if _divides(objective, hyper):
         lengths = _required(objective, pair, f"{who.removeprefix('ref_')}_lengths")
         same_shape(**{field: logps, "lengths": lengths})
         return logps / lengths
     return logps
+
+
+def _divides(objective: Objective | MirrorObjective, hyper: dict[str, Any]) -> bool:
+    """Whether the loss is given sums and divides them by lengths."""
+    return hyper.get("reduction") == "mean" and "chosen_lengths" in objective.inputs
 
 
 def _required(objective: Objective | MirrorObjective, pair: PairLogps, field: str) -> Tensor:
@@ -482,7 +489,7 @@ def labelled_metrics(objective: Objective, pair: PairLogps) -> dict[str, Tensor]
         ref = _required(objective, pair, "ref_logps").detach()
         same_shape(logps=logps, ref_logps=ref)
         log_ratio = logps - ref
-    signed = torch.where(desirable.bool(), log_ratio, -log_ratio)
+    signed = torch.where(desirable > 0.5, log_ratio, -log_ratio)
     return {
         "rewards/signed": (objective.hyper.get("beta", 1.0) * _wide(signed)).mean(),
         "rewards/accuracies": _share(signed > 0),

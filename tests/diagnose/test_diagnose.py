@@ -34,7 +34,7 @@ from torchmpo.diagnose.settings import PRESETS, DiagnoseConfig
 from torchmpo.diagnose.setup import Setup
 from torchmpo.losses import LOSSES
 from torchmpo.objectives.mirror import MirrorObjective
-from torchmpo.objectives.resolve import DISCOVERED
+from torchmpo.objectives.resolve import DISCOVERED, resolve
 from torchmpo.runs.errors import UserError
 from torchmpo_envs import TASKS
 
@@ -555,6 +555,35 @@ def test_resume_with_a_setting_that_must_not_change(capsys, no_run, flags, key):
     assert "drop that setting, or choose another --out" in error
     assert Path("run/config.yaml").read_bytes() == before
     assert len(no_run) == 1
+
+
+def test_a_preset_does_not_say_where_a_run_is_computed(no_run):
+    """What a run was given besides stays, when it goes on under the preset's name."""
+    call("--preset smoke --out run --vary pairs=6 --cache_dir x --num_threads 1")
+    assert call("--preset smoke --out run --resume --seeds 3") == 0
+    config = no_run[1].config
+    assert (config.vary, config.cache_dir, config.num_threads) == ("pairs=6", "x", 1)
+
+
+@pytest.mark.parametrize("name", ["data", "task", "seeds", "losses", "loop", "compile"])
+def test_nothing_in_place_of_a_value_is_one_line(capsys, no_run, name):
+    Path("own.yaml").write_text(f"{name}: null\n")
+    error = one_line_error(capsys, "--preset smoke --config own.yaml")
+    assert f"{name} must have a value; got null" in error
+    call("--preset smoke --out run")
+    path = Path("run/config.yaml")
+    lines = path.read_text().splitlines()
+    changed = [f"{name}: null" if line.startswith(f"{name}:") else line for line in lines]
+    path.write_text("\n".join(changed))
+    assert "must have a value; got null" in one_line_error(capsys, "--out run --resume")
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_any_work(capsys, no_run, tmp_path):
+    folder = tmp_path / ("z" * 220)
+    resolve("dpo").save(folder, {})
+    error = one_line_error(capsys, f"--preset smoke --losses sft,{folder}")
+    assert "is too long for the name of a file" in error
+    assert not no_run
 
 
 def test_resume_with_settings_that_may(no_run):

@@ -22,9 +22,10 @@ from scipy import stats
 import torchmpo.diagnose.report.figures as figures
 from torchmpo.diagnose.leaderboard import leaderboard, write_leaderboard
 from torchmpo.diagnose.report.contents import Run
+from torchmpo.diagnose.report.figures import shorten
 from torchmpo.diagnose.report.page import write_page
 from torchmpo.diagnose.report.sections import columns as columns_of
-from torchmpo.diagnose.report.words import findings, headline, protocol
+from torchmpo.diagnose.report.words import fell, findings, headline, protocol
 from torchmpo.diagnose.run import _tell_start
 from torchmpo.diagnose.settings import PRESETS
 from torchmpo.runs.errors import UserError
@@ -773,6 +774,47 @@ def run_of(*scores: dict[str, tuple[float, float]]) -> Run:
 )
 def test_headline_claims_no_more_than_the_intervals(scores, words):
     assert re.sub("<.*?>", "", headline(run_of(*scores))).startswith(words)
+
+
+def words_of(run):
+    return [f"{topic} {re.sub('<.*?>', '', told)}" for topic, told in findings(run)]
+
+
+def test_a_loss_that_did_not_run_is_not_said_to_be_worse():
+    run = run_of(
+        {"a": (0.4, 0.5), "b": (0.4, 0.5), "c": (0.0, 0.1)}, {"a": (0.4, 0.5), "c": (0, 0)}
+    )
+    told = re.sub("<.*?>", "", headline(run))
+    assert "every other loss is shown" not in told
+    assert "of the others that ran on all of them, each is shown to be worse on one" in told
+    assert "Not run: b on y; what is said of every kind leaves those losses out." in words_of(run)
+
+
+def test_what_never_finished_ended_nowhere():
+    """A score stands for it, the worst of the others'; no sentence is made of that."""
+    run = run_of({"a": (-0.9, -0.5), "b": (-0.9, -0.9)})
+    run.rows["b", "x"]["return"] = {"mean": None}
+    cells = [{"loss": loss, "data": "x", "curves": {}} for loss in "ab"]
+    run.cells = {(cell["loss"], "x"): cell for cell in cells}
+    assert list(fell(run, "x")) == ["a"]
+    run.rows["a", "x"]["return"] = {"mean": None}
+    assert str(headline(run)) == "No training of any loss finished."
+    assert not [line for line in words_of(run) if line.startswith("Few seeds")]
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ["runs/evolve_seed1/objective", "runs/evolve_seed2/objective", "orpo"],
+        [f"{'very/' * 9}long/{k}/and/the/same/end/everywhere" for k in range(12)],
+        ["a.b:loss", "c.d:loss", "loss"],
+    ],
+)
+@pytest.mark.parametrize("most", [16, 22])
+def test_names_in_figures_stay_apart(losses, most):
+    names = shorten(losses, most)
+    assert len(set(names)) == len(losses)
+    assert all(len(name) <= most for name in names)
 
 
 def test_findings_say_who_is_tied_and_who_is_surely_below():

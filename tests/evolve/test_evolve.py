@@ -90,6 +90,7 @@ def one_line_error(capsys, argv):
         ("--fitness_shaping centred", "fitness_shaping must be centered or raw; got 'centred'"),
         ("--task tlaa", "unknown task 'tlaa': did you mean 'tla'?"),
         ("--data noizy:0.3", "unknown data 'noizy:0.3': did you mean 'noisy'?"),
+        ("--data base,noisy:0.3,noisy:0.30", "noisy:0.3 and noisy:0.30 are the same; name one"),
         ("--data noisy", "needs a number, as in 'noisy:0.3'"),
         ("--data noisy:2", "out of range"),
         ("--preset smok", "unknown preset 'smok': did you mean 'smoke'?"),

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny_llm import QUIET, SIZES, tiny_gemma2, tiny_llama, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -14,11 +15,13 @@ from transformers import (
     MambaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from torchmpo.finetune.answers import AnswerWriter, Sampling, batches
 from torchmpo.finetune.models import LoraSettings, add_lora
-from torchmpo.finetune.tokenize import encode_prompt
+from torchmpo.finetune.pairs import Pair
+from torchmpo.finetune.tokenize import encode_prompt, tokenize_pair
 from torchmpo.runs.errors import UserError
 
 pytestmark = QUIET
@@ -238,3 +241,29 @@ def test_prompts_that_leave_no_room():
         writer.check([[1] * 28, [1] * 29])
     with pytest.raises(UserError, match="prompt 0 has no tokens"):
         writer.check([[]])
+
+
+def sentencepiece():
+    """A tokenizer of Llama-2's kind, which puts a space before a text and takes it off again."""
+    words = ["Is 3 a number?", "yes", "no", "0 1 2 4 5"] * 5
+    own = Tokenizer(models.BPE(unk_token="<unk>"))
+    own.normalizer = normalizers.Replace(" ", "▁")
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    own.train_from_iterator(words, trainers.BpeTrainer(special_tokens=special, vocab_size=80))
+    own.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    own.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=own, **names)
+
+
+def test_the_text_of_an_answer_makes_its_tokens_again():
+    """Or a round would train on other tokens than were drawn."""
+    tokenizer = sentencepiece()
+    pair = tokenize_pair(Pair("Is 3 a number?", " yes", " no"), tokenizer, 64)
+    writer = AnswerWriter(tiny_llama(vocab=len(tokenizer)), tokenizer, Sampling(8))
+    answer = writer._answer(pair.prompt.tolist(), pair.chosen.tolist())
+    assert answer.text == " yes"
+    again = tokenize_pair(Pair("Is 3 a number?", answer.text, " no"), tokenizer, 64)
+    assert torch.equal(again.chosen, pair.chosen)

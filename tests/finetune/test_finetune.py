@@ -540,6 +540,7 @@ def test_help_names_every_option_of_model_and_data():
 
 
 BEST = ("--keep_best", "--data.validation", "0.2")
+MOVING = "torchmpo.finetune.MovingReference, init_args: {every_n_steps: 1}"
 
 
 @pytest.mark.parametrize(
@@ -570,6 +571,11 @@ BEST = ("--keep_best", "--data.validation", "0.2")
         (["fit", *BEST, "--trainer.limit_val_batches", "0"], "--keep_best needs validation: leave"),
         (["fit", *BEST, "--trainer.enable_checkpointing", "false"], "keep_best needs checkpoints"),
         (["fit", *BEST, "--trainer.max_steps", "1"], "training ended before the first validation"),
+        (["fit", *BEST, "--loss", "simpo+sft@dual"], "which a rule that weighs its terms makes"),
+        (
+            ["fit", *BEST, "--trainer.callbacks", f"[{{class_path: {MOVING}}}]"],
+            "which MovingReference makes another function",
+        ),
         # What Lightning itself refuses.
         (["fit", "--trainer.logger", "lightning.pytorch.loggers.CometLogger"], "comet"),
         (["fit", "--trainer.accelerator", "gpuu"], "invalid accelerator name"),

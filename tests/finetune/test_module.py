@@ -750,3 +750,12 @@ def test_the_digest_of_a_model_is_of_its_weights_and_settings():
     assert digest == model_digest(PreferenceModule(tiny_llama(), "sft", lora=LORA).policy.model)
     model.config.rms_norm_eps = 1e-3
     assert digest != model_digest(model)
+
+
+def test_another_model_as_reference_is_as_precise_as_the_policy(tmp_path):
+    """All weights are trained in float32; in bfloat16 the same model would be another one."""
+    folder = save_tiny(tmp_path / "half", tiny_llama().bfloat16())
+    module = PreferenceModule(folder, "dpo", reference=str(folder))
+    assert {p.dtype for p in module.reference_policy.parameters()} == {torch.float32}
+    pair = module.pair_logps(tiny_batch())
+    assert torch.equal(pair.chosen_logps, pair.ref_chosen_logps)

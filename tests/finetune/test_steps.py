@@ -12,6 +12,7 @@ from tiny_llm import QUIET, tiny_llama, tiny_pairs, tiny_tokenizer
 from torchmpo.finetune.data import PreferenceData
 from torchmpo.finetune.module import PreferenceModule
 from torchmpo.finetune.reference import step_table
+from torchmpo.finetune.token_weights import TokenWeights
 from torchmpo.runs.errors import UserError
 
 pytestmark = QUIET
@@ -217,3 +218,12 @@ def test_weights_of_tokens_are_not_sharded(monkeypatch):
     monkeypatch.setattr("torchmpo.finetune.module.is_sharded", lambda trainer: True)
     with pytest.raises(UserError, match="sparse_po learns weights of tokens: train it unsharded"):
         module.configure_model()
+
+
+def test_weights_of_tokens_are_float32_under_autocast():
+    weights = TokenWeights(layers=2, size=4)
+    hidden = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = weights.eval()(hidden)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, weights(hidden))

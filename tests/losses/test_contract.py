@@ -258,17 +258,22 @@ def test_the_type_is_that_of_the_log_probabilities_whatever_else_is_given(name):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "ref_" in "".join(SIGNATURES[n][0])])
-def test_no_gradient_into_the_reference(name):
+def test_no_gradient_into_what_is_data(name):
+    """The reference, votes and scores; a judge that is a network must not learn from the loss."""
+
+    def is_data(field):
+        return field.startswith("ref_") or field.endswith(("_rewards", "_probs"))
+
     for setting in ({}, *SETTINGS[name]):
         data = make_inputs(name)
-        reference = [x.requires_grad_() for field, x in data.items() if field.startswith("ref_")]
+        reference = [x.requires_grad_() for field, x in data.items() if is_data(field)]
         policy = [data[field].requires_grad_() for field in policy_fields(data)]
         loss = call(name, data, **setting)
         grads = torch.autograd.grad(loss.sum(), [*policy, *reference], allow_unused=True)
         assert all(g is not None and g.any() for g in grads[: len(policy)])
         assert all(g is None or not g.any() for g in grads[len(policy) :])
         # Nor where the policy is frozen.
-        frozen = {k: v if k.startswith("ref_") else v.detach() for k, v in data.items()}
+        frozen = {k: v if is_data(k) else v.detach() for k, v in data.items()}
         assert not call(name, frozen, **setting).requires_grad
 
 

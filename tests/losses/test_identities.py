@@ -942,3 +942,29 @@ def test_alpha_dpo_without_adaptation_is_simpo():
         L.alpha_dpo_loss(*equal, beta=2.0, target_margin=0.3),
         L.simpo_loss(*equal[:2], beta=2.0, target_margin=0.3),
     )
+
+
+@pytest.mark.parametrize("temperature", [1e2, 1e4, 1e6, 1e8])
+def test_dr_dpo_of_a_high_temperature_is_the_mean_of_dpo(temperature):
+    """In single precision, too, where log n − logsumexp cancels."""
+    data = [x.float().detach() for x in columns(4)]
+    found = L.dr_dpo_loss(*data, temperature=temperature)
+    mean = L.dpo_loss(*data).mean().expand_as(found)
+    torch.testing.assert_close(found, mean, rtol=2 / temperature + 1e-6, atol=0)
+
+
+def test_dr_dpo_is_the_log_of_a_mean_of_exponentials():
+    data = [x.detach().requires_grad_() for x in columns(4)]
+    for b in (0.01, 0.3, 1.0, 5.0):
+        u = -L.dpo_loss(*data) / b
+        wanted = b * (math.log(len(u)) - torch.logsumexp(u, 0))
+        assert_same(L.dr_dpo_loss(*data, temperature=b), wanted.expand_as(u), data[:2])
+    assert L.dr_dpo_loss(*torch.zeros(4, 0)).shape == (0,)
+
+
+def test_a_nan_is_not_compared_away():
+    """Where a loss compares what it is given, a NaN would be on neither side."""
+    c, r, ref = torch.tensor([[-1.0, -2.0], [-2.0, -1.0], [-1.0, math.nan]])
+    assert L.alpha_dpo_loss(c, r, ref, ref).isnan().all()
+    lost = L.mix_dpo_loss(c, r, c, r, c, torch.tensor([1.0, math.nan]), torch.zeros(2))
+    assert lost.isnan().tolist() == [False, True]

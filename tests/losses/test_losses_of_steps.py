@@ -1,5 +1,6 @@
 """Losses of steps: by hand, what they have to do with DPO and one another, and samples of steps."""
 
+import inspect
 import math
 
 import pytest
@@ -249,3 +250,16 @@ def test_what_has_a_value_of_each_pair():
 def test_a_loss_without_a_value_of_each_pair_is_not_weighed(name):
     with pytest.raises(ValueError, match=f"{name} has no value of each pair that wpo could weigh"):
         resolve(f"{name}@wpo")
+
+
+def test_a_padded_nan_does_not_reach_the_learned_weights():
+    names = [n for n in inspect.signature(L.sparse_po_loss).parameters if n != "beta"]
+    data = make_inputs("sparse_po")
+    mask = data["chosen_mask"]
+    data["chosen_step_logps"] = data["chosen_step_logps"].masked_fill(~mask, torch.nan)
+    assert data["chosen_step_logps"].isnan().any()
+    weights = data["chosen_step_weights"].requires_grad_()
+    loss = L.sparse_po_loss(*(data[n] for n in names if n in data))
+    (slopes,) = torch.autograd.grad(loss.sum(), weights)
+    assert slopes.isfinite().all()
+    assert slopes.any()

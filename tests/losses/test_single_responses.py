@@ -7,6 +7,7 @@ from loss_cases import make_inputs
 
 from torchmpo import losses as L
 from torchmpo import resolve
+from torchmpo.losses import LOSSES
 from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.weighted_sum import weighted_sum
@@ -107,3 +108,12 @@ def test_the_twin_without_mismatched_responses():
     y, ref, good = (data[name] for name in ("logps", "ref_logps", "desirable"))
     expected = oracles.kto(y.tolist(), ref.tolist(), good.tolist(), **BOTH)
     assert L.kto_loss(y, ref, good, **BOTH).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired", "bco_unpaired"])
+def test_labels_may_be_bools_or_numbers_of_any_custom(name):
+    """1 and 0, 1 and −1, probabilities."""
+    x, ref = torch.tensor([-10.0, -12.0]), torch.tensor([-20.0, -9.0])
+    wanted = LOSSES[name](x, ref, torch.tensor([True, False]))
+    for labels in ([1, 0], [1, -1], [1.0, -1.0], [0.9, 0.1]):
+        assert torch.equal(LOSSES[name](x, ref, torch.tensor(labels)), wanted)

@@ -7,8 +7,9 @@ import torch
 from loss_cases import OF_DRAWN, make_inputs
 
 from torchmpo import PairLogps, resolve
+from torchmpo.adapters import trl_signature
 from torchmpo.control.grids import check_grid, grid, ranges
-from torchmpo.losses import COUPLED, LOSSES
+from torchmpo.losses import COUPLED, LOSSES, dpo_loss
 from torchmpo.losses.divergence import OF_THE_MARGIN, InDivergence
 from torchmpo.losses.reference_based import DIVERGENCES, f_derivative
 from torchmpo.metrics import implicit_rewards
@@ -121,3 +122,34 @@ def test_mistakes_are_named():
     x = torch.zeros(3)
     with pytest.raises(ValueError, match=r"\(2,\).*\(3,\)"):
         function(x, x, x[:2], x)
+
+
+def test_rewards_of_ipo_are_those_of_its_margin():
+    """Long and likely against short: the order is that of the loss."""
+    long, short = torch.tensor([100]), torch.tensor([10])
+    zero = torch.zeros(1)
+    pair = PairLogps(
+        chosen_logps=torch.tensor([10.0]),
+        rejected_logps=torch.tensor([0.5]),
+        ref_chosen_logps=zero,
+        ref_rejected_logps=zero,
+        chosen_lengths=long,
+        rejected_lengths=short,
+    )
+    objective = resolve("ipo@js")
+    chosen, rejected = implicit_rewards(objective, pair)
+    beta = objective.hyper["beta"]
+    margin = (chosen - rejected) / beta
+    assert margin.item() < 0
+    torch.testing.assert_close(objective(pair), (margin - 1 / (2 * beta)).square())
+
+
+def test_means_do_not_make_a_divergence_of_sums():
+    with pytest.raises(ValueError, match="divergence of sums and divides then: pass unit='sum'"):
+        trl_signature("ipo@js", unit="mean", trl=False)
+
+
+def test_inputs_are_counted():
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"reads chosen_logps, .*; got 3"):
+        InDivergence(dpo_loss, "js")(x, x, x)

@@ -337,3 +337,31 @@ def test_a_damaged_formula_is_one_line(tmp_path, formula):
 
 def test_inputs_are_in_the_vocabulary():
     assert set(inputs_of(list(LEAVES))) <= set(PairLogps._fields)
+
+
+def test_no_gradient_reaches_the_reference():
+    """Neither in the library nor in the file that is written for torch alone."""
+    formula = Formula(parse("softplus(-0.1 * D) + 0.5 * (c - c_ref) * (r - r_ref)"))
+    data = [torch.tensor([-1.0 - k], requires_grad=True) for k in range(len(formula.inputs))]
+    written = {}
+    exec(formula.source(False), written)
+    for loss in (formula, written["loss"]):
+        slopes = torch.autograd.grad(loss(*data).sum(), data, allow_unused=True)
+        named = zip(formula.inputs, slopes, strict=True)
+        reached = {name for name, slope in named if slope is not None and slope.any()}
+        assert reached == {name for name in formula.inputs if not name.startswith("ref_")}
+
+
+@pytest.mark.parametrize("words", ["1e6 * (1e6 * c)", "c * (1000000.0 * 900000.0)"])
+def test_what_is_folded_can_be_read_again(words, tmp_path):
+    objective = Objective(Formula(parse(words)))
+    objective.save(tmp_path, {})
+    pair = PairLogps(chosen_mean_logps=torch.tensor([-1.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close(torchmpo.resolve(tmp_path)(pair), objective(pair))
+
+
+def test_a_density_above_one_is_no_nan():
+    formula = Formula(parse("log1p(-c) - 0.1 * margin"))
+    data = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 0.0, -1.0])
+    wanted = torch.tensor([-0.1, 0.0, math.log(2)])
+    torch.testing.assert_close(formula(*data), wanted)

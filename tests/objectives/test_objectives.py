@@ -575,3 +575,19 @@ def test_a_saved_objective_takes_no_hyper_parameters(tmp_path):
     _, folder = saved(tmp_path)
     with pytest.raises(ValueError, match="takes no hyper-parameters; got beta"):
         resolve(folder, beta=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("hypo_loss", "it is called 'hypo' here$"),
+        ("HyPO", "it is called 'hypo' here$"),
+        ("sigmoid", "it is called 'dpo' here$"),
+        ("cdpo", "'dpo' here, with label_smoothing above 0"),
+        ("cposimpo", "'simpo' here, with sft_coef above 0"),
+        ("wpo@wpo", "weighs its pairs already"),
+    ],
+)
+def test_other_names_lead_to_the_loss_that_is_meant(name, said):
+    with pytest.raises(ValueError, match=said):
+        resolve(name)

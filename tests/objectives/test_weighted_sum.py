@@ -171,3 +171,15 @@ def test_one_part_of_weight_one_is_the_loss():
     for name in LOSSES:
         pair = pair_for(name)
         torch.testing.assert_close(weighted_sum({name: 1.0})(pair), resolve(name)(pair))
+
+
+def test_a_slip_in_a_sum_is_one_line():
+    x = torch.tensor([-1.0])
+    function = resolve("simpo+sft").source
+    with pytest.raises(ValueError, match="no hyper-parameter 'simpo_wieght'; it has simpo_weight"):
+        function(x, x, simpo_wieght=0.0)
+    with pytest.raises(ValueError, match="reads 2 inputs; got 3"):
+        function(x, x, x)
+    for weight in ("0.8", None, True):
+        with pytest.raises(ValueError, match="the weight of dpo must be a number"):
+            weighted_sum({"dpo": weight})

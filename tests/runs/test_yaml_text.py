@@ -26,6 +26,8 @@ def laughs(depth):
         ("\n".join(" " * k + "- " for k in range(200)), "it is nested more than 50 deep"),
         ("- a\n" * 200_000, "it stands for more than 100000 values"),
         ("a: [", "expected the node content"),
+        ("a: 1\nb: 2\na: 3", "a is given twice"),
+        ("a: [{b: 1}, {c: 1, c: 2}]", "c is given twice"),
         ("a: \x00", "special characters are not allowed"),
     ],
 )
@@ -41,6 +43,7 @@ def test_too_much(text, message):
         "a: 1\nb: [1, 2, {c: null}]",
         "a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a",
         "a: &a 3\nb: *a",
+        "a: {b: a, c: a}\nb: [a, a, {a: b}]",
         laughs(3),
         "- a\n" * 10_000,
     ],

@@ -205,6 +205,13 @@ def test_what_ones_own_loss_raises_is_one_line(tmp_path, monkeypatch, capsys, te
     sys.modules.pop("shown_losses", None)
 
 
+def test_a_diagnosis_finds_nothing_that_could_be_shown(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("task: tla\n")
+    (tmp_path / "anchors.json").write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    assert "is a diagnosis, which finds no objective" in capsys.readouterr().err
+
+
 def test_an_unfinished_run_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("task: tla\n")
     assert main([str(tmp_path)]) == 2

@@ -11,7 +11,7 @@ meaning: the judge's taste comes first, then its temperature or its votes, then 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -471,6 +471,18 @@ def _rejudged(modifiers: Mapping[str, float]) -> bool:
     return any(
         PARTS[name].role in ("taste", "temperature", "votes", "hard flips") for name in modifiers
     )
+
+
+def check_kinds_differ(kinds: Iterable[str]) -> None:
+    """Refuse data that would count twice, as in noisy:0.3 and noisy:0.30.
+
+    Raises:
+        UserError: two are the same, or one is unknown.
+    """
+    same: dict[Kind, str] = {}
+    for kind in kinds:
+        if (other := same.setdefault(parse_kind(kind), kind)) != kind:
+            raise UserError(f"data: {other} and {kind} are the same; name one of them")
 
 
 def parse_kind(kind: str) -> Kind:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchmpo.control.grids import RATE, check_grid, grid, with_rates
 from torchmpo.control.inner_loop import check_inputs
-from torchmpo.control.kinds import Kind, parse_kind
+from torchmpo.control.kinds import check_kinds_differ, parse_kind
 from torchmpo.control.pools import check_space
 from torchmpo.control.rehearsal import check_kind, rehearse, unlike
 from torchmpo.control.settings import check_sizes
@@ -116,18 +116,21 @@ class Setup:
         return Setup(config, objectives, grids, testbeds, protocol, baselines, others, trackers)
 
 
+LONGEST_CELL = 200  # bytes of a file's name, with room for the kind of data
+
+
 def _check_names(losses: Iterable[str], kinds: Iterable[str]) -> None:
     """Two losses must not share files, and data must not count twice."""
     taken: dict[Path, str] = {}
     for loss in losses:
         other = taken.setdefault(cell_path(Path(), loss, ""), loss)
+        if len(cell_path(Path(), loss, "").name.encode()) > LONGEST_CELL:
+            raise UserError(f"losses: {loss[:40]}… is too long for the name of a file; move it")
         if other != loss:
             raise UserError(f"losses: {other} and {loss} would share a file of results; rename one")
-    same: dict[Kind, str] = {}
-    files: dict[Path, str] = {}
+    kinds, files = list(kinds), {}
+    check_kinds_differ(kinds)
     for kind in kinds:
-        if (other := same.setdefault(parse_kind(kind), kind)) != kind:
-            raise UserError(f"data: {other} and {kind} are the same; name one of them")
         if (other := files.setdefault(cell_path(Path(), "", kind), kind)) != kind:
             raise UserError(f"data: {other} and {kind} would share files of results; rename one")
 
@@ -147,6 +150,8 @@ def _own_grids(path: str | None) -> dict[str, list[dict[str, float]]]:
             if other := [key for key in settings[0] if not isinstance(key, str)]:
                 raise ValueError(f"{name}: {other[0]!r} is no name of a hyper-parameter")
             # YAML takes 1e-3, without a point, for a word.
+            if any(isinstance(value, bool) for s in settings for value in s.values()):
+                raise ValueError(f"{name}: true and false are no numbers")
             found[str(name)] = own = [{key: float(s[key]) for key in settings[0]} for s in settings]
             if not all(math.isfinite(value) for setting in own for value in setting.values()):
                 raise ValueError(f"{name}: a number of a setting is not finite")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torchmpo.control.environments import check_task
 from torchmpo.control.grids import start_setting
 from torchmpo.control.inner_loop import check_inputs
+from torchmpo.control.kinds import check_kinds_differ
 from torchmpo.control.pools import check_space
 from torchmpo.control.rehearsal import check_kind, rehearse, unlike
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
@@ -99,6 +100,7 @@ class Setup:
                     )
                 if config.original or config.target not in (None, "apart"):
                     raise UserError("original and target are agents of one task: give one --task")
+            check_kinds_differ(kinds)
             antagonist = None
             if config.curriculum != "off" and len(kinds) * len(tasks) > 1:
                 antagonist = _tunable("antagonist", config.antagonist, config.policy)

@@ -133,7 +133,8 @@ class AnswerWriter:
     def _write(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> list[Answer]:
         ids, mask = self._padded(prompts, max(map(len, prompts)))
         out = self._generate(ids, mask, self.sampling.max_new_tokens, self._draws(ids, rows))
-        return [self._answer(row) for row in out[:, ids.shape[1] :].tolist()]
+        new = out[:, ids.shape[1] :].tolist()
+        return [self._answer(prompt, row) for prompt, row in zip(prompts, new, strict=True)]
 
     def _generate(self, ids: Tensor, mask: Tensor, new: int, processors: Any, **more: Any) -> Any:
         from transformers import GenerationConfig, LogitsProcessorList
@@ -178,9 +179,16 @@ class AnswerWriter:
         )
         return LogitsProcessorList([*processors, _draw(uniform.to(ids.device), ids.shape[1])])
 
-    def _answer(self, ids: list[int]) -> Answer:
+    def _answer(self, prompt: Sequence[int], ids: list[int]) -> Answer:
+        """The text that makes these tokens after that prompt, up to where the answer ends."""
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        # Alone, SentencePiece would take a space off its front.
+        before, whole, text = (
+            self.tokenizer.decode(part, skip_special_tokens=True)
+            for part in (list(prompt), [*prompt, *ids[:end]], ids[:end])
+        )
+        if whole.startswith(before) and whole.endswith(text):
+            text = whole[len(before) :]
         return Answer(text, "length" if end is None else "stop")
 
     def _can_pad(self, prompt: Sequence[int], width: int) -> bool:

@@ -30,8 +30,10 @@ from torchmpo.finetune.loading import load_tokenizer
 from torchmpo.finetune.model_card import next_command, push
 from torchmpo.finetune.models import LoraSettings, is_adapted
 from torchmpo.finetune.module import PreferenceModule
+from torchmpo.finetune.moving_reference import MovingReference
 from torchmpo.finetune.resume import refuse_other_best
 from torchmpo.finetune.sharding import is_sharded, load_whole, strategy_name
+from torchmpo.finetune.term_weights import term_weights
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError, nearest, one_line
 from torchmpo.runs.files import LOCK, SOFT_LOCK, alone_in, naming
@@ -247,8 +249,23 @@ class CommandLine(LightningCLI):
         return alone_in(self.out)
 
     def before_fit(self):
+        if self._get(self.config, "keep_best") and (moves := self._what_moves()):
+            raise UserError(
+                f"--keep_best compares val/loss over time, which {moves} makes another function at "
+                "every step: leave it out"
+            )
         if self.trainer.strategy.root_device.type == "cpu":
             one_thread_if_tiny(sum(p.numel() for p in self.model.policy.parameters()))
+
+    def _what_moves(self) -> str | None:
+        """Why the loss of a later step is not to be compared with that of an earlier one."""
+        objective = self.model.objective
+        if term_weights(objective) is not None:
+            return "a rule that weighs its terms"
+        if "progress" in objective.inputs:
+            return "a loss that depends on time"
+        moving = any(isinstance(c, MovingReference) for c in vars(self.trainer)["callbacks"])
+        return "MovingReference" if moving else None
 
     def after_fit(self):
         if self._get(self.config_init, "trainer")["fast_dev_run"] or self.trainer.interrupted:

@@ -183,6 +183,8 @@ class PreferenceModule(LightningModule):
         frozen = None
         if self.reference == "copy":
             frozen = copy.deepcopy(loaded) if other is None else load_model(other, **loading)
+            if not adapters and dtype == "auto":
+                frozen.float()  # as the policy is, or the two would differ before the first step
             frozen.requires_grad_(False).eval()
         if lora is not None:
             if is_adapted(loaded):

@@ -57,10 +57,11 @@ class TokenWeights(nn.Module):
         Returns:
             ``[batch, time]``, float32.
         """
-        hidden = self.norm(hidden.to(self.mix.dtype))
-        scores = [layer(states) for layer, states in zip(self.layers, hidden, strict=True)]
-        scores = dropout(torch.cat(scores, -1).relu(), self.drop, self.training)
-        return dropout((scores @ self.mix).relu(), self.drop, self.training)
+        with torch.autocast(hidden.device.type, enabled=False):  # as all that a loss reads
+            hidden = self.norm(hidden.to(self.mix.dtype))
+            scores = [layer(states) for layer, states in zip(self.layers, hidden, strict=True)]
+            scores = dropout(torch.cat(scores, -1).relu(), self.drop, self.training)
+            return dropout((scores @ self.mix).relu(), self.drop, self.training)
 
     def save(self, folder: str | Path) -> None:
         """Write them into the folder of the model that was trained with them."""

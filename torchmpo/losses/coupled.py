@@ -7,8 +7,6 @@ taken over the batch (Var with n − 1, and 0 for a batch of one), S is the logi
 its log. All are minimised. The reference's log-probabilities are data: no gradient reaches them.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -146,7 +144,8 @@ def _standard_deviation(x: Tensor) -> Tensor:
     """std with n − 1, ``[]``; its gradient is 0 and not NaN where all values are the same."""
     variance = _variance(x)
     varied = variance > 0
-    return torch.where(varied, torch.where(varied, variance, 1.0).sqrt(), 0.0)
+    root = torch.where(varied, variance, 1.0).sqrt()
+    return torch.where(varied, root, variance.detach())  # 0, or NaN
 
 
 def aql_loss(
@@ -353,8 +352,13 @@ def dr_dpo_loss(
     """
     check_positive(temperature=temperature)
     x = scaled_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
-    total = torch.logsumexp(logsigmoid(x) / temperature, 0)
-    return temperature * (math.log(x.numel()) - total).expand_as(x)
+    if not x.numel():
+        return x
+    # −b·log mean exp(u/b), so that nothing is lost where b is large: exp(u/b) is near 1 there.
+    u = logsigmoid(x)
+    highest = u.detach().amax(0)
+    below = torch.expm1((u - highest) / temperature).mean(0)
+    return -highest - temperature * torch.log1p(below).expand_as(x)
 
 
 def beta_dpo_loss(
@@ -481,7 +485,7 @@ def alpha_dpo_loss(
     d = (margin - (ref_chosen_mean_logps - ref_rejected_mean_logps)).detach()
     spread = _standard_deviation(d)
     varied = spread > 0
-    m = torch.where(varied, (d - d.mean()) / torch.where(varied, spread, 1.0), 0.0)
+    m = torch.where(varied, (d - d.mean()) / torch.where(varied, spread, 1.0), 0.0 * spread)
     return -logsigmoid(beta * margin - target_margin - alpha * beta * m)
 
 

@@ -59,6 +59,8 @@ class InDivergence:
             ValueError: as the loss does, or ``divergence_alpha`` is not finite.
         """
         check_finite(divergence_alpha=divergence_alpha)
+        if len(data) != len(self._inputs):
+            raise ValueError(f"{self.__name__} reads {', '.join(self._inputs)}; got {len(data)}")
         fields = dict(zip(self._inputs, data))
         same_shape([k for k, x in fields.items() if x is None], **fields)
         derivative = f_derivative(self.divergence, divergence_alpha)

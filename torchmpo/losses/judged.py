@@ -30,7 +30,7 @@ from torchmpo.losses.logistic import logistic_preference_loss
 def _reward_margin(chosen_rewards: Tensor, rejected_rewards: Tensor, like: Tensor) -> Tensor:
     """R_c − R_r, subtracted as precisely as it is given, then in the type of the loss."""
     same_shape(chosen_logps=like, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
-    return in_dtype(chosen_rewards - rejected_rewards, like.dtype)
+    return in_dtype((chosen_rewards - rejected_rewards).detach(), like.dtype)
 
 
 def soft_label_dpo_loss(
@@ -83,7 +83,7 @@ def soft_label_dpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        label=in_dtype(preference_probs, chosen_logps.dtype),
+        label=in_dtype(preference_probs.detach(), chosen_logps.dtype),
     )
 
 
@@ -200,7 +200,7 @@ def smpo_loss(
         ref_chosen_logps,
         ref_rejected_logps,
         beta=beta,
-        scale=times(scale, in_dtype(2 * preference_probs - 1, chosen_logps.dtype)),
+        scale=times(scale, in_dtype(2 * preference_probs.detach() - 1, chosen_logps.dtype)),
     )
 
 

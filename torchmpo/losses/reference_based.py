@@ -495,7 +495,8 @@ def f_dpo_loss(
         chi_squared has an exponentially large gradient far above the reference, and forward_kl and
         α > 0 answer a response that fell far below its reference with a gradient
         that grows exponentially. js cannot raise a response much above it: f' ends at log 2. α is
-        named as in the paper and in TRL; other texts call 1 − α by that name.
+        named as in the paper and in TRL up to 0.24; TRL 1.16 and other texts call 1 − α by that
+        name.
 
     Source: Wang et al., arXiv 2309.16240; chi_squared after Huang et al., arXiv 2407.13399.
 

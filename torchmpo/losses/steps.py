@@ -348,8 +348,9 @@ def sparse_po_loss(
 
 def _weighted_total(side: Side, kl: Tensor, weights: Tensor) -> Tensor:
     ratio, mask, scale = side
-    values = in_dtype(weights, ratio.dtype) * (ratio + in_dtype(kl, ratio.dtype))
-    return _total(values, mask, scale)
+    value = ratio + in_dtype(kl, ratio.dtype)
+    value = torch.where(mask, value, 0.0)  # or a padded NaN would reach the weights' gradient
+    return _total(in_dtype(weights, ratio.dtype) * value, mask, scale)
 
 
 def tb_po_loss(

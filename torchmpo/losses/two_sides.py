@@ -564,8 +564,10 @@ def mix_dpo_loss(
     chosen, rejected = log_ratios(
         chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
-    return torch.where(
-        chosen_rewards - rejected_rewards > threshold,
+    gap = (chosen_rewards - rejected_rewards).detach()
+    loss = torch.where(
+        gap > threshold,
         -logsigmoid(beta * (chosen - rejected)),
         -times(sft_coef, chosen_mean_logps),
     )
+    return torch.where(gap.isnan(), torch.nan, loss)  # which no comparison tells

@@ -38,7 +38,8 @@ def _labelled(
     same_shape(logps=logps, ref_logps=ref_logps, desirable=desirable)
     check_positive(beta=beta)
     check_non_negative(desirable_coef=desirable_coef, undesirable_coef=undesirable_coef)
-    good = desirable.bool()
+    # Of bools, of 1 and 0, of 1 and −1.
+    good = desirable if desirable.dtype == torch.bool else desirable > 0.5
     one = torch.ones_like(logps)
     weight = torch.where(good, desirable_coef * one, undesirable_coef * one)
     return log_ratio(logps, ref_logps), torch.where(good, one, -one), weight

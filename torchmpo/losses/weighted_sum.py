@@ -80,6 +80,11 @@ class WeightedSum:
         Raises:
             ValueError: as a part does, or a weight is not finite.
         """
+        if unknown := sorted(hyper.keys() - self.defaults.keys()):
+            has = ", ".join(self.defaults)
+            raise ValueError(f"{self.__name__} has no hyper-parameter {unknown[0]!r}; it has {has}")
+        if len(data) > len(self.inputs):
+            raise ValueError(f"{self.__name__} reads {len(self.inputs)} inputs; got {len(data)}")
         hyper = self.defaults | hyper
         fields = dict(zip(self.inputs, (*data, *[None] * (len(self.inputs) - len(data)))))
         terms = []

@@ -15,6 +15,8 @@ Where a tool computes something else than the paper it names, ours is the paper'
 - oxrl's ``spo`` is −x·S(x), which has no minimum; the paper describes one that has.
 - oxrl's ``betadpo`` and ``alpha_dpo`` keep running means, and so does LLaMA-Factory's BCO term.
 - The SFT term of a trainer is a mean over the tokens of a batch; ours is one over each response.
+- TRL 1.16's α of an α-divergence is 1 − α of ``f_dpo`` and of ``@alpha``, and its ``sigmoid_norm``
+  takes a divergence of sums and divides then, where ``dpo_norm@js`` takes it of means.
 """
 
 from typing import Any, NamedTuple

@@ -51,6 +51,12 @@ OTHER_NAMES = {
     "c2dpo": "c2_dpo",
     "bpo": "bregman_po",
 }
+# … where only a hyper-parameter makes it that one.
+_WITH = {
+    "cdpo": ", with label_smoothing above 0",
+    "cposimpo": ", with sft_coef above 0",
+    "rso": ", on pairs that rejection sampling chose",
+}
 
 
 def _import_function(reference: str) -> Callable[..., Any]:
@@ -149,6 +155,8 @@ def resolve(
             return resolve(name, **{**defaults, **hyper})
         base, at, modifier = text.partition("@")
         if at and base in LOSSES and modifier == "wpo" and not path.exists():
+            if base == "wpo":
+                raise ValueError("wpo weighs its pairs already")
             if base in NOT_BY_PAIR:
                 raise ValueError(f"{base} has no value of each pair that wpo could weigh")
             return Objective(LikelihoodWeighted(LOSSES[base]), name=text, **hyper)
@@ -166,8 +174,10 @@ def resolve(
             return Objective(_import_function(text), name=text, **hyper)
         elif os.sep not in text and not path.is_dir():
             plain = text.lower().removesuffix("_loss")
-            if (here := OTHER_NAMES.get(plain, plain)) in LOSSES:
-                raise ValueError(f"unknown loss {text!r}: it is called {here!r} here")
+            here = plain if plain in LOSSES else OTHER_NAMES.get(plain)
+            if here is not None:
+                how = _WITH.get(plain, "")
+                raise ValueError(f"unknown loss {text!r}: it is called {here!r} here{how}")
             raise ValueError(f"unknown loss {text!r}: {_hint(text)}")
         elif path.suffix == ".py":
             module = ".".join(path.with_suffix("").parts)

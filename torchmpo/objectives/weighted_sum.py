@@ -37,6 +37,9 @@ def weighted_sum(
     for name in weights:
         if name not in LOSSES:
             raise ValueError(f"unknown loss {name!r} in a sum: {nearest(name, LOSSES)}")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ValueError(f"the weight of {name} must be a number; got {weight!r}")
     losses = {name: LOSSES[name] for name in weights}
     function = WeightedSum(losses) if balance is None else Balanced(losses, balance)
     name = "+".join(f"{weight:g}*{name}" for name, weight in weights.items())

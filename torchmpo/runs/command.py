@@ -125,6 +125,8 @@ class Command:
             defaults = stored
         else:
             defaults = self.presets[preset or self.default_preset]
+            if stored is not None:  # where it is computed, the preset does not say
+                defaults = {**defaults, **{name: stored[name] for name in self.place}}
         config = self.settings(**{**defaults, **given})
         if only_print:
             print(_text(config), end="")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -51,6 +51,8 @@ class OptionParser(ArgumentParser):
         )
         self.names = {*(field.name for field in fields(settings)), *ABOUT_THE_RUN}
         self.names |= {"profile"} if profiles else set()
+        hints = get_type_hints(settings)
+        self.never_null = {name for name, hint in hints.items() if type(None) not in get_args(hint)}
         self.presets, self.default_preset = presets, default_preset
         # Where a run is, and whether it goes on, as files have it.
         self.place_in_files: dict[str, Any] = {}
@@ -97,6 +99,7 @@ class OptionParser(ArgumentParser):
                 what = "--trust" if name == "trust" else "--out and --resume"
                 raise UserError(f"give {what} on the command line, not in a file")
         given.pop("config", None)
+        self._refuse_nothing(given)
         return given
 
     def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,10 +109,17 @@ class OptionParser(ArgumentParser):
             UserError: one is unknown or of another type.
         """
         self.refuse_unknown(values)
+        self._refuse_nothing(values)
         try:
             return self.parse_object(dict(values), defaults=False).as_dict()
         except ArgumentError as error:
             raise UserError(plain(error)) from error
+
+    def _refuse_nothing(self, values: Mapping[str, Any]) -> None:
+        """Raise UserError for a null where there must be a value: of files nobody else does."""
+        for name, value in values.items():
+            if value is None and name in self.never_null:
+                raise UserError(f"{name} must have a value; got null")
 
     def refuse_unknown(self, keys: Iterable[str]) -> None:
         """Raise UserError, with the nearest name, if one of the keys of a file is none of ours."""

@@ -65,6 +65,8 @@ def find(what: str) -> tuple[Bound, str, Path]:
         UserError: there is none, or it is damaged.
     """
     path = Path(what)
+    if (path / "anchors.json").exists() and not (path / "objective").is_dir():
+        raise UserError(f"{path} is a diagnosis, which finds no objective: see its report.html")
     if (path / "config.yaml").exists() and not (path / "objective").is_dir():
         raise UserError(f"{path} holds no objective: a search saves it at its end (--resume)")
     if (path / "objective").is_dir():

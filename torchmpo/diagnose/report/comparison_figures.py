@@ -60,7 +60,9 @@ def scaling(rows: Sequence[Mapping]) -> "Figure":
     from matplotlib.lines import Line2D
 
     figure, places = panels(len(rows), 1.6, 0.35)
-    names = shorten([f"{row['loss']} on {row['data']}" for row in rows])
+    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    short = dict(zip(losses, shorten(losses), strict=True))
+    names = [f"{short[row['loss']]} on {row['data']}" for row in rows]
     for row, name, (x, y) in zip(rows, names, places, strict=True):
         ax = axes_at(figure, x, y + 0.25, 1.75, 1.05)
         sizes = np.array(row["sizes"], dtype=float)

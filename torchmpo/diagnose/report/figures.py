@@ -400,17 +400,22 @@ def agents(returns: Mapping[str, Sequence[float]]) -> "Figure":
 
 
 def shorten(losses: Iterable[str], most: int = 22) -> list[str]:
-    """Names for the axes: a function without its module where that is enough to tell them apart.
+    """Names for the axes: a function without its module where that is enough to tell them apart,
+    and a saved objective by the folder of its run.
 
-    >>> shorten(["dpo", "my.pkg:loss_a", "a:f", "b:f"])
-    ['dpo', 'loss_a', 'a:f', 'b:f']
+    >>> shorten(["dpo", "my.pkg:loss_a", "a:f", "b:f", "runs/evolve/objective"])
+    ['dpo', 'loss_a', 'a:f', 'b:f', 'runs/evolve']
     """
     losses = list(losses)
-    ends = [loss.rpartition(":")[2] or loss for loss in losses]
-    return [
-        cut(end if ends.count(end) == 1 else loss, most)
-        for loss, end in zip(losses, ends, strict=True)
-    ]
+    names = [loss.removesuffix("/objective") or loss for loss in losses]
+    ends = [name.rpartition(":")[2] or name for name in names]
+    names = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
+    short = [cut(name, most) for name in names]
+    for k, name in enumerate(short):
+        if short.count(name) > 1 and len(set(losses)) == len(losses):
+            told = f"{k + 1}: {names[k]}"  # by its place, where the names' ends are the same
+            short[k] = cut(told, most)
+    return short
 
 
 def cut(text: str, most: int) -> str:

@@ -123,6 +123,8 @@ def headline(run: Run) -> Markup:
     if len(run.losses) == 1:
         alone = "{} alone was run: there is nothing to compare it with."
         return say(alone, code(run.losses[0]))
+    if not any(_finished(row) for row in run.rows.values()):
+        return say("No training of any loss finished.")
     if not any(interval(r["score"]) for r in run.rows.values()):
         return say("One seed each: there are no intervals, so no loss can be called better.")
     if len(everywhere) == len(run.losses):
@@ -133,6 +135,8 @@ def headline(run: Run) -> Markup:
         names = listed([code(x) for x in everywhere], last="or")
         where = "any kind of data" if len(tops) > 1 else many
         others = "; every other loss is shown to be worse than another on at least one kind"
+        if _not_run(run):
+            others = "; of the others that ran on all of them, each is shown to be worse on one"
         named = others if len(tops) > 1 else ""
         return say("No loss is shown to be better than {} on {}{}.", names, where, named)
     often = {loss: sum(loss in top for top in tops) for loss in run.losses}
@@ -144,6 +148,16 @@ def headline(run: Run) -> Markup:
         max(often.values()),
         len(tops),
     )
+
+
+def _finished(row: Mapping) -> bool:
+    """Whether a training of it came to its end."""
+    return finite(row["return"]["mean"])
+
+
+def _not_run(run: Run) -> list[tuple[str, str]]:
+    """Losses and kinds of data of which there is no cell: the loss itself failed there."""
+    return [(x, kind) for x in run.losses for kind in run.kinds if (x, kind) not in run.rows]
 
 
 def findings(run: Run) -> list[tuple[str, Markup]]:
@@ -184,22 +198,31 @@ def findings(run: Run) -> list[tuple[str, Markup]]:
             add(topic, tied, count(len(best), "loss"), len(rows), listed(named, 4))
     if len(run.kinds) > 1 and (best := run.marked(None)):
         topic, named = "All data together:", listed([code(loss) for loss in best], 4)
-        if len(best) == 1:
+        if len(best) == 1 and _not_run(run):
+            add(topic, "of every loss that ran on all, but {}, a better one is shown.", named)
+        elif len(best) == 1:
             add(topic, "of every loss but {} a better one is shown.", named)
         else:
             tied = "{} of {} cannot be told apart: {}."
             add(topic, tied, count(len(best), "loss"), len(run.overall), named)
-    lines += _few(run)
+    if missing := _not_run(run):
+        named = listed([say("{} on {}", code(loss), kind) for loss, kind in missing], 12)
+        add("Not run:", "{}; what is said of every kind leaves those losses out.", named)
+    if any(_finished(row) for row in run.rows.values()):
+        lines += _few(run)
     if "sft" in run.losses:
-        alone = [f"{run.score(row)} on {k}" for k in run.kinds if (row := run.rows.get(("sft", k)))]
-        add("Imitation alone:", "sft, which never sees what was rejected, {}.", listed(alone, 12))
+        own = [(k, row) for k in run.kinds if (row := run.rows.get(("sft", k))) and _finished(row)]
+        alone = [f"{run.score(row)} on {k}" for k, row in own]
+        if alone:
+            told = "sft, which never sees what was rejected, {}."
+            add("Imitation alone:", told, listed(alone, 12))
     if ends := _chosen_side(run):
         add(
             "What is chosen",
             "in the data returns {}, with the noise that its agents acted with.",
             listed(ends, 12),
         )
-    measured = [r for r in run.rows.values() if finite(r["return"]["mean"])]
+    measured = [r for r in run.rows.values() if _finished(r)]
     # Where there is no interval, there is only the mean to go by.
     tops = {key: "high" if interval(r["score"]) else "mean" for key, r in run.rows.items()}
     below = [r for r in measured if r["score"][tops[r["loss"], r["data"]]] < run.zero]
@@ -269,8 +292,10 @@ def fell(run: Run, kind: str) -> dict[str, Markup]:
     """Which losses ended below the original agent, and what moved first; a paragraph each."""
     lines = {}
     for cell in run.cells_on(kind):
-        score = run.rows[cell["loss"], kind]["score"]["mean"]
-        if not finite(score) or score >= run.zero:
+        row = run.rows[cell["loss"], kind]
+        score = row["score"]["mean"]
+        # Of a loss that always diverged the score is the worst of the others.
+        if not _finished(row) or not finite(score) or score >= run.zero:
             continue
         curves, first = cell.get("curves") or {}, []
         for side in ("chosen", "rejected"):

@@ -8,10 +8,16 @@ import difflib
 from collections.abc import Mapping
 
 from torchmpo.objectives.formulas.ranges import interval
-from torchmpo.objectives.formulas.vocabulary import LEAVES, OPERATIONS, Expression, depth, size
+from torchmpo.objectives.formulas.vocabulary import (
+    LARGEST,
+    LEAVES,
+    OPERATIONS,
+    Expression,
+    depth,
+    size,
+)
 
 MOST_LETTERS, MOST_NODES, MOST_LEVELS = 20_000, 1000, 40
-LARGEST = 1e6  # of the constants
 _INFIX = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}
 _SYMBOLS = {"add": " + ", "sub": " - ", "mul": " * "}
 

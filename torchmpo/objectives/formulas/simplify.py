@@ -4,7 +4,7 @@ from typing import TypeGuard
 
 import torch
 
-from torchmpo.objectives.formulas.vocabulary import OPERATIONS, Expression
+from torchmpo.objectives.formulas.vocabulary import LARGEST, OPERATIONS, Expression
 
 
 def simplified(expression: Expression) -> Expression:
@@ -28,7 +28,8 @@ def _step(expression: tuple) -> Expression:
     name, *arguments = expression
     if all(isinstance(argument, float) for argument in arguments):
         values = [torch.tensor(argument, dtype=torch.float64) for argument in arguments]
-        return float(OPERATIONS[name].function(*values))
+        folded = float(OPERATIONS[name].function(*values))
+        return folded if abs(folded) <= LARGEST else expression
     a, b = arguments[0], arguments[-1]
     if name in _RULES:
         found = _RULES[name](a, b)
@@ -97,7 +98,7 @@ def _product(a: Expression, b: Expression) -> Expression | None:
     if a == 1.0 or a == -1.0:
         return b if a == 1.0 else ("neg", b)
     if isinstance(a, float):
-        if _is(b, "mul") and isinstance(b[1], float):
+        if _is(b, "mul") and isinstance(b[1], float) and abs(a * b[1]) <= LARGEST:
             return ("mul", a * b[1], b[2])
         if _is(b, "neg"):
             return ("mul", -a, b[1])

@@ -26,6 +26,7 @@ from torchmpo.losses.potentials import logit
 Expression: TypeAlias = float | str | tuple
 Interval: TypeAlias = tuple[float, float]
 
+LARGEST = 1e6  # of the constants
 LOGP: Interval = (-math.inf, 0.0)
 PROB: Interval = (0.0, 1.0)
 BOUNDED: Interval = (-1.0, 1.0)
@@ -74,7 +75,7 @@ def _margin(unit: str, ref: str = "") -> tuple[tuple[str, ...], str]:
     if not ref:
         return fields, code
     theirs = (f"ref_chosen_{unit}", f"ref_rejected_{unit}")
-    return fields + theirs, f"({code}) - ({' - '.join(theirs)})"
+    return fields + theirs, f"({code}) - ({' - '.join(theirs)}).detach()"
 
 
 def _length(side: str) -> Leaf:
@@ -83,7 +84,8 @@ def _length(side: str) -> Leaf:
 
 
 def _one(group: str, field: str, latex: str, slopes: tuple[int, int]) -> Leaf:
-    return Leaf(group, (field,), field, latex, LOGP, slopes)
+    code = f"{field}.detach()" if group == "reference" else field  # no gradient reaches it
+    return Leaf(group, (field,), code, latex, LOGP, slopes)
 
 
 LEAVES: dict[str, Leaf] = {
@@ -148,8 +150,12 @@ OPERATIONS: dict[str, Operation] = {
     "exp": Operation((LOGP,), PROB, torch.exp, "torch.exp({0})", "e^{{{0}}}"),
     "log_odds": Operation((LOGP,), REAL, logit, "log_odds({0})", r"\operatorname{{logodds}}({0})"),
     "complement": Operation((PROB,), PROB, lambda a: 1 - a, "(1 - {0})", "(1 - {0})"),
-    "log1p": Operation(
-        (NON_NEGATIVE,), NON_NEGATIVE, torch.log1p, "torch.log1p({0})", r"\log(1 + {0})"
+    "log1p": Operation(  # of what is never negative, but for densities above 1
+        (NON_NEGATIVE,),
+        NON_NEGATIVE,
+        lambda a: torch.log1p(a.clamp(min=0)),
+        "torch.log1p(({0}).clamp(min=0))",
+        r"\log(1 + {0})",
     ),
     "sigmoid": Operation((REAL,), PROB, torch.sigmoid, "torch.sigmoid({0})", r"\sigma({0})"),
     "tanh": Operation((REAL,), BOUNDED, torch.tanh, "torch.tanh({0})", r"\tanh({0})"),
@@ -173,7 +179,8 @@ OPERATIONS: dict[str, Operation] = {
 
 def leaf_values(name: str, values: dict[str, Tensor]) -> Tensor:
     """A leaf of a batch, from the fields that it names."""
-    fields = [values[field] for field in LEAVES[name].fields]
+    names = LEAVES[name].fields
+    fields = [values[n].detach() if n.startswith("ref_") else values[n] for n in names]
     if name.endswith("_min"):
         logps, mask = fields
         return torch.where(mask.bool(), logps, torch.inf).amin(-1)
