@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchmpo.early_warning import CHOSEN_FALL, check_threshold, fall_warning
 from torchmpo.losses.divergence import InDivergence
-from torchmpo.metrics import implicit_rewards, preference_metrics
+from torchmpo.metrics import divides, implicit_rewards, preference_metrics
 from torchmpo.objectives.balance import Balanced
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.inputs import PairLogps, made_up
@@ -414,7 +414,7 @@ def _pair_of_batch(logps: Tensor, mask: Tensor, ref: Any, progress: float) -> Pa
 
 
 def _pair(objective: Bound, unit: str, logps: Logps) -> PairLogps:
-    if unit == "mean" and _divides(objective):
+    if unit == "mean" and divides(objective):
         if isinstance(objective.source, InDivergence):
             raise ValueError(
                 f"{objective.name} takes the divergence of sums and divides then: pass unit='sum'"
@@ -424,12 +424,6 @@ def _pair(objective: Bound, unit: str, logps: Logps) -> PairLogps:
         sums = dict(zip(_FIELDS["sum"], logps, strict=True))
         return PairLogps(**sums, chosen_lengths=ones, rejected_lengths=ones)
     return PairLogps(**dict(zip(_FIELDS[unit], logps, strict=True)))
-
-
-def _divides(objective: Bound) -> bool:
-    return isinstance(objective, Objective) and (
-        objective.hyper.get("reduction") == "mean" and "chosen_lengths" in objective.inputs
-    )
 
 
 def _missing(objective: Bound, unit: str) -> list[str]:

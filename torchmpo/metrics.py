@@ -125,8 +125,8 @@ def implicit_rewards(
 
 def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) -> Tensor:
     hyper = objective.hyper if isinstance(objective, Objective) else {}
-    policy = _logps(objective, hyper, pair, side)
-    ref = _logps(objective, hyper, pair, f"ref_{side}") if objective.needs_reference else None
+    policy = _logps(objective, pair, side)
+    ref = _logps(objective, pair, f"ref_{side}") if objective.needs_reference else None
     if ref is not None:
         same_shape(**{side: policy, f"ref_{side}": ref})
     phi_inv = _phi_inv(objective, hyper, pair)
@@ -142,30 +142,30 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
     if name in _EXCEPTIONS:
         return _EXCEPTIONS[name](score, hyper)
     if isinstance(source, InDivergence):
-        lengths = getattr(pair, f"{side}_lengths") if _divides(objective, hyper) else 1
+        lengths = getattr(pair, f"{side}_lengths") if divides(objective) else 1
         derivative = f_derivative(source.divergence, hyper.get("divergence_alpha", 0.5))
         score = derivative(score * lengths) / lengths  # of sums, as in the loss
     return hyper.get("beta", 1.0) * score
 
 
-def _logps(
-    objective: Objective | MirrorObjective, hyper: dict[str, Any], pair: PairLogps, who: str
-) -> Tensor:
+def _logps(objective: Objective | MirrorObjective, pair: PairLogps, who: str) -> Tensor:
     """The log-probabilities in the unit that the loss compares."""
     order = ("rejected_logps", "rejected_mean_logps", "chosen_logps", "chosen_mean_logps")
     first = next((name for name in order if name in objective.inputs), "rejected_logps")
     field = f"{who}_{first.partition('_')[2]}"
     logps = _required(objective, pair, field)
-    if _divides(objective, hyper):
+    if divides(objective):
         lengths = _required(objective, pair, f"{who.removeprefix('ref_')}_lengths")
         same_shape(**{field: logps, "lengths": lengths})
         return logps / lengths
     return logps
 
 
-def _divides(objective: Objective | MirrorObjective, hyper: dict[str, Any]) -> bool:
+def divides(objective: Objective | MirrorObjective) -> bool:
     """Whether the loss is given sums and divides them by lengths."""
-    return hyper.get("reduction") == "mean" and "chosen_lengths" in objective.inputs
+    return isinstance(objective, Objective) and (
+        objective.hyper.get("reduction") == "mean" and "chosen_lengths" in objective.inputs
+    )
 
 
 def _required(objective: Objective | MirrorObjective, pair: PairLogps, field: str) -> Tensor:

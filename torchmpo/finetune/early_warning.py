@@ -119,7 +119,7 @@ class EarlyWarning(Callback):
         module.policy.train(training)
         means = logps / (batch["labels"][:, 1:] != -100).sum(-1).clamp(min=1)
         if "desirable" in batch:  # a process may have none
-            return means[batch["desirable"] > 0.5]
+            return means[batch["desirable"].bool()]
         return means[: len(batch["index"])]
 
     def state_dict(self) -> dict[str, Any]:
