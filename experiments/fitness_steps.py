@@ -7,8 +7,9 @@ The search of ``search_study.py`` compares two opposite perturbations of its cen
 of two policies. Here pairs of such policies run many more episodes than a search can afford, so
 that it is known which of the two is better and by how much; and what their first T steps say of it,
 in n episodes, is told by numbers: the share R² of the variance of true differences that is
-explained. A finished centre is a file; a second start goes on. The plan is in
-``experiments/HISTORY.md``.
+explained. The report also says what racing could save, which stops a pair as soon as it is told who
+is better: how many pairs are told by a few episodes. A finished centre is a file; a second start
+goes on. The plan is in ``experiments/HISTORY.md``.
 """
 
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import search_study as study
 import torch
 from command_lines import results_folder, study_parser
+from scipy import stats
 
 from torchmpo.control.grids import RATE
 from torchmpo.control.testbed import prepare
@@ -31,6 +33,7 @@ PAIRS, EPISODES = 32, 64
 TODAY, CHOSEN = (1000, 16), (250, 32)  # steps, episodes
 EVALUATION = 0.58  # of the processor time of a generation of the default search
 DRAWS = 2000  # of pairs with replacement, for an interval
+LOOKS, CONFIDENCE = (4, 8, 16), 0.95  # after how many episodes a race would ask, and how sure it is
 
 
 def sums_of(testbed, policies, episodes, seeds):
@@ -118,6 +121,20 @@ def explained(differences, k, episodes):
     return covariance(k, -1) ** 2 / (whole * (covariance(k, k) + noise))
 
 
+def told(differences, episodes):
+    """Share of pairs of which so many whole episodes tell the better policy, by a t test.
+
+    Every run of ``episodes`` is one trial. Where two policies are alike, ``1 − CONFIDENCE`` of the
+    trials tell them apart nevertheless.
+
+    Args:
+        differences: ``[pairs, episodes, len(STEPS)]``.
+    """
+    whole = differences[:, : differences.shape[1] // episodes * episodes, -1]
+    trials = whole.reshape(-1, episodes)
+    return (stats.ttest_1samp(trials, 0, axis=1).pvalue < 1 - CONFIDENCE).mean()
+
+
 def cost(steps, k, episodes):
     """Of a generation, in generations of the default search."""
     physics = episodes * steps[k] / (TODAY[1] * steps[-1])
@@ -146,6 +163,10 @@ def report(args):
                 share = explained(all_pairs, k, n), cost(found["steps"], k, n)
                 words.append(f"n {n:>2}: {share[0]:.2f} at {share[1]:.2f}")
             yield f"  T {last:>4}  {'   '.join(words)}"
+        looks = "   ".join(
+            f"{n:>2}: {told(all_pairs, n):.3f}" for n in LOOKS if n <= all_pairs.shape[1]
+        )
+        yield f"  pairs told apart at {CONFIDENCE:.0%} after so many whole episodes   {looks}"
         ratios = []
         for _ in range(DRAWS):
             rows = random.integers(len(all_pairs), size=len(all_pairs))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from torchmpo.control.policy import GaussianPolicy
 
@@ -111,6 +112,17 @@ def test_what_short_episodes_explain_is_told_without_the_noise_of_long_ones():
     steps = [float(last) for last in module.STEPS]
     assert module.cost(steps, len(steps) - 1, 16) == pytest.approx(1)
     assert module.cost(steps, short, 32) == pytest.approx(1 - module.EVALUATION / 2)
+
+
+def test_how_many_pairs_a_race_would_stop():
+    """By chance where members are alike, by the power of a t test where they are not."""
+    module, random = study("fitness_steps"), np.random.default_rng(0)
+    noise = random.normal(0, 900, (4000, 64, len(module.STEPS)))
+    assert module.told(noise, 8) == pytest.approx(0.05, abs=0.005)
+    apart = noise + 900 * random.choice([-1, 1], (4000, 1, 1))  # one standard deviation
+    power = 1 - stats.nct.cdf(stats.t.ppf(0.975, 7), 7, 8**0.5)  # the other tail is 1e-6
+    assert module.told(apart, 8) == pytest.approx(power, abs=0.01)
+    assert module.told(apart[:, :12], 8) == pytest.approx(power, abs=0.02)  # one trial of a pair
 
 
 def test_a_number_explains_what_it_shares_with_the_true_difference():
