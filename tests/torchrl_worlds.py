@@ -11,12 +11,15 @@ from worlds import HIGH, LOW, start
 class RL(EnvBase):
     """TorchRL's, alone or so many."""
 
+    bounded = True
+
     def __init__(self, batch_size=()):
         super().__init__(batch_size=batch_size)
         shape = self.batch_size
         low, high = (torch.from_numpy(bound).expand(*shape, 2) for bound in (LOW, HIGH))
         self.observation_spec = Composite(observation=Unbounded((*shape, 2)), shape=shape)
-        self.action_spec = Bounded(low, high, (*shape, 2))
+        own = Bounded(low, high, (*shape, 2))
+        self.action_spec = own if self.bounded else Unbounded((*shape, 2))
         self.reward_spec = Unbounded((*shape, 1))
         self.done_spec = Composite(
             done=Binary(1, shape=(*shape, 1), dtype=torch.bool),
@@ -49,3 +52,17 @@ def rl():
 
 def rl_batch(num_envs):
     return RL((num_envs,))
+
+
+class Free(RL):
+    """The same with actions of any size."""
+
+    bounded = False
+
+
+def free():
+    return Free()
+
+
+def free_batch(num_envs):
+    return Free((num_envs,))

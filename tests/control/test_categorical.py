@@ -9,6 +9,7 @@ from torchmpo.control.categorical import CategoricalPolicy
 from torchmpo.control.inner_loop import InnerConfig, train_policies
 from torchmpo.control.policy import GaussianPolicy, save_policy, stack_policies
 from torchmpo.objectives.resolve import resolve
+from torchmpo.runs.errors import UserError
 
 
 @pytest.fixture
@@ -17,6 +18,14 @@ def policy():
     own = CategoricalPolicy(5, 3, (16,), std=0.3, bins=7)
     torch.nn.init.normal_(own.residual.weight)
     return own
+
+
+def test_with_one_motor_it_is_no_gaussian():
+    """Whose tokens are whole steps, so that their number does not tell the two apart."""
+    own = CategoricalPolicy(5, 1, (16,), bins=7)
+    params = stack_policies(own.trainable(), 1)
+    with pytest.raises(UserError, match="which a categorical policy does not supply"):
+        train_policies(own, params, resolve("wpo"), {}, make_data(), InnerConfig(), 0)
 
 
 def test_log_probabilities_are_those_of_torch(policy):

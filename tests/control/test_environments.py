@@ -11,14 +11,17 @@ import pytest
 import torch
 import worlds
 from gymnasium.envs import registration
+from gymnasium.spaces import Box
 from tensordict import TensorDict
 from torch.testing import assert_close
 
-from torchmpo.control import environments
+from torchmpo.control import environments, pools
 from torchmpo.control.environments import digest, make_environment, sizes, stepped_one_by_one
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.returns import evaluate_policies
+from torchmpo.control.tasks import spaces_of_gymnasium
+from torchmpo.control.testbed import TestbedConfig, prepare
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.seeding import generator
 from torchmpo_envs import Hopper, Walker2d
@@ -88,6 +91,41 @@ def test_a_batch_of_torchrl_has_starts_of_its_own_that_seeds_decide():
     assert len(state.unique()) == 8
     first = env.env.seed
     assert_close(state, torch.tensor(np.stack([worlds.start(first + i) for i in range(4)])))
+
+
+@pytest.mark.parametrize("task", ["torchrl_worlds:free", "torchrl_worlds:free_batch"])
+def test_an_action_without_a_range_is_passed_on_as_it_is(task):
+    """TorchRL writes no range as one that ends at the largest number."""
+    env = make(task, 2, max_steps=20)
+    begin = env.start_states(2, generator(0))
+    before = env.reset(TensorDict({"start_state": begin}, [2]))
+    action = torch.tensor([[0.5, -0.25], [3.0, 0.0]])
+    after = env.step(before.set("action", action))["next", "observation"]
+    assert_close(after - before["observation"], 0.5 * (action - 0.25), rtol=0, atol=1e-6)
+
+
+def test_the_end_of_a_range_is_the_largest_number_only_if_there_is_none():
+    largest = float(np.finfo(np.float32).max)
+    actions = Box(np.array([-largest, -1, -np.inf], np.float32), np.float32(largest), (3,))
+    spaces = spaces_of_gymnasium("mine", Box(-1, 1, (2,)), actions)
+    assert spaces.low.tolist() == [-np.inf, -1, -np.inf]
+    assert spaces.high.tolist() == [np.inf] * 3
+    spaces = spaces_of_gymnasium("mine", Box(-1, 1, (2,)), Box(-3, 3, (2,), np.int64))
+    assert spaces.low.tolist() == [-3, -3]
+
+
+def test_a_pool_is_made_with_as_many_processes_as_were_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def make_nothing(*_, num_threads, **settings):
+        asked.append(num_threads)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pools, "make_environment", make_nothing)
+    config = TestbedConfig(PoolConfig(pairs=2, max_steps=5), num_threads=3, cache_dir=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        prepare([config])
+    assert asked == [3]
 
 
 def test_the_number_of_processes_changes_no_bit():
@@ -164,6 +202,9 @@ def test_robots_that_are_gymnasiums_step_by_step_are_batched(name, robot):
     assert not stepped_one_by_one(f"gymnasium:{name}")
     limits = [make(f"gymnasium:{name}", 1, max_steps=steps).max_steps for steps in (900, 1500)]
     assert limits == [900, 1000]  # which is registered with the id
+    message = f"episode_steps must be at most 1000, where gymnasium:{name} ends; got 1001"
+    with pytest.raises(UserError, match=message):
+        PoolConfig(task=f"gymnasium:{name}", max_steps=1001)
 
 
 def test_a_robot_of_ours_by_its_id_of_gymnasium_is_stepped_in_a_batch():

@@ -139,7 +139,15 @@ def test_discrete_actions_are_refused(sb3):
 
 @pytest.mark.parametrize("end", [[], [nn.Tanh()]])
 @pytest.mark.parametrize(
-    "activation", [nn.Tanh, lambda: nn.ReLU(inplace=True), nn.ELU, nn.GELU, nn.SiLU]
+    "activation",
+    [
+        nn.Tanh,
+        lambda: nn.ReLU(inplace=True),
+        nn.ELU,
+        lambda: nn.ELU(inplace=True),
+        nn.GELU,
+        nn.SiLU,
+    ],
 )
 def test_a_plain_network(end, activation):
     torch.manual_seed(0)

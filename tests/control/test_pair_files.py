@@ -12,7 +12,8 @@ from torchmpo.control.pair_files import read_pair_file
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.preferences import PreferenceDataset, preference_data
 from torchmpo.control.rounds import Rounds
-from torchmpo.control.testbed import TestbedConfig, prepare, prepare_fresh
+from torchmpo.control.testbed import TestbedConfig, configure, prepare, prepare_fresh
+from torchmpo.evolve.settings import EvolveConfig
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.errors import UserError
 
@@ -242,6 +243,29 @@ def test_training_on_a_file(tmp_path, monkeypatch):
     [again] = prepare_fresh([bed], 5)
     assert torch.equal(again.dataset.chosen, bed.dataset.chosen)
     assert not (tmp_path / "none").exists()  # no pool was built
+
+
+def test_a_file_has_as_many_pairs_as_it_has(tmp_path):
+    """Whatever the setting says, which is of pairs that are made."""
+    path = tmp_path / "own.npz"
+    PreferenceDataset.from_trajectories(TRAJECTORIES, [(0, 1), (1, 2), (2, 3), (3, 0)]).save(path)
+    few = EvolveConfig(pairs=2, minibatch_pairs=4, learning_rate=1e-3)
+    assert len(prepare([configure(few, str(path), 1)])[0].dataset) == 4
+    parted = EvolveConfig(pairs=2, minibatch_pairs=2, rounds=2, learning_rate=1e-3)
+    assert configure(parted, str(path), 1).on(f"{path}+noisy:1").rounds.count == 2
+    with pytest.raises(UserError, match="must be at least minibatch_pairs"):
+        configure(few, "base", 1)
+    with pytest.raises(UserError, match="4 pairs in 4 rounds are too few for updates of 2"):
+        prepare([configure(replace(parted, rounds=4), str(path), 1)])
+
+
+def test_what_is_compared_begins_at_one_step(tmp_path):
+    made = PreferenceDataset.from_trajectories(TRAJECTORIES, [(0, 1), (0, 2)])
+    begins = torch.tensor([1, 1, 1, 0])
+    replace(made, begins=begins).save(tmp_path / "own.npz")
+    begins[2] = 0
+    with pytest.raises(UserError, match=r"begins must be the same .* in pair 1 they are not"):
+        replace(made, begins=begins).save(tmp_path / "other.npz")
 
 
 def test_another_content_is_other_data(tmp_path):

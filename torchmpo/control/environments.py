@@ -131,10 +131,7 @@ def make_environment(
     if task in TASKS:
         return TASKS[task](num_envs, integrator=integrator, **settings)
     if task in BATCHED:
-        import gymnasium
-
-        limit = gymnasium.spec(task.removeprefix(GYMNASIUM)).max_episode_steps  # as of other ids
-        settings["max_steps"] = min(max_steps, limit or max_steps)
+        settings["max_steps"] = min(max_steps, time_limit(task) or max_steps)  # as of other ids
         return BATCHED[task](num_envs, integrator="RK4", **settings)
     make = maker(task)
     if not makes_batches(make):
@@ -145,6 +142,15 @@ def make_environment(
     except Exception as error:
         raise own_code_raised(task, error) from error
     return _adapted(task, made, num_envs, max_steps)
+
+
+def time_limit(task: str) -> int | None:
+    """After how many steps an episode of a batch of Gymnasium's is over, as its id says."""
+    if task not in BATCHED:
+        return None
+    import gymnasium
+
+    return gymnasium.spec(task.removeprefix(GYMNASIUM)).max_episode_steps
 
 
 def simulations(task: str) -> int:

@@ -7,6 +7,7 @@ and no other library is imported. What comes out can be saved by
 to 1: the mean of a policy that acts in another range is rescaled, exactly.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ def _statistics(normalize: Any) -> dict[str, Any]:
 
 def _plain(layer: nn.Module) -> bool:
     """Whether an activation has the settings that torch gives it."""
-    return str(layer).replace("inplace=True", "") == str(type(layer)())
+    return re.sub("(, )?inplace=True", "", str(layer)) == str(type(layer)())
 
 
 def _rescaled(policy: GaussianPolicy, low: Any, high: Any) -> GaussianPolicy:
@@ -177,7 +178,7 @@ def _rescaled(policy: GaussianPolicy, low: Any, high: Any) -> GaussianPolicy:
         torch.as_tensor(bound, dtype=torch.float32).expand(policy.action_size)
         for bound in (low, high)
     ]
-    bounded = bounds[0].isfinite() & bounds[1].isfinite()
+    bounded = (bounds[1] - bounds[0]).isfinite()  # ± the largest float32 is no range either
     half = torch.where(bounded, (bounds[1] - bounds[0]) / 2, 1.0)
     middle = torch.where(bounded, (bounds[1] + bounds[0]) / 2, 0.0)
     if not bool((half > 0).all()):

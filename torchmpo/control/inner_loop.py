@@ -542,7 +542,7 @@ def _rates(
 
 def _population(policy, init_params: Params, objective, objective_params, seed, data) -> int:
     """P, if everything agrees on it and the objective can be served."""
-    check_inputs(objective, "gaussian" if policy.tokens == 1 else "categorical")
+    check_inputs(objective, "categorical" if "bins" in policy.architecture() else "gaussian")
     want = {name: tuple(value.shape) for name, value in policy.trainable().items()}
     have = {name: tuple(value.shape[1:]) for name, value in init_params.items()}
     if want != have:

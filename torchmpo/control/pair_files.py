@@ -129,6 +129,14 @@ def checked_arrays(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise UserError(f"pair {int(same.nonzero()[0])} compares a trajectory with itself")
     if "lists" in found:
         _check_lists(found)
+    if "begins" in found:
+        ranked = found.get("lists", torch.stack([found["chosen"], found["rejected"]], 1))
+        begins = found["begins"][ranked]
+        if bool((apart := (begins != begins[:, :1]).any(1)).any()):
+            raise UserError(
+                f"begins must be the same for all that are compared: in pair "
+                f"{int(apart.nonzero()[0])} they are not"
+            )
     probs = found.get("preference_probs")
     if probs is not None and not bool(((probs >= 0) & (probs <= 1)).all()):
         raise UserError("preference_probs must be between 0 and 1")

@@ -32,6 +32,7 @@ from torchmpo.control.environments import (
     digest,
     make_environment,
     simulations,
+    time_limit,
 )
 from torchmpo.control.forks import Fork, by_start, fork_step
 from torchmpo.control.minari_pairs import minari_rows
@@ -94,6 +95,11 @@ class PoolConfig:
         if self.pairs < 1 or self.max_steps < 1:
             raise UserError(
                 f"pairs and max_steps must be at least 1; got {self.pairs} and {self.max_steps}"
+            )
+        if (limit := time_limit(self.task)) is not None and self.max_steps > limit:
+            raise UserError(
+                f"episode_steps must be at most {limit}, where {self.task} ends; "
+                f"got {self.max_steps}"
             )
         if not self.behaviour_std > 0:
             raise UserError(f"behaviour_std must be positive; got {self.behaviour_std}")
@@ -159,11 +165,15 @@ class PoolConfig:
 
 
 def pool_of(
-    config: PoolConfig, *, cache_dir: str | Path | None = None, progress: bool = True
+    config: PoolConfig,
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    num_threads: int = 0,
 ) -> dict[str, Tensor]:
     """The trajectories of :class:`PreferenceDataset`, by its names: ``config.rows`` rows.
 
-    Of a file, also its pairs.
+    Of a file, also its pairs. ``num_threads`` is as of :func:`make_environment`.
 
     Raises:
         UserError: a damaged store or file, or too little disk.
@@ -175,7 +185,7 @@ def pool_of(
     folder = pool_folder(config, cache_dir)
     if not folder.exists():
         check_space([config], cache_dir)
-        _build(config, folder, progress)
+        _build(config, folder, progress, num_threads)
     return _load(folder)
 
 
@@ -185,7 +195,7 @@ def pool_folder(config: PoolConfig, cache_dir: str | Path | None = None) -> Path
     return Path(cache_dir or default) / config.key()
 
 
-def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
+def _build(config: PoolConfig, folder: Path, progress: bool, num_threads: int) -> None:
     """Roll the agents out and leave a complete pool at ``folder``, or nothing there."""
     from tensordict import MemoryMappedTensor
     from tqdm import tqdm
@@ -214,7 +224,7 @@ def _build(config: PoolConfig, folder: Path, progress: bool) -> None:
             order, batch = by_start(config.pairs, each), batch - batch % each
             fork = Fork(fork_step(config.fork, config.max_steps), each)
         settings = {"integrator": config.integrator, "max_steps": config.max_steps}
-        env = make_environment(config.task, batch, **settings)
+        env = make_environment(config.task, batch, num_threads=num_threads, **settings)
         start = env.start_states(config.pairs, generator(config.seed, "start states"))
         bar = tqdm(total=count, desc=f"{config.task} trajectories", disable=not progress)
         with bar:

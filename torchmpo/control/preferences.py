@@ -78,7 +78,7 @@ class PreferenceDataset:
 
     @property
     def simulated_steps(self) -> int:
-        """Steps of the trajectories that are compared, what they share counted once."""
+        """Steps of the trajectories that are compared; what a pair or list shares, once for it."""
         ranked = self.ranked
         shared = self.first[ranked[:, 0]].sum()
         return int(self.counted[ranked.unique()].sum() + shared)

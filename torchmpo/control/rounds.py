@@ -104,9 +104,14 @@ class Rounds:
         """How many pairs each round has."""
         return [pairs // self.count + (k < pairs % self.count) for k in range(self.count)]
 
-    def check(self, pairs: int, minibatch: int, data: str = "base") -> None:
+    def check(self, pairs: int | None, minibatch: int, data: str = "base") -> None:
         """Refuse rounds of fewer pairs than an update has, self-play on lists and forks, and a
         judge whose temperature is in levels of noise, which own trajectories do not have.
+
+        Args:
+            pairs: how many there are; None where only a file can tell, which is not read yet.
+            minibatch: pairs of an update.
+            data: the kind of data.
 
         Raises:
             UserError: they are, or ``data`` has lists or forks, or such a judge.
@@ -124,6 +129,8 @@ class Rounds:
             raise UserError(
                 "loop spin compares trajectories that share no beginning: leave fork out"
             )
+        if pairs is None:
+            return
         least = self.labels(pairs)[-1] // (2 if self.loop == "extragradient" else 1)
         if self.count > 1 and least < minibatch:
             raise UserError(

@@ -166,7 +166,7 @@ def spaces_of_gymnasium(task: str, observations: Any, actions: Any) -> Spaces:
             f"task {task!r} has actions of {actions}: policies here act by real numbers (Box)"
         )
     _flattened(task, observations)
-    low, high = (np.asarray(b, np.float64).reshape(-1) for b in (actions.low, actions.high))
+    low, high = (_ends(bound) for bound in (actions.low, actions.high))
     return Spaces(flatdim(observations), low, high)
 
 
@@ -233,11 +233,18 @@ def spaces_of_torchrl(task: str, env: Any, count: int) -> tuple[list[Any], Space
     space = action.space
     bounds = [getattr(space, end, None) for end in ("low", "high")]
     low, high = (
-        np.full(actions, limit) if bound is None else _first(bound, actions)
+        np.full(actions, limit) if bound is None else _ends(bound.cpu())[:actions]
         for bound, limit in zip(bounds, (-np.inf, np.inf), strict=True)
     )
     return names, Spaces(size, low, high)
 
 
-def _first(bound: Any, actions: int) -> np.ndarray:
-    return np.asarray(bound.cpu(), np.float64).reshape(-1)[:actions]
+def _ends(bound: Any) -> np.ndarray:
+    """The ends of ranges, flat: infinite where they are the largest number of their type, by which
+    TorchRL says that there are none.
+    """
+    bound = np.asarray(bound)
+    ends = bound.astype(np.float64).reshape(-1)
+    if not np.issubdtype(bound.dtype, np.floating):
+        return ends
+    return np.where(np.abs(ends) >= np.finfo(bound.dtype).max, np.copysign(np.inf, ends), ends)

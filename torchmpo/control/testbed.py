@@ -26,6 +26,7 @@ from torchmpo.control.grids import DEFAULT_RATE
 from torchmpo.control.inner_loop import InnerConfig, OnEpoch, train_policies
 from torchmpo.control.kinds import parse_kind
 from torchmpo.control.member_steps import warn_of_slow_precision
+from torchmpo.control.pair_files import file_of
 from torchmpo.control.policy import GaussianPolicy, stack_policies
 from torchmpo.control.pools import PoolConfig, pool_of
 from torchmpo.control.preferences import PreferenceDataset, choose_pairs
@@ -104,7 +105,7 @@ class TestbedConfig:
         Raises:
             UserError: the loop of its rounds does not suit these data.
         """
-        self.rounds.check(self.pool.pairs, self.inner.minibatch_pairs, data)
+        self.rounds.check(_known_pairs(self.pool, data), self.inner.minibatch_pairs, data)
         return replace(self, data=data)
 
     @property
@@ -346,7 +347,8 @@ def _from_pools(configs: Sequence[TestbedConfig]) -> Tensors:
     found = {}
     for key, config in {config.data_pool.key(): config for config in configs}.items():
         show = sys.stderr.isatty()
-        pool = pool_of(config.data_pool, cache_dir=config.cache_dir, progress=show)
+        own: dict[str, Any] = {"cache_dir": config.cache_dir, "num_threads": config.num_threads}
+        pool = pool_of(config.data_pool, progress=show, **own)
         found |= {f"{key}/{name}": value for name, value in pool.items()}
     return found
 
@@ -420,10 +422,11 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         )
     names_of_rounds = ("reference_refresh", "loop", "extrapolation", "replay")
     rounds = Rounds(settings.rounds, **{n: getattr(settings, n) for n in names_of_rounds})
-    rounds.check(pool.pairs, settings.minibatch_pairs, data)
-    if pool.pairs < settings.minibatch_pairs:
+    pairs = _known_pairs(pool, data)
+    rounds.check(pairs, settings.minibatch_pairs, data)
+    if pairs is not None and pairs < settings.minibatch_pairs:
         raise UserError(
-            f"pairs ({pool.pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"
+            f"pairs ({pairs}) must be at least minibatch_pairs ({settings.minibatch_pairs})"
         )
     names = {f.name for f in fields(InnerConfig)} - {"sft_epochs", "pairs_per_epoch"}
     training = {name: getattr(settings, name) for name in names}
@@ -446,6 +449,11 @@ def configure(settings: TestbedSettings, data: str, num_threads: int) -> Testbed
         cache_dir=settings.cache_dir,
         rounds=rounds,
     )
+
+
+def _known_pairs(pool: PoolConfig, data: str) -> int | None:
+    """How many pairs there will be; None of a file, which has its own and is not read yet."""
+    return None if file_of(data)[0] else pool.pairs
 
 
 def _check_agents(pool: PoolConfig, num_threads: int) -> None:
