@@ -68,7 +68,7 @@ def read(folders: list[Path]) -> Cells:
 
 
 def _first_epoch(cell: Mapping) -> dict[str, float]:
-    """The rules on the median seed; −∞ where it has diverged by then."""
+    """The rules on the median of the seeds that go on; −∞ where all have diverged by then."""
     curves = {k: np.array(cell["curves"][k], dtype=float) for k in ("chosen", "rejected")}
     begin = 10 if _has_reference(cell["loss"]) else 0
     ends = [np.nanmedian(curves[k][:, e]) for k in curves for e in (begin, begin + 1)]

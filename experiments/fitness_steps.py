@@ -122,10 +122,10 @@ def explained(differences, k, episodes):
 
 
 def told(differences, episodes):
-    """Share of pairs of which so many whole episodes tell the better policy, by a t test.
+    """Share of trials that tell the two policies of a pair apart, rightly or wrongly, by a t test.
 
-    Every run of ``episodes`` is one trial. Where two policies are alike, ``1 − CONFIDENCE`` of the
-    trials tell them apart nevertheless.
+    Every run of so many whole episodes is one trial. Where two policies are alike, ``1 −
+    CONFIDENCE`` of the trials tell them apart nevertheless.
 
     Args:
         differences: ``[pairs, episodes, len(STEPS)]``.

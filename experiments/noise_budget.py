@@ -208,9 +208,10 @@ def arithmetic_share(args, scores):
     """By rate, what another arithmetic changes beside what another stream changes.
 
     Returns:
-        name → rate → standard deviations over streams of the change of a policy's mean return, and
-        of the mean return itself, both pooled over the losses; and the mean change with its
-        standard error. Of what is finished.
+        name → rate → the root mean square of the change of a policy's mean return, over √2, since
+        two arithmetics differ by the noise of both; the standard deviation over streams of the mean
+        return itself; both pooled over the losses; and the mean change with its standard error. Of
+        what is finished.
     """
     found = {}
     for name in ARITHMETIC:

@@ -80,12 +80,7 @@ def tau_interval(scores, theirs, kind):
     """
     column = {key: np.array(found) for key, found in scores.items() if key[1] == kind}
     worst = min(np.nanmin(found) for found in column.values() if np.isfinite(found).any())
-    # Of a loss that diverged at every setting no seed was trained.
-    none = np.full(max(map(len, column.values())), np.nan)
-    column = {
-        key: np.nan_to_num(found if len(found) else none, nan=worst)
-        for key, found in column.items()
-    }
+    column = {key: np.nan_to_num(found, nan=worst) for key, found in column.items()}
     random = np.random.default_rng(derive_seed(0, "paper differences", kind))
     draws = {
         key: interquartile_mean(random.choice(found, (RESAMPLES, len(found))))
@@ -119,8 +114,9 @@ def report(out):
             within = "as" if SFT[0] <= sft <= SFT[1] else "not as"
             words.append(f"sft on base {sft:.2f}, {within} the paper's")
         words += [f"{k} {t:.2f} [{a:.2f}, {b:.2f}]" for k, (t, a, b) in taus.items()]
-        if lost := [f"{loss} on {kind}" for (loss, kind), own in scores.items() if not len(own)]:
-            words.append(f"diverged at every setting: {', '.join(lost)}")
+        lost = [key for key, own in scores.items() if np.isnan(own).all()]
+        if lost := [f"{loss} on {kind}" for loss, kind in lost]:
+            words.append(f"no seed finished: {', '.join(lost)}")
         agreeing = sum(tau >= LEAST_TAU for tau, _, _ in taus.values())
         words.append(f"τ ≥ {LEAST_TAU} in {agreeing} of {len(taus)} finished columns")
         yield "; ".join(words).replace("-", "−")

@@ -54,20 +54,16 @@ def name_of(arm, seed):
     return f"{arm}, seed {seed}"
 
 
-def returns(arm, seed, args):
-    """Of an arm, of what the study's search found, or of its rival; None if not finished."""
-    name = RIVAL if arm == RIVAL else name_of(arm, seed)
-    path = args.out / f"final__{name.replace(' ', '_')}.json"
-    return json.loads(path.read_text())["returns"] if path.exists() else None
-
-
 def differences(arm, other, args):
-    """Seed of the search → an arm minus another, paired by data set, where both are finished."""
-    found = {}
+    """Seed of the search → an arm minus another, paired by data set, where both are finished.
+
+    A training that diverged counts as the worst that anyone finished.
+    """
+    scores, found = study.finals(args), {}
     for seed in study.SEARCHES:
-        ours, theirs = returns(arm, seed, args), returns(other, seed, args)
-        if ours and theirs:
-            found[seed] = study.difference({arm: ours, other: theirs}, arm, other)
+        pair = [name if name == RIVAL else name_of(name, seed) for name in (arm, other)]
+        if scores.keys() >= set(pair):
+            found[seed] = study.difference(scores, *pair)
     return found
 
 

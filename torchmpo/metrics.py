@@ -109,18 +109,42 @@ def implicit_rewards(
     >>> [x.tolist() for x in implicit_rewards(resolve("dpo", beta=0.5), pair)]
     [[2.0], [-3.0]]
     """
-    source = objective.source if isinstance(objective, Objective) else None
-    if isinstance(objective, Objective) and isinstance(source, WeightedSum):
-        name, loss = next(iter(source.parts.items()))
-        objective = Objective(loss, name=name, **source.own_hyper(name, objective.hyper))
-    if isinstance(objective, Objective) and isinstance(source, LikelihoodWeighted):
-        name = objective.name.partition("@")[0]
-        objective = Objective(source.loss, name=name, **objective.hyper)
+    objective = rewarding(objective)
     with torch.no_grad():
         chosen = _reward(objective, pair, "chosen")
         rejected = _reward(objective, pair, "rejected")
     same_shape(chosen_rewards=chosen, rejected_rewards=rejected)
     return chosen.detach(), rejected.detach()
+
+
+def rewarding(objective: Objective | MirrorObjective) -> Objective | MirrorObjective:
+    """The loss whose unit and β are those of a response's reward: the first one of a sum, and what
+    is weighed (``simpo@wpo``); else the objective itself.
+    """
+    if isinstance(objective, Objective) and isinstance(objective.source, WeightedSum):
+        name, loss = next(iter(objective.source.parts.items()))
+        return Objective(loss, name=name, **objective.source.own_hyper(name, objective.hyper))
+    if isinstance(objective, Objective) and isinstance(objective.source, LikelihoodWeighted):
+        name = objective.name.partition("@")[0]
+        return Objective(objective.source.loss, name=name, **objective.hyper)
+    return objective
+
+
+def compares_means(objective: Objective | MirrorObjective) -> bool:
+    """Whether a loss compares responses by means over tokens, and not by sums.
+
+    >>> from torchmpo import resolve
+    >>> [compares_means(resolve(name)) for name in ("simpo", "ipo", "dpo", "dpo@wpo", "ipo+sft")]
+    [True, True, False, False, True]
+    """
+    own = rewarding(objective)
+    return _compared(own).endswith("mean_logps") or divides(own)
+
+
+def _compared(objective: Objective | MirrorObjective) -> str:
+    """The input that says which log-probabilities a loss compares."""
+    order = ("rejected_logps", "rejected_mean_logps", "chosen_logps", "chosen_mean_logps")
+    return next((name for name in order if name in objective.inputs), "rejected_logps")
 
 
 def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) -> Tensor:
@@ -150,9 +174,7 @@ def _reward(objective: Objective | MirrorObjective, pair: PairLogps, side: str) 
 
 def _logps(objective: Objective | MirrorObjective, pair: PairLogps, who: str) -> Tensor:
     """The log-probabilities in the unit that the loss compares."""
-    order = ("rejected_logps", "rejected_mean_logps", "chosen_logps", "chosen_mean_logps")
-    first = next((name for name in order if name in objective.inputs), "rejected_logps")
-    field = f"{who}_{first.partition('_')[2]}"
+    field = f"{who}_{_compared(objective).partition('_')[2]}"
     logps = _required(objective, pair, field)
     if divides(objective):
         lengths = _required(objective, pair, f"{who.removeprefix('ref_')}_lengths")

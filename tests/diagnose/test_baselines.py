@@ -35,7 +35,7 @@ def cell(bed):
     return baselines.run_baseline(bed, 2, PROTOCOL, PPO, reward=REWARD)
 
 
-def test_a_cell_is_like_one_of_a_loss_and_can_be_read_again(cell, tmp_path):
+def test_a_cell_is_like_one_of_a_loss_and_can_be_read_again(bed, cell, tmp_path):
     write_cell(tmp_path / "cell.json", cell)
     assert read_cell(tmp_path / "cell.json") == json.loads(json.dumps(cell))
     assert cell["grid"] == GRID
@@ -51,6 +51,9 @@ def test_a_cell_is_like_one_of_a_loss_and_can_be_read_again(cell, tmp_path):
         assert len(path["learned"]) == len(path["return"]) == len(path["judged"]) == 3
         assert path["judged"][0] != path["return"][0]
     assert all(why["kl_to_start"] > 0 for why in cell["why"])
+    assert cell["labels"] == [6, 6]
+    own = bed.dataset.simulated_steps
+    assert cell["environment_steps"] == [64 + own, 64 + own]  # as of a loss, those of its data, too
 
 
 def test_a_seed_added_later_is_that_of_a_longer_run_and_the_same_again(bed, cell):

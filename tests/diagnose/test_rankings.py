@@ -76,6 +76,16 @@ def test_the_alignment_gap_by_hand():
     )
     means = alignment(resolve("ipo", reduction="mean"), {}, margin, other, start, end)
     assert means["ranking"] == pytest.approx(1 / 3)
+    # What is read for a weight, or of a second term, says nothing of what is compared.
+    for name, same, setting in (
+        ("wpo", "dpo", {"beta": 0.5}),
+        ("dpo@wpo", "dpo", {"beta": 0.5, "learning_rate": 1e-3}),
+        ("dpo+sft", "dpo", {"dpo_beta": 0.5}),
+        ("ipo+sft", "ipo", {"ipo_beta": 0.5}),
+    ):
+        found = alignment(resolve(name), setting, margin, other, start, end)
+        assert found == alignment(resolve(same), {"beta": 0.5}, margin, other, start, end), name
+        assert found.keys() == {"ranking", "idealised", "alignment_gap"}
     assert alignment(resolve("simpo"), {}, margin, lengths, start, end).keys() == {"ranking"}
     assert alignment(resolve("dpo"), {}, None, lengths, start, end).keys() == {"ranking"}
 

@@ -129,6 +129,11 @@ def one_line_error(capsys, argv):
         ("--num_actors -1", "num_actors and num_threads must not be negative"),
         (f"--num_actors {CORES + 1}", f"exceeds the {CORES} cores of this machine"),
         (f"--num_actors 2 --num_threads {CORES}", f"2 × {CORES} exceeds the {CORES} cores"),
+        ("--ray_address 10.0.0.1:6379", "a Ray cluster needs num_actors of at least 2; got 0"),
+        (
+            "--ray_address nowhere --num_actors 2",
+            "a Ray address is host:port, or auto; got 'nowhere'",
+        ),
         ("--config none.yaml", "config: File does not exist"),
         ("--config .", "config: Path is not a file"),
         ("--resume", "there is no run in runs/evolve; start one without --resume"),

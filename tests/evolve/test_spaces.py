@@ -296,6 +296,21 @@ def test_a_loss_of_ones_own_is_searched_but_not_saved(tmp_path):
         Objective(torch.compile(losses.simpo_loss)).save(tmp_path, {})
 
 
+@pytest.mark.parametrize("start", ["0.8*dpo+0.2*sft", "simpo+sft@dual"])
+def test_a_found_sum_has_its_own_weights_in_its_name(start, tmp_path):
+    """Whoever copies the name gets what was found, and not where the search began."""
+    space = space_of("hyper", start=start)
+    vector = torch.full((space.dim,), 0.1)
+    found = space.at(vector)
+    weights = {name: value for name, value in found.hyper.items() if name.endswith("_weight")}
+    begun = resolve(start).hyper
+    assert all(abs(begun[name] - value) > 0.01 for name, value in weights.items())
+    copied = resolve(found.name).hyper
+    assert {name: copied[name] for name in weights} == pytest.approx(weights, rel=1e-4)
+    space.save(tmp_path / "found", vector, {})
+    assert resolve(tmp_path / "found").hyper == found.hyper
+
+
 @pytest.mark.parametrize(
     ("start", "name"), [("dpo@alpha", "divergence_alpha"), ("simpo@wpo", "beta")]
 )

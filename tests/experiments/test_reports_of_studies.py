@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from importlib import import_module as study
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +173,28 @@ def test_an_arm_of_the_study_of_cost_ends_where_three_searches_are_no_better(tmp
     areas, thirds = cost.against_today(better, args)
     assert areas == pytest.approx([30 * 45 / 60] * 3)
     assert thirds == [20.0] * 3  # 30 where today's ends at 10
+
+
+def test_a_loss_that_diverged_everywhere_is_the_worst_of_its_regime(tmp_path):
+    correlate = import_module("experiments.transfer.correlate")
+    folder = tmp_path / "transfer_llm_like"
+    write(folder / "anchors.json", {"original": [0.0], "target": [1.0]})
+    for k, loss in enumerate(correlate.LOSSES):
+        cell = {"loss": loss, "data": "base", "returns": [] if loss == "simpo" else [[k], [k + 1]]}
+        write(folder / "cells" / f"{loss}.json", cell)
+    found = correlate.robots(tmp_path)["llm_like, base"]
+    lowest = min(k for k, loss in enumerate(correlate.LOSSES) if loss != "simpo")
+    assert found["simpo"].tolist() == [lowest, lowest]
+
+
+def test_an_arm_that_diverged_once_still_ends(tmp_path):
+    settings = study("search_settings")
+    args = SimpleNamespace(out=tmp_path)
+    for seed in range(settings.FIRST):
+        for arm, returns in (("default", [10.0, 11.0]), ("step 0.04", [1.0 - seed, DIVERGED])):
+            write(
+                tmp_path / f"final__{arm},_seed_{seed}.json".replace(" ", "_"), {"returns": returns}
+            )
+    assert settings.hopeless("step 0.04", settings.FIRST, args)
+    assert not settings.hopeless("step 0.01", settings.FIRST, args)
+    assert "+nan" not in "".join(settings.report(args))

@@ -216,10 +216,40 @@ def test_a_helper_in_another_module_of_ones_own(load):
     found = []
     for way in ("from my_helpers import f", "import my_helpers"):
         call = "f(x)" if "from" in way else "my_helpers.f(x)"
-        for sign in "-+":
-            load(f"def f(x): return {sign}x", "my_helpers")
-            found.append(fingerprint(load(f"{way}\ndef loss(x): return {call}").loss))
-    assert len(set(found)) == 4
+        for text in (
+            f"{way}\ndef loss(x): return {call}",
+            f"def loss(x):\n  {way}\n  return {call}",
+        ):
+            for sign in "-+":
+                load(f"def f(x): return {sign}x", "my_helpers")
+                found.append(fingerprint(load(text).loss))
+    assert len(set(found)) == 8
+
+
+def test_what_a_loss_imports_when_it_runs(load, tmp_path, monkeypatch):
+    """Of its own package, and what it never came to import."""
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in (1, 2):
+        (package / "numbers.py").write_text(f"SCALE = {number}.0\n")
+        (package / "mine.py").write_text(
+            "def loss(x):\n  def inner():\n    from .numbers import SCALE\n    return SCALE\n"
+            "  return inner() * x\n"
+        )
+        importlib.invalidate_caches()
+        loss = importlib.import_module("my_package.mine").loss
+        with pytest.raises(Unknowable, match=r"imports my_package.numbers where no trial call"):
+            fingerprint(loss)
+        assert loss(1.0) == number
+        found.append(fingerprint(loss))
+        for name in [name for name in sys.modules if name.startswith("my_package")]:
+            monkeypatch.delitem(sys.modules, name)
+    assert len(set(found)) == 2
+    text = "def loss(x):\n  import nowhere_at_all, xml.dom, torch.fft\n  return x"
+    assert fingerprint(load(text).loss)  # which are not the user's
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,19 @@ def test_text_is_read_back():
         assert parse(text(expression)) == expression
 
 
+def test_what_is_read_back_is_the_same_tree():
+    """Not only its value: a level more, and a formula of a search would lie outside its space."""
+    for words in ("c + (r - t)", "c - (r + t)", "c * (r * t)", "c - r + t", "c * (r + t) * t"):
+        assert text(parse(words)) == words
+    grammar, rng = Grammar(["c", "r", "c_sum", "t"], 20), Random(0)
+    formula, several = parse("c - r"), 0
+    for _ in range(1000):
+        formula = grammar.varied(formula, formula, rng) or formula
+        several += size(formula) > 10
+        assert parse(text(formula)) == formula
+    assert several > 300
+
+
 def test_latex_of_every_part():
     for expression in RANDOM:
         latex = Formula(expression).latex()

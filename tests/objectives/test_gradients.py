@@ -48,3 +48,15 @@ def test_gradients_of_pairs_each_at_its_own_progress():
 def test_a_coupled_loss_has_no_gradient_of_a_pair():
     with pytest.raises(ValueError, match="aot has no gradient of a pair"):
         gradient_map(resolve("aot"), torch.tensor([-1.0]), torch.tensor([-1.0]))
+
+
+def own_masked(chosen_step_logps, chosen_mask, rejected_step_logps, rejected_mask):
+    """As the vocabulary says of masks: ``~`` and ``where`` want bool."""
+    kept = torch.where(chosen_mask, chosen_step_logps, 0.0).sum(-1)
+    return rejected_step_logps.masked_fill(~rejected_mask, 0.0).sum(-1) - kept
+
+
+def test_masks_are_as_in_training():
+    chosen, rejected = gradients(resolve(own_masked), torch.zeros(3), torch.zeros(3))
+    assert chosen.tolist() == [-1.0] * 3
+    assert rejected.tolist() == [1.0] * 3

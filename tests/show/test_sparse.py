@@ -100,6 +100,18 @@ def test_curves_of_a_discovered_objective_explain_more_than_its_closed_form():
     assert found.r2 == agreement(of(found.objective), of(objective))
 
 
+def test_curves_of_an_even_pull_are_no_even_pull():
+    """Terms are added until what varies is described, and the verdict is that of both measures."""
+    torch.manual_seed(0)
+    objective = MirrorObjective(steps="two", learn=("g",))
+    with torch.no_grad():
+        objective.vector.copy_(0.03 * torch.randn(objective.dim))
+    found = curves(objective, *square(-8, -0.05, 11))
+    assert found.r2 > 0.1  # of the variation: an even pull explains 0
+    assert found.error < 0.1
+    assert found.lines[-1].startswith("fair")
+
+
 def test_the_command_saves_both(tmp_path, capsys, monkeypatch):
     for figure in ("functions_figure", "gradient_figure", "pull_figure"):
         monkeypatch.setattr(showing, figure, lambda *_, **__: None)

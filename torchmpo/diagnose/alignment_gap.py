@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmpo.control.annotators import preference_probability
 from torchmpo.control.kinds import PARTS, parse_kind
 from torchmpo.control.preferences import PreferenceDataset
-from torchmpo.metrics import idealised_accuracy, ranking_accuracy
+from torchmpo.metrics import compares_means, idealised_accuracy, ranking_accuracy, rewarding
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import MirrorObjective
 
@@ -59,12 +59,21 @@ def alignment(
 
     Source: arXiv 2405.19534.
     """
-    hyper = objective.hyper | setting if isinstance(objective, Objective) else {}
-    means = "rejected_mean_logps" in objective.inputs or hyper.get("reduction") == "mean"
-    scale = torch.ones_like(start) if means else lengths
+    scale = torch.ones_like(start) if compares_means(objective) else lengths
     start, end = start * scale, end * scale
     found = {"ranking": float(ranking_accuracy(end[0], end[1]))}
-    if margin is not None and objective.needs_reference and "beta" in hyper:
-        ideal = float(idealised_accuracy(start[0], start[1], margin, beta=hyper["beta"]))
+    beta = _beta(objective, setting)
+    if margin is not None and objective.needs_reference and beta is not None:
+        ideal = float(idealised_accuracy(start[0], start[1], margin, beta=beta))
         found |= {"idealised": ideal, "alignment_gap": ideal - found["ranking"]}
     return found
+
+
+def _beta(objective: Objective | MirrorObjective, setting: dict[str, float]) -> float | None:
+    """β of what a response's reward is from, as it was trained with."""
+    if not isinstance(objective, Objective):
+        return None
+    own = {name: value for name, value in setting.items() if name in objective.hyper}
+    trained = Objective(objective.function, name=objective.name, **{**objective.hyper, **own})
+    of_reward = rewarding(trained)
+    return of_reward.hyper.get("beta") if isinstance(of_reward, Objective) else None

@@ -150,6 +150,11 @@ def _judge(
             path and path | {"learned": run.rewards} for path, run in zip(paths, runs, strict=True)
         ],
         "baseline": about,
+        "labels": [len(data) for data in datasets],
+        # Those of the trajectories that are compared, as of a loss, and those of the optimiser.
+        "environment_steps": [
+            data.simulated_steps + run.steps[-1] for data, run in zip(datasets, runs, strict=True)
+        ],
     }
 
 

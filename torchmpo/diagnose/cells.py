@@ -45,12 +45,18 @@ def read_cell(path: Path) -> dict:
 def seed_scores(out: Path) -> dict[tuple[str, str], NDArray[np.float64]]:
     """The scores of a run's finished cells, by loss and kind of data: ``[seeds]`` each.
 
-    NaN is a seed that diverged; the original agent scores 0 and the target 1. Where the target is
-    not the better one, these are returns.
+    NaN is a seed that diverged, and all of them where a loss diverged at every setting that was
+    tried; the original agent scores 0 and the target 1. Where the target is not the better one,
+    these are returns.
     """
     anchors = json.loads((out / "anchors.json").read_text())
     cells = (json.loads(path.read_text()) for path in sorted(out.glob("cells/*.json")))
-    return dict(cells_of(cells, anchors, {}).scores)
+    found = cells_of(cells, anchors, {}).scores
+    seeds: dict[str, int] = {}
+    for (_, data), own in found.items():
+        seeds[data] = max(seeds.get(data, 1), len(own))
+    lost = {key: np.full(seeds[key[1]], np.nan) for key, own in found.items() if not len(own)}
+    return {**found, **lost}
 
 
 def write_cell(path: Path, cell: Mapping) -> None:

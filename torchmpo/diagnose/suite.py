@@ -187,7 +187,8 @@ def _judged(testbed: Testbed, data: PreferenceDataset, sample: Sample) -> Tensor
 
 
 def anchors(testbed: Testbed, episodes: int, protocol: Protocol) -> dict[str, Any]:
-    """Returns of the two agents that made the data, in the start states of the final evaluation.
+    """Returns of the two agents that made the data, in start states that the final evaluation has
+    too where all seeds share one data set.
 
     Where training starts from the original agent but is not judged by its mean actions alone, also
     ``start``: those of the policy that training starts from, judged as what comes out of it is.

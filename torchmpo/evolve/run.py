@@ -48,7 +48,13 @@ from torchmpo.evolve.search import Found, search
 from torchmpo.evolve.settings import PLACE
 from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.several_tasks import UNIT, names, on_one_scale, several
-from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
+from torchmpo.evolve.workers import (
+    Fitness,
+    VectorProblem,
+    chunk_rows,
+    ray_actors,
+    see_cluster,
+)
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.formulas import Formula
@@ -86,6 +92,7 @@ def run(setup: Setup, out: Path) -> None:
 def explore(setup: Setup, out: Path) -> tuple[list[Testbed], Found]:
     """The search alone: its testbeds, at the learning rate of the search, and what it found."""
     config, space = setup.config, setup.space
+    see_cluster(config.ray_address)  # before the minutes of data and tuning
     note_machine(out)
     torch.set_num_threads(setup.num_threads)
     forget_the_old_end(setup, out)

@@ -20,6 +20,7 @@ from torchmpo.evolve.programs.space import program_space
 from torchmpo.evolve.searched_rate import SearchedRate
 from torchmpo.evolve.settings import EvolveConfig
 from torchmpo.evolve.spaces import SearchSpace, space_of
+from torchmpo.evolve.workers import check_cluster
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
@@ -211,6 +212,7 @@ def _space(config: EvolveConfig) -> SearchSpace:
 
 def _threads(config: EvolveConfig) -> int:
     cores = len(os.sched_getaffinity(0))
+    check_cluster(config.num_actors, config.ray_address)
     processes = max(1, config.num_actors)
     threads = config.num_threads or max(1, cores // processes)
     if config.num_actors < 0 or threads < 1:

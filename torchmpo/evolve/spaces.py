@@ -32,10 +32,11 @@ from torch import Tensor
 
 from torchmpo.control.grids import ranges
 from torchmpo.losses import LOSSES, closed_form_loss
+from torchmpo.losses.weighted_sum import WeightedSum
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.mirror import GAIN, MirrorObjective
 from torchmpo.objectives.resolve import resolve
-from torchmpo.objectives.weighted_sum import is_sum
+from torchmpo.objectives.weighted_sum import is_sum, name_of_sum
 from torchmpo.runs.errors import UserError, nearest
 from torchmpo.runs.files import is_folder
 
@@ -175,7 +176,11 @@ class CoefficientSpace:
         """See :class:`SearchSpace`."""
         own = self.objective
         found = {name: value.item() for name, value in self.values(vector.double()).items()}
-        made = Objective(own.function, name=own.name, **{**own.hyper, **found})
+        hyper = {**own.hyper, **found}
+        name = own.name
+        if isinstance(own.source, WeightedSum):
+            name = name_of_sum(own.source, hyper)  # not with the weights of the start
+        made = Objective(own.function, name=name, **hyper)
         made.after_sft = own.after_sft
         return made
 

@@ -350,8 +350,7 @@ def ray_actors(num_actors: int, num_threads: int, address: str | None = None) ->
     Raises:
         UserError: the cluster cannot be joined or has too few CPUs.
     """
-    if address is not None and num_actors < 2:
-        raise UserError(f"a Ray cluster needs num_actors of at least 2; got {num_actors}")
+    check_cluster(num_actors, address)
     if num_actors < 2:
         yield
         return
@@ -381,6 +380,36 @@ def ray_actors(num_actors: int, num_threads: int, address: str | None = None) ->
         ray.shutdown()
 
 
+def check_cluster(num_actors: int, address: str | None) -> None:
+    """Refuse an address that can be none, or actors too few for a cluster.
+
+    Raises:
+        UserError: it is, or they are.
+    """
+    if address is None:
+        return
+    if num_actors < 2:
+        raise UserError(f"a Ray cluster needs num_actors of at least 2; got {num_actors}")
+    host, _, port = address.rpartition(":")
+    if address != "auto" and (not host or not port.isdecimal() or "/" in host):
+        raise UserError(f"a Ray address is host:port, or auto; got {address!r}")
+
+
+def see_cluster(address: str | None) -> None:
+    """See that something answers at a cluster's address; Ray itself would try for a minute.
+
+    Raises:
+        UserError: nothing does.
+    """
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address}: {error}") from error
+
+
 def _keep_token() -> None:
     """Ray on this machine alone asks for a token. Where there is none, one that this process keeps.
 
@@ -396,14 +425,7 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
     from ray.exceptions import RayError
 
-    host, _, port = address.rpartition(":")
-    if address != "auto":
-        if not host or not port.isdecimal() or "/" in host:
-            raise UserError(f"a Ray address is host:port, or auto; got {address!r}")
-        try:  # Ray itself would try for a minute, and print
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(f"no Ray cluster at {address}: {error}") from error
+    see_cluster(address)
     # Its machines were started without this process's environment. OpenMP reads how its threads
     # wait when torch is imported, so a worker must have it from its start.
     waiting = {n: os.environ[n] for n in (WAIT_POLICY,) if n in os.environ}

@@ -2,11 +2,13 @@
 
 Into it goes all that decides what a function answers: its text, its defaults and attributes, what
 it closes over, the arguments that a ``partial`` has bound, the state, class and base classes of a
-callable instance, and the functions, classes and values of its own modules that it names. What
+callable instance, and the functions, classes and values of its own modules that it names, those
+that it imports when it runs among them. What
 comes with Python or from another installed package counts by its name.
 """
 
 import copyreg
+import dis
 import functools
 import hashlib
 import inspect
@@ -14,6 +16,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +190,10 @@ class _Walk:
             self.write("function", _text(value.__code__, name))
             self._held(value)
             self.add(attributes)
-            self._named(value.__globals__, sorted(set(_names(value.__code__))))
+            names = sorted(set(_names(value.__code__)))
+            self._named(value.__globals__, names)
+            for module in sorted(set(_imports(value.__code__, value.__globals__))):
+                self._imported(module, names)
         elif "<locals>" not in name:
             self.write("library", module, name)
         else:  # made by a library around something of the user's
@@ -218,6 +224,16 @@ class _Walk:
                 module = isinstance(found, types.ModuleType) and found not in above
                 if module and self.ours(found.__name__):
                     self._named(vars(found), names, (*above, found))
+
+    def _imported(self, module: str, names: list[str]) -> None:
+        """What a text names of a module that it imports when it runs."""
+        found = sys.modules.get(module)
+        if found is not None:
+            if self.ours(module):
+                self.write("import", module)
+                self._named(vars(found), names, (found,))
+        elif not _is_elsewhere(module):
+            raise Unknowable(f"it imports {module} where no trial call came by")
 
     def _class(self, value: type) -> None:
         if not self.ours(value.__module__):
@@ -254,6 +270,30 @@ def _names(code: types.CodeType) -> list[str]:
     """The names in a text and in the functions inside it."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return [*code.co_names, *(name for c in inner for name in _names(c))]
+
+
+def _imports(code: types.CodeType, scope: dict[str, Any]) -> Iterator[str]:
+    """The modules that a text and the functions inside it import when they run."""
+    level = 0
+    for now in dis.get_instructions(code):
+        if now.opname != "IMPORT_NAME":
+            level = now.argval if type(now.argval) is int else level  # pushed before the names
+        elif level:
+            yield resolve_name("." * level + now.argval, scope.get("__package__"))
+        else:
+            yield now.argval
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _imports(inner, scope)
+
+
+def _is_elsewhere(module: str) -> bool:
+    """Whether a module that was not imported is an installed one, or is not there."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # as of its package
+        return True
+    return spec is None or not spec.has_location or is_installed(str(spec.origin))
 
 
 def _text(what: Any, name: str) -> str:

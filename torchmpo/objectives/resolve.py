@@ -29,7 +29,6 @@ OTHER_NAMES = {
     "rdpo": "robust_dpo",
     "aot_pair": "aot_unpaired",
     "sigmoid_norm": "dpo_norm",
-    "hypo": "dpo_positive_reference",
     "odpo": "margin_dpo",
     "lrml": "discopop",
     "sppo": "sppo_hard",

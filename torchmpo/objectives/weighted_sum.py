@@ -42,10 +42,19 @@ def weighted_sum(
             raise ValueError(f"the weight of {name} must be a number; got {weight!r}")
     losses = {name: LOSSES[name] for name in weights}
     function = WeightedSum(losses) if balance is None else Balanced(losses, balance)
-    name = "+".join(f"{weight:g}*{name}" for name, weight in weights.items())
-    name += "" if balance is None else f"@{balance}"
     own = {f"{name}_weight": float(weight) for name, weight in weights.items()}
-    return Objective(function, name=name, **{**own, **hyper})
+    return Objective(function, name=name_of_sum(function, own), **{**own, **hyper})
+
+
+def name_of_sum(function: WeightedSum, hyper: Mapping[str, Any]) -> str:
+    """By which :func:`torchmpo.resolve` makes it again, but for what is no weight.
+
+    Args:
+        hyper: by name, the weights among them.
+    """
+    terms = (f"{hyper[f'{name}_weight']:g}*{name}" for name in function.parts)
+    rule = f"@{function.rule}" if isinstance(function, Balanced) else ""
+    return "+".join(terms) + rule
 
 
 def is_sum(text: str) -> bool:

@@ -27,10 +27,12 @@ from torchmpo.objectives.formulas.vocabulary import OPERATIONS, Expression
 from torchmpo.objectives.gradients import gradients
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
+from torchmpo.show.distill import SMALL
 from torchmpo.show.sparse import agreement, chosen_columns, counts, places, slopes
 
 MOST_TERMS = 4  # of a curve
-WORTH = 0.01  # of the squared error is what one more term must be worth
+WORTH = 0.01  # of the variation about an even slope is what one more term must be worth
+NEGLIGIBLE = 1e-6  # of the squared slopes: a curve that is a straight line needs no more terms
 STEEPNESS, PLACES = 8, 25  # points of the grid
 STEEP = (2.0, 60.0)  # over the range of x
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)  # k
@@ -69,21 +71,25 @@ class Curves:
         functions: by name, an expression of ``x``.
         objective: the loss.
         r2: share of the variation of the gradients that it explains.
+        error: of the gradients, in their root mean square.
     """
 
     functions: dict[str, Expression]
     objective: Objective
     r2: float
+    error: float
 
     @property
     def lines(self) -> list[str]:
         """The curves and how good the loss is, for people."""
         word = "poor: another loss than the objective"
-        if self.r2 >= FAIR:
-            word = "good" if self.r2 >= GOOD else "fair: check it by training before relying on it"
+        if self.r2 >= GOOD:
+            word = "good"
+        elif self.r2 >= FAIR or self.error <= SMALL:  # of gradients that hardly vary
+            word = "fair: check it by training before relying on it"
         symbols = {"psi": "ψ", "phi_inv": "φ⁻¹", "g": "g"}
         found = [f"{symbols[n]}(x) = {text(e, {'c': 'x'})}" for n, e in self.functions.items()]
-        return [*found, f"{word} (R² {self.r2:.3f} of the gradients)"]
+        return [*found, f"{word} (R² {self.r2:.3f} of the gradients, error {self.error:.0%})"]
 
 
 def curves(
@@ -115,7 +121,8 @@ def curves(
         loss = ("sub", loss, _at(found["psi"], ends["c"]))
     made = Objective(Formula(checked(simplified(loss))))
     got, wanted = (torch.stack(gradients(o, chosen, rejected)) for o in (made, objective))
-    return Curves(found, made, agreement(got, wanted))
+    error = float((got - wanted).norm() / wanted.norm())
+    return Curves(found, made, agreement(got, wanted), error)
 
 
 def _at(curve: Expression, x: Expression) -> Expression:
@@ -132,12 +139,15 @@ def _curve(function: Callable[[Tensor], Tensor], x: Tensor, of_logps: bool) -> E
     wanted = weight * steep
     grid = _grid(x, of_logps)
     columns = weight[:, None] * _slopes_of(grid, x)
+    even = weight * (wanted @ weight) / weight.square().sum()
+    worth = WORTH * float((wanted - even).square().sum())
+    worth = max(worth, NEGLIGIBLE * float(wanted.square().sum()))
     best: tuple[float, list[tuple[float, Term]]] = (math.inf, [])
     for most in range(1, MOST_TERMS + 1):
         weights = chosen_columns(columns, wanted, 0.0, most)
         terms = [grid[k] for k in weights.nonzero()[:, 0].tolist()]
         error, found = _polished(terms, x, wanted, weight)
-        if error < best[0] - WORTH * float(wanted.square().sum()) or not best[1]:
+        if error < best[0] - worth or not best[1]:
             best = error, found
     parts: list[Expression] = [
         ("mul", float(f"{amount:.{DIGITS}g}"), term.of("c")) for amount, term in best[1]

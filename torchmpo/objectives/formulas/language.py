@@ -163,8 +163,14 @@ def text(expression: Expression, names: Mapping[str, str] | None = None) -> str:
     return f"-{parts[0]}" if name == "neg" else _SYMBOLS[name].join(parts)
 
 
+_ALIKE = {"add": ("add", "sub"), "mul": ("mul",)}  # read from the left, if there are no brackets
+
+
 def infix_parts(expression: tuple, write, brackets: str = "()") -> list[str]:
     """The arguments of an operation that is written with signs, in brackets where they need them.
+
+    So that what is read back is the same tree: a + (b - c) has another order of evaluation, and
+    may have another depth, than a + b - c.
 
     Args:
         expression: neg, add, sub, mul or complement (1 minus its argument) of others.
@@ -181,5 +187,7 @@ def infix_parts(expression: tuple, write, brackets: str = "()") -> list[str]:
         needed = inner in ("add", "sub") and (taken_off or name == "mul")
         needed |= (inner == "neg" or negative) and (taken_off or k == 1)
         needed |= inner == "neg" and name == "mul"
+        needed |= k == 1 and inner in _ALIKE.get(name, ())
+        needed |= inner == "mul" and name == "neg"
         found.append(f"{opening}{write(argument)}{closing}" if needed else write(argument))
     return found
