@@ -5,14 +5,20 @@
 The physics, the agents and the price of the costly leg are not the paper's, so orders and
 normalised scores compare and returns do not. A cell reads "ours [95 % interval] / published", both
 (R − R_original)/(R_target − R_original); below the table, Kendall's τ between the two orders of the
-losses in each column, with the p-value of no relation.
+losses in each column, with its 95 % interval, for which the seeds of every loss are drawn again,
+and the p-value of no relation.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from scipy.stats import kendalltau
+
+from torchmpo.diagnose.cells import seed_scores
+from torchmpo.runs.seeding import derive_seed
+from torchmpo.statistics import interquartile_mean
 
 # Returns of the trained agents. TLA: Table 2; Hopper: Table 4, whose noisy data flips an unstated
 # share of the labels.
@@ -47,6 +53,9 @@ PUBLISHED = {
 }
 
 
+RESAMPLES = 1000
+
+
 def published_scores(task):
     """Of the paper's trained agents, {(loss, kind of data): score}."""
     published = PUBLISHED[task]
@@ -62,19 +71,35 @@ def agreement(ours, theirs, kind):
     """Kendall's τ between two orders of the losses on one kind of data.
 
     Args:
-        ours: {(loss, kind): score}; None or NaN, of a loss that diverged, is left out.
+        ours: {(loss, kind): score}.
         theirs: likewise.
         kind: of data.
 
     Returns:
         What scipy returns, or None where they share fewer than three losses.
     """
-    both = [
-        (score, theirs[key])
-        for key, score in ours.items()
-        if key[1] == kind and key in theirs and score is not None and score == score
-    ]
+    both = [(score, theirs[key]) for key, score in ours.items() if key[1] == kind and key in theirs]
     return kendalltau(*zip(*both)) if len(both) > 2 else None
+
+
+def tau_interval(scores, theirs, kind):
+    """τ of one column between the interquartile means over seeds, and its 95 % interval: the seeds
+    of every loss are drawn again. A seed that diverged counts as the worst of the column.
+    """
+    column = {key: np.array(found) for key, found in scores.items() if key[1] == kind}
+    worst = min(np.nanmin(found) for found in column.values() if np.isfinite(found).any())
+    column = {key: np.nan_to_num(found, nan=worst) for key, found in column.items()}
+    random = np.random.default_rng(derive_seed(0, "paper differences", kind))
+    draws = {
+        key: interquartile_mean(random.choice(found, (RESAMPLES, len(found))))
+        for key, found in column.items()
+    }
+    taus = [
+        agreement({key: means[k] for key, means in draws.items()}, theirs, kind).statistic
+        for k in range(RESAMPLES)
+    ]
+    means = {key: interquartile_mean(found) for key, found in column.items()}
+    return agreement(means, theirs, kind).statistic, *np.nanpercentile(taus, [2.5, 97.5])
 
 
 def main():
@@ -82,10 +107,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a finished diagnosis")
-    board = json.loads((parser.parse_args().run / "leaderboard.json").read_text())
+    run = parser.parse_args().run
+    board = json.loads((run / "leaderboard.json").read_text())
     ours, losses, kinds = {}, {}, {}
     for row in board["rows"]:
-        # Where every seed diverged, the row has the worst score of the others.
+        # Where every seed diverged, the row has the worst score of the others: that is its rank.
         finished = row["return"]["mean"] is not None
         ours[row["loss"], row["data"]] = row["iqm"] if finished else {"value": None}
         losses[row["loss"]] = kinds[row["data"]] = None
@@ -103,9 +129,15 @@ def main():
                     own += f" [{score['low']:.2f}, {score['high']:.2f}]"
             cells.append(f"{own} / {'–' if paper is None else f'{paper:.2f}'}".replace("-", "−"))
         print(f"| {loss} | {' | '.join(cells)} |")
-    values = {key: score["value"] for key, score in ours.items()}
-    taus = [agreement(values, theirs, kind) for kind in kinds]
-    words = ["–" if t is None else f"{t.statistic:.2f} (p = {t.pvalue:.2f})" for t in taus]
+    values = {(row["loss"], row["data"]): row["iqm"]["value"] for row in board["rows"]}
+    words = []
+    for kind in kinds:
+        found = agreement(values, theirs, kind)
+        if found is None:
+            words.append("–")
+            continue
+        _, low, high = tau_interval(seed_scores(run), theirs, kind)
+        words.append(f"{found.statistic:.2f} [{low:.2f}, {high:.2f}] (p = {found.pvalue:.2f})")
     print(f"| Kendall's τ | {' | '.join(words)} |".replace("-", "−"))
 
 

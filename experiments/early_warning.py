@@ -2,7 +2,8 @@
 
     python experiments/early_warning.py [RESULTS ...]
 
-Reads the cells of recorded diagnoses: of each, the likelihoods at the start of the preference phase
+Reads the cells of recorded diagnoses (by default of ``RUNS``, so that what is printed stays what
+was published): of each, the likelihoods at the start of the preference phase
 and after its first epoch (a twelfth of training, or a half of the two epochs that losses with a
 reference have after their supervised ones), and whether the mean score of its seeds ended below 0
 or half of them diverged. A rule is one number and its threshold. Areas under the curve are of all
@@ -31,6 +32,22 @@ RULES = {
     "rejected: what it gained": lambda c0, c1, r0, r1: r1 - r0,
     "margin: what it gained": lambda c0, c1, r0, r1: (c1 - r1) - (c0 - r0),
 }
+
+
+RUNS = [
+    "128_pairs_rate_1e-3",
+    "128_pairs_rate_3e-4",
+    "full_hopper",
+    "full_hopper_all_steps",
+    "full_tla",
+    "full_tla_all_steps",
+    "lists",
+    "quick_tla",
+    "quick_tla_data_per_seed",
+    "quick_tla_rate_1e-3",
+    "rate_1e-4",
+    "rate_3e-5",
+]
 
 
 class Cells(NamedTuple):
@@ -105,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", type=Path, nargs="*")
     folders = parser.parse_args().folders
-    folders = folders or sorted(Path("experiments/results").glob("diagnose*"))
+    folders = folders or [Path(f"experiments/results/diagnose_{name}") for name in RUNS]
     losses, fell, signs = read(folders)
     print(f"{len(fell)} cells of {len(set(losses))} losses; {fell.sum()} ended below their start:")
     print("  " + ", ".join(f"{x} {fell[losses == x].sum()}" for x in sorted(set(losses[fell]))))

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.compare_published import PUBLISHED, agreement, published_scores
+from experiments.compare_published import PUBLISHED, published_scores, tau_interval
 from torchmpo.control.settings import SMALLEST
 from torchmpo.diagnose.__main__ import main as diagnose
 from torchmpo.diagnose.cells import seed_scores
-from torchmpo.runs.seeding import derive_seed
 from torchmpo.statistics import interquartile_mean
 
 FULL = {
@@ -48,7 +47,6 @@ ARMS = {
 RESULTS = Path("experiments/results")
 AS_BUILT = {"tla": RESULTS / "diagnose_full_tla", "hopper": RESULTS / "diagnose_full_hopper"}
 LEAST_TAU, SFT = 0.4, (0.65, 0.80)
-RESAMPLES = 1000
 
 
 def task_of(arm):
@@ -72,26 +70,6 @@ def collect(arm, args):
         settings |= {"preset": "smoke", "trials": 2, **SMALLEST}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return diagnose([*words, "--out", str(out)])
-
-
-def tau_interval(scores, theirs, kind):
-    """τ of one column between the interquartile means over seeds, and its 95 % interval: the seeds
-    of every loss are drawn again. A seed that diverged counts as the worst of the column.
-    """
-    column = {key: np.array(found) for key, found in scores.items() if key[1] == kind}
-    worst = min(np.nanmin(found) for found in column.values() if np.isfinite(found).any())
-    column = {key: np.nan_to_num(found, nan=worst) for key, found in column.items()}
-    random = np.random.default_rng(derive_seed(0, "paper differences", kind))
-    draws = {
-        key: interquartile_mean(random.choice(found, (RESAMPLES, len(found))))
-        for key, found in column.items()
-    }
-    taus = [
-        agreement({key: means[k] for key, means in draws.items()}, theirs, kind).statistic
-        for k in range(RESAMPLES)
-    ]
-    means = {key: interquartile_mean(found) for key, found in column.items()}
-    return agreement(means, theirs, kind).statistic, *np.nanpercentile(taus, [2.5, 97.5])
 
 
 def report(out):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments import paper_differences
+from experiments import compare_published, paper_differences
 from experiments.compare_published import PUBLISHED, published_scores
 
 ANCHORS = {"original": [1000.0, 1000.0], "target": [3000.0, 3000.0]}
@@ -26,7 +26,7 @@ def record(folder, scores):
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(paper_differences, "RESAMPLES", 20)
+    monkeypatch.setattr(compare_published, "RESAMPLES", 20)
 
 
 def line(tmp_path, arm="paper"):
