@@ -4,9 +4,9 @@
 It was **measured on robots**: in 286 cells of recorded diagnoses, with log-probabilities of actions
 of three or eight numbers, in nats per step, after the first epoch of twelve. There 64 % of the
 trainings that ended below the agent they started from had such a fall of the chosen side, and 7 %
-of the others, where each loss is told by a threshold from all others. A token of a language model is no
-action: nothing is known yet of how far the number carries over, so take a warning as a reason to
-look, and give a threshold of your own where you know one.
+of the others, where each loss is told by a threshold from all others. A token of a language model
+is no action: nothing is known yet of how far the number carries over, so take a warning as a reason
+to look, and give a threshold of your own where you know one.
 """
 
 import math
