@@ -29,11 +29,12 @@ import torch
 
 from torchmpo.control import inner_loop as inner
 from torchmpo.control.testbed import Testbed, prepare
+from torchmpo.evolve.cluster import ray_actors
 from torchmpo.evolve.fitness import ObjectiveFitness
 from torchmpo.evolve.search import search
 from torchmpo.evolve.settings import PRESETS, EvolveConfig
 from torchmpo.evolve.setup import Setup
-from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows
 
 USEFUL = ("train", "evaluate")
 CLOCK = Counter()  # seconds of this process by part

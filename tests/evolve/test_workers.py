@@ -18,9 +18,10 @@ from torchmpo.control.inner_loop import InnerConfig
 from torchmpo.control.pools import PoolConfig
 from torchmpo.control.rounds import Rounds
 from torchmpo.control.testbed import TestbedConfig, prepare
-from torchmpo.evolve import workers as cluster
+from torchmpo.evolve import workers
+from torchmpo.evolve.cluster import capacity, ray_actors
 from torchmpo.evolve.fitness import ObjectiveFitness
-from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows, ray_actors
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows
 from torchmpo.objectives.mirror import MirrorObjective
 from torchmpo.runs.errors import UserError
 from torchmpo.runs.threads import WAIT_POLICY
@@ -34,7 +35,7 @@ INNER = InnerConfig(epochs=1, compile=False, minibatch_pairs=16, steps_per_traje
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """A busy machine may take minutes to start an actor, which is not what is tested."""
-    monkeypatch.setattr(cluster, "START_SECONDS", 900.0)
+    monkeypatch.setattr(workers, "START_SECONDS", 900.0)
 
 
 def quadratic(vectors, generation, streams=()):
@@ -316,9 +317,9 @@ def test_a_node_that_is_lost_mid_generation_changes_nothing(nodes):
     thread.join()
     nodes.check(6)
     deadline = time.monotonic() + 300
-    while cluster.capacity(1) > 1 and time.monotonic() < deadline:
+    while capacity(1) > 1 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert cluster.capacity(1) == 1
+    assert capacity(1) == 1
     nodes.check(7)
     nodes.second = nodes.cluster.add_node(num_cpus=1)
     nodes.both_work()  # a new node is put to use, and fetches the data
@@ -326,7 +327,7 @@ def test_a_node_that_is_lost_mid_generation_changes_nothing(nodes):
 
 
 def test_members_that_kill_every_actor_are_given_up(nodes, monkeypatch):
-    monkeypatch.setattr(cluster, "LIVES", 1)
+    monkeypatch.setattr(workers, "LIVES", 1)
     nodes.both_work()
     (nodes.folder / "die-9").touch()
     with pytest.raises(UserError, match=r"9: 1 actors died of the same 3 members.*smaller chunk"):
@@ -334,7 +335,7 @@ def test_members_that_kill_every_actor_are_given_up(nodes, monkeypatch):
 
 
 def test_a_mistake_of_the_user_arrives_as_it_is(nodes, monkeypatch):
-    monkeypatch.setattr(cluster, "capacity", lambda num_threads: 1)  # one starts sooner than two
+    monkeypatch.setattr(workers, "capacity", lambda num_threads: 1)  # one starts sooner than two
     (nodes.folder / "raise-10").touch()
     with pytest.raises(UserError) as caught:
         nodes.spread(nodes.vectors, 10)
@@ -366,8 +367,8 @@ def test_actors_that_do_not_start_are_one_line(nodes):
 @pytest.mark.parametrize("room", [0, 2])
 def test_without_actors_this_process_works(nodes, monkeypatch, room):
     if room == 0:
-        monkeypatch.setattr(cluster, "capacity", lambda num_threads: 0)
-    monkeypatch.setattr(cluster, "START_SECONDS", 1e-3)
+        monkeypatch.setattr(workers, "capacity", lambda num_threads: 0)
+    monkeypatch.setattr(workers, "START_SECONDS", 1e-3)
     vectors = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
     fitness = fitness_of(quadratic, num_actors=2)
     for generation in range(2):
@@ -379,11 +380,11 @@ def test_without_actors_this_process_works(nodes, monkeypatch, room):
 
 
 def test_a_busy_cluster_is_waited_for_once_and_used_when_it_is_free(nodes, monkeypatch):
-    monkeypatch.setattr(cluster, "START_SECONDS", 0.5)
-    monkeypatch.setattr(cluster, "AGAIN_SECONDS", 0.25)
-    waits, wait = [], cluster._Actors._wait
+    monkeypatch.setattr(workers, "START_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "AGAIN_SECONDS", 0.25)
+    waits, wait = [], workers._Actors._wait
     monkeypatch.setattr(
-        cluster._Actors, "_wait", lambda self, seconds: waits.append(seconds) or wait(self, seconds)
+        workers._Actors, "_wait", lambda self, seconds: waits.append(seconds) or wait(self, seconds)
     )
     nodes.spread._actors.stop()
     others = [ray.remote(num_cpus=1)(Nothing).remote() for _ in range(2)]
@@ -399,7 +400,7 @@ def test_a_busy_cluster_is_waited_for_once_and_used_when_it_is_free(nodes, monke
     for other in others:
         ray.kill(other)
     monkeypatch.setattr(fitness._actors, "patience", 900.0)
-    monkeypatch.setattr(cluster, "START_SECONDS", 7.0)
+    monkeypatch.setattr(workers, "START_SECONDS", 7.0)
     assert torch.equal(fitness(vectors, 3), quadratic(vectors, 3))
     assert fitness._actors.patience == 7.0  # as long as ever
     fitness._actors.stop()
@@ -445,7 +446,7 @@ def test_a_cluster_with_another_token_is_one_line_with_the_cure(monkeypatch, err
 
 LOCAL = """
 import os
-from torchmpo.evolve.workers import ray_actors
+from torchmpo.evolve.cluster import ray_actors
 import ray
 for _ in range(2):
     with ray_actors(2, 1):

@@ -20,6 +20,7 @@ from torchmpo.control.preferences import PreferenceDataset
 from torchmpo.control.testbed import Testbed, fresh_data, prepare_fresh
 from torchmpo.control.testbed import prepare as prepare_testbeds
 from torchmpo.control.tuning import suited
+from torchmpo.evolve.cluster import ray_actors, see_cluster
 from torchmpo.evolve.comparison import (
     Contestant,
     contestant,
@@ -48,13 +49,7 @@ from torchmpo.evolve.search import Found, search
 from torchmpo.evolve.settings import PLACE
 from torchmpo.evolve.setup import Setup
 from torchmpo.evolve.several_tasks import UNIT, names, on_one_scale, several
-from torchmpo.evolve.workers import (
-    Fitness,
-    VectorProblem,
-    chunk_rows,
-    ray_actors,
-    see_cluster,
-)
+from torchmpo.evolve.workers import Fitness, VectorProblem, chunk_rows
 from torchmpo.figures import gradient_figure
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.formulas import Formula

@@ -12,6 +12,7 @@ from torchmpo.control.rehearsal import check_kind, rehearse, unlike
 from torchmpo.control.settings import MOST_AT_ONCE, check_sizes
 from torchmpo.control.testbed import TestbedConfig, configure
 from torchmpo.control.tuning import Protocol
+from torchmpo.evolve.cluster import check_cluster
 from torchmpo.evolve.curriculum import CURRICULA
 from torchmpo.evolve.fitness import check_combine
 from torchmpo.evolve.optimizers import SearchConfig
@@ -20,7 +21,6 @@ from torchmpo.evolve.programs.space import program_space
 from torchmpo.evolve.searched_rate import SearchedRate
 from torchmpo.evolve.settings import EvolveConfig
 from torchmpo.evolve.spaces import SearchSpace, space_of
-from torchmpo.evolve.workers import check_cluster
 from torchmpo.objectives.bound import Objective
 from torchmpo.objectives.resolve import resolve
 from torchmpo.runs.command import words
