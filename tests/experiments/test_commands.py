@@ -13,8 +13,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["docs/results.md", "docs/paper.md", "experiments/README.md", "experiments/HISTORY.md"]
 # Of no run in results/: not run, or of a trial that was not kept.
 UNRECORDED = (
-    "diagnose --preset full --task hopper --steps_per_trajectory 250 --precision bf16-mixed"
-    " --losses dpo,ipo,cpo,orpo,simpo,sft --data base,mixed,noisy:0.3 --data_per_seed false",
     "evolve",
     "evolve --learn '[psi, phi_inv]'",
     "evolve --space program",
