@@ -56,7 +56,7 @@ STYLE: dict[Any, Any] = {
 }
 LARGEST_SVG = 400_000  # characters; beyond that a page shows pixels
 TINT = 0.72  # of a colour behind text: the text must stay readable
-FLOOR, CEILING = -0.5, 1.5  # scores beyond are drawn at the edge
+FLOOR, CEILING = -0.5, 2.0  # scores beyond are drawn at the edge
 
 
 def save(folder: Path, name: str, label: str, draw: Callable[..., "Figure"], *data: Any) -> Markup:
