@@ -51,9 +51,7 @@ PUBLISHED = {
         },
     },
 }
-
-
-RESAMPLES = 1000
+RESAMPLES = 1000  # of the seeds, for an interval
 
 
 def published_scores(task):
@@ -130,13 +128,13 @@ def main():
             cells.append(f"{own} / {'–' if paper is None else f'{paper:.2f}'}".replace("-", "−"))
         print(f"| {loss} | {' | '.join(cells)} |")
     values = {(row["loss"], row["data"]): row["iqm"]["value"] for row in board["rows"]}
-    words = []
+    words, scores = [], seed_scores(run)
     for kind in kinds:
         found = agreement(values, theirs, kind)
         if found is None:
             words.append("–")
             continue
-        _, low, high = tau_interval(seed_scores(run), theirs, kind)
+        _, low, high = tau_interval(scores, theirs, kind)
         words.append(f"{found.statistic:.2f} [{low:.2f}, {high:.2f}] (p = {found.pvalue:.2f})")
     print(f"| Kendall's τ | {' | '.join(words)} |".replace("-", "−"))
 

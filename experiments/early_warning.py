@@ -3,10 +3,10 @@
     python experiments/early_warning.py [RESULTS ...]
 
 Reads the cells of recorded diagnoses (by default of ``RUNS``, so that what is printed stays what
-was published): of each, the likelihoods at the start of the preference phase
-and after its first epoch (a twelfth of training, or a half of the two epochs that losses with a
-reference have after their supervised ones), and whether the mean score of its seeds ended below 0
-or half of them diverged. A rule is one number and its threshold. Areas under the curve are of all
+was published): of each, the likelihoods at the start of the preference phase and after its first
+epoch (a twelfth of training, or a half of the two epochs that losses with a reference have after
+their supervised ones), and whether the mean score of its seeds ended below 0 or half of them
+diverged. A rule is one number and its threshold. Areas under the curve are of all
 cells; a threshold is chosen on all losses but one (the best balanced accuracy) and tried on that
 one, in turn.
 
@@ -32,8 +32,6 @@ RULES = {
     "rejected: what it gained": lambda c0, c1, r0, r1: r1 - r0,
     "margin: what it gained": lambda c0, c1, r0, r1: (c1 - r1) - (c0 - r0),
 }
-
-
 RUNS = [
     "128_pairs_rate_1e-3",
     "128_pairs_rate_3e-4",
